@@ -1,0 +1,89 @@
+"""Reads checkpoints into timm models: the published Barlow Twins and DINO ones, torchvision's, timm's and our own.
+
+A file is read as data only (`weights_only=True`, or safetensors), so that opening it never runs code from it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from regard.errors import InputError
+
+BACKBONE_FILE = "backbone.safetensors"
+
+# Where published checkpoints keep the weights, best first: DINO's full checkpoint has both a teacher and a student, and
+# its paper evaluates the teacher (section 3.1).
+WRAPPERS = ("teacher", "student", "state_dict", "model", "model_state_dict")
+# Parts of a checkpoint that are not the backbone: classifiers, and the heads that pre-training throws away.
+HEADS = ("fc.", "head.", "classifier.", "projector.", "bn.")
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """Name and timm options of a backbone that `regard` saved (file or run folder); None if it is not one."""
+    path = path / BACKBONE_FILE if path.is_dir() else path
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("regard")
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+    return json.loads(text) if text else None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint into a timm model, strictly.
+
+    Position embeddings and bias tables of another size are resampled (timm's own filter). Classifiers and pre-training
+    heads in the file are passed over. Raises InputError that names what is missing or left over.
+    """
+    state = read_state(path)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        state = convert(state, model)
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    left_over = sorted(key for key in state.keys() - own.keys() if not key.startswith(HEADS))
+    misfits = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or left_over or misfits:
+        found = "; ".join(
+            f"{what} {_few(keys)}"
+            for what, keys in (("missing", missing), ("left over", left_over), ("another shape in", misfits))
+            if keys
+        )
+        raise InputError(f"{path} does not fit {type(model).__name__}: {found}. Is it of another architecture?")
+    model.load_state_dict({key: value for key, value in state.items() if key in own})
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors in a checkpoint file, under the names that timm uses."""
+    if not path.is_file():
+        raise InputError(f"no weights file at {path}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken or an unsafe file
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"cannot read weights from {path}: {reason}. It must hold tensors only (.pth, .pt, .ckpt, .safetensors)"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+            break
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no weights that are known here: expected one of {', '.join(WRAPPERS)}")
+    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    if any(key.startswith("backbone.") for key in state):
+        state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    return state
+
+
+def _few(keys: list[str], most: int = 3) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more

@@ -1,0 +1,218 @@
+"""Finds out what a path holds, by looking at folders and never at pixels, and opens it as datasets by split.
+
+| layout | what it looks like |
+|---|---|
+| scenes | the word `scenes`: the built-in data, drawn rather than read |
+| voc | JPEGImages/ and SegmentationClass/, at the path, in VOC2012/ or in VOCdevkit/VOC2012/ |
+| masks | images/ and masks/, with or without train/, val/ and test/ in both |
+| class folders | two or more folders with images directly in each, with or without train/, val/ and test/ above them |
+| images | anything else with images, at any depth |
+"""
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+from jaxtyping import UInt8
+
+from regard.data.datasets import (
+    VOC2012,
+    ClassFolders,
+    Dataset,
+    ImageFolder,
+    MaskDataset,
+    MaskFolder,
+    is_image,
+    list_images,
+    subfolders,
+    voc_root,
+)
+from regard.data.scenes import Scenes
+from regard.errors import InputError, unknown
+
+SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
+SPLIT_FOLDERS = {"train": "train training", "val": "val valid validation", "test": "test testing"}  # the names in use
+SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names.split()}
+WORDS = {
+    "scenes": "built-in scenes",
+    "voc": "VOC 2012 tree",
+    "masks": "images/ + masks/ tree",
+    "class folders": "class folders",
+    "images": "plain image folder",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was recognised at a path: its datasets by split, all with the same classes."""
+
+    layout: Literal["scenes", "masks", "voc", "class folders", "images"]
+    root: str  # "scenes", or the resolved path
+    splits: Mapping[str, Dataset]  # "train", "val", "test": those there are
+    notes: tuple[str, ...] = ()  # what was decided for the user, for people to read
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names; () when nothing is labelled."""
+        return self._any.classes
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "classes 3"]:
+        """RGB, one colour per class."""
+        return self._any.palette
+
+    @property
+    def ignore_index(self) -> int:
+        """The label of void pixels."""
+        return self._any.ignore_index
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every dataset has `mask(i)`."""
+        return self.layout in ("scenes", "masks", "voc")
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every dataset has `label(i)`."""
+        return self.layout == "class folders"
+
+    @property
+    def _any(self) -> Dataset:
+        return next(iter(self.splits.values()))
+
+    def split(self, name: str) -> Dataset:
+        """The dataset of a split; InputError when there is none of that name."""
+        if name not in self.splits:
+            raise unknown(f"split of {self.root}", name, self.splits)
+        return self.splits[name]
+
+    def describe(self) -> str:
+        """One line for people: what was recognised, how many images, which classes."""
+        counts = ", ".join(f"{len(dataset):,} {split}" for split, dataset in self.splits.items())
+        line = WORDS[self.layout] + ("" if self.layout == "scenes" else f" at {self.root}") + f": {counts} images"
+        if self.classes:
+            line += f"; {len(self.classes)} classes ({', '.join((*self.classes[:3], '...')[: len(self.classes)])})"
+        return "; ".join((line, *self.notes))
+
+
+def open_source(
+    src: str | Path, *, scenes_size: int = 64, scenes_count: Mapping[str, int] | None = None, seed: int = 0
+) -> Source:
+    """The datasets at `src`: "scenes" (drawn at `scenes_size`, by `seed`) or a folder (./scenes for one of that name).
+
+    Raises InputError when there is nothing there to use, or when what is there doesn't fit together.
+    """
+    if str(src) == "scenes":
+        counts = SCENES_COUNT if scenes_count is None else scenes_count
+        return Source("scenes", "scenes", {s: Scenes(n, scenes_size, seed, s) for s, n in counts.items()})
+    root = _folder(src)
+    images, masks = (root / "images").is_dir(), (root / "masks").is_dir()
+    if voc := voc_root(root):
+        return Source("voc", str(voc), {split: VOC2012(voc, split) for split in ("train", "val")})
+    if masks and not images:
+        raise InputError(f"{root} has masks/ but no images/: the images of those masks, in images/, would work")
+    if images and masks:
+        return _mask_tree(root)
+    if not images and (source := _class_folders(root)):
+        return source
+    # Beside images/ there may be annotations of another kind, as PNGs: they are not images to learn from.
+    splits = tree_splits(root, "images" if images else "") or {"train": []}
+    return Source("images", str(root), {split: ImageFolder(root, paths) for split, paths in splits.items()})
+
+
+def require_masks(source: Source) -> Mapping[str, MaskDataset]:
+    """The splits of a source that has masks; InputError, with what would work, for one that has none."""
+    if not source.has_masks:
+        shape = (
+            "segmentation needs images/ + masks/ (PNG, a class index per pixel), a VOC 2012 tree, or `--data scenes`"
+        )
+        raise InputError(f"{source.root} ({WORDS[source.layout]}) has no masks: {shape}")
+    return cast(Mapping[str, MaskDataset], source.splits)
+
+
+def tree_splits(root: Path, folder: str = "") -> dict[str, list[str]]:
+    """The images below root/folder by the split folder (train/, val/, test/) they are in; the others are train."""
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for path in list_images(root, folder):
+        splits[SPLIT_OF.get(Path(path).relative_to(folder).parts[0], "train")].append(path)
+    return {split: paths for split, paths in splits.items() if paths}
+
+
+def hold_out(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(train, val): a fifth of the images for val, the same on every machine and in whatever order they are listed.
+
+    The lowest hashes of the paths are chosen, so that an image more or less moves at most one of the others.
+    """
+    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
+    val = set(ranked[: max(1, len(paths) // 5)])
+    return [path for path in paths if path not in val], [path for path in paths if path in val]
+
+
+def _mask_tree(root: Path) -> Source:
+    splits, notes = tree_splits(root, "images"), []
+    if not splits:
+        raise InputError(f"no images in {root / 'images'}: one for each of the masks would work")
+    if "val" not in splits and len(splits.get("train", ())) > 1:
+        train, val = hold_out(splits["train"])
+        splits = {**splits, "train": train, "val": val}
+        notes.append("val is a fixed fifth of the images")
+    datasets, classes = {}, None
+    for split in ("train", "val", "test"):
+        if split in splits:
+            datasets[split] = MaskFolder(root, splits[split], classes)
+            classes = datasets[split].classes  # read once
+    if not (root / "classes.txt").is_file():
+        notes.append("no classes.txt, so the classes are counted from the values in all the masks")
+    if unused := len(list_images(root, "masks")) - len({mask for data in datasets.values() for mask in data.masks}):
+        notes.append(f"{unused:,} masks without an image are ignored")
+    return Source("masks", str(root), datasets, tuple(notes))
+
+
+def _class_folders(root: Path) -> Source | None:
+    tops = {SPLIT_OF[name]: root / name for name in subfolders(root) if name in SPLIT_OF}
+    if "train" not in tops or not _by_class(tops["train"]):
+        return Source("class folders", str(root), {"train": ClassFolders(root)}) if _by_class(root) else None
+    train = ClassFolders(tops["train"])
+    splits = {"train": train}
+    for split in ("val", "test"):
+        if split in tops and _by_class(tops[split]):
+            splits[split] = ClassFolders(tops[split], train.classes)
+    notes = tuple(f"{tops[s].name}/ is ignored: it has no class folders" for s in tops if s not in splits)
+    return Source("class folders", str(root), splits, notes)
+
+
+def _by_class(root: Path) -> bool:
+    """Whether two folders or more hold images directly, no folder only further down, and `root` none itself."""
+    folders = subfolders(root)
+    direct = {folder for folder in folders if _holds_images(root / folder)}
+    if len(direct - set(SPLIT_OF)) < 2 or _holds_images(root):  # a flat train/ beside a flat val/ are not two classes
+        return False
+    return all(folder in direct or not list_images(root, folder) for folder in folders)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(map(is_image, os.listdir(folder)))
+
+
+def _folder(src: str | Path) -> Path:
+    """The resolved folder; InputError for what isn't one."""
+    if re.match(r"\w{2,}:/", str(src)):  # two letters, since C:/ is a disk
+        raise InputError(f"{src}: remote packed data isn't supported by this version; a local folder would work")
+    root = Path(src).expanduser().resolve()
+    if root.is_dir():
+        return root
+    if root.is_file():
+        raise InputError(f"{root} is a file: the folder that holds it would work; unpack an archive first")
+    missing = next(path for path in (*reversed(root.parents), root) if not path.exists())
+    known = [*(subfolders(missing.parent) if missing.parent.is_dir() else ()), "scenes"]
+    near = difflib.get_close_matches(missing.name, known, n=1, cutoff=0.5)
+    hint = (
+        f"did you mean {near[0]!r}?" if near else "the path of a folder, or `scenes` for the built-in data, would work"
+    )
+    raise InputError(f"no such folder: {missing}; {hint}")

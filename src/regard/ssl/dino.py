@@ -1,0 +1,180 @@
+"""DINO (Caron et al. 2021, https://arxiv.org/abs/2104.14294): head, loss, training with a momentum teacher."""
+
+import copy
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from regard.backbones import Backbone, normalize
+from regard.ssl.optimizers import set_lr, split_parameters
+from regard.ssl.schedules import cosine, dino_warmup_cosine, teacher_temperature
+
+
+class DINOHead(nn.Module):
+    """Three-layer GELU MLP to a bottleneck, L2 norm, then prototypes of unit norm (appendix C).
+
+    The published head keeps the prototypes' norm as a parameter frozen at 1; so do we, under torch's newer
+    parametrisation (`last_layer.parametrizations.weight.original0` is `weight_g`, `original1` is `weight_v`).
+    """
+
+    def __init__(self, dim: int, out_dim: int = 65536, hidden_dim: int = 2048, bottleneck_dim: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, bottleneck_dim),
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
+        norm = self.last_layer.parametrizations.weight.original0  # type: ignore[union-attr]
+        norm.data.fill_(1)
+        norm.requires_grad = False
+
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch out_dim"]:
+        """Logits over the prototypes; a cosine similarity, in [-1, 1]."""
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+
+
+def dino_loss(
+    student: Float[Tensor, "student_rows dim"],
+    teacher: Float[Tensor, "teacher_rows dim"],
+    center: Float[Tensor, "1 dim"],
+    crops: int,
+    teacher_temp: float,
+    student_temp: float = 0.1,
+) -> Float[Tensor, ""]:
+    """Cross-entropy from the teacher's view of a global crop to the student's of every other crop (equation 3).
+
+    student: logits of all crops, crop by crop: (crops * batch, dim), the two global crops first.
+    teacher: logits of the two global crops, (2 * batch, dim); no gradient flows into them.
+    """
+    log_student = F.log_softmax(student.float() / student_temp, dim=-1).chunk(crops)
+    target = F.softmax((teacher.detach().float() - center) / teacher_temp, dim=-1).chunk(2)
+    terms = [
+        -(target[t] * log_student[s]).sum(dim=-1).mean() for t in range(2) for s in range(crops) if s != t
+    ]
+    return torch.stack(terms).mean()
+
+
+def update_center(
+    center: Float[Tensor, "1 dim"], teacher: Float[Tensor, "rows dim"], momentum: float = 0.9
+) -> Float[Tensor, "1 dim"]:
+    """The center after a batch: a running mean of the teacher's logits (equation 4); called after the loss."""
+    return center * momentum + teacher.detach().float().mean(dim=0, keepdim=True) * (1 - momentum)
+
+
+def clip_each(parameters: list[nn.Parameter], max_norm: float) -> None:
+    """Scale each parameter's gradient, on its own, to a norm of at most `max_norm` (the published `clip_gradients`)."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_((max_norm / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
+
+
+class DINO(L.LightningModule):
+    """Trains a student to predict, from any crop, what its momentum teacher says of the global crops.
+
+    A batch is a list of uint8 tensors of crops, (batch, 3, h, w) each: the two global crops first.
+    `backbone` is the student; `teacher_backbone` is the one to keep (section 3.1). Stochastic depth, if any, must be
+    set on `backbone` (`drop_path_rate`); the teacher runs without it.
+
+    lr:              for a batch of 256; scaled by batch / 256. Warm-up takes the share `warmup` of the steps.
+    teacher_warmup:  epochs over which the teacher's temperature goes from `teacher_temp[0]` to `teacher_temp[1]`.
+    freeze_epochs:   epochs in which the prototypes stay as they are (section 5.4).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        lr: float = 5e-4,
+        final_lr: float = 1e-6,
+        weight_decay: tuple[float, float] = (0.04, 0.4),
+        momentum: float = 0.996,
+        teacher_temp: tuple[float, float] = (0.04, 0.04),
+        teacher_warmup: int = 0,
+        freeze_epochs: int = 1,
+        clip: float = 3.0,
+        batch_size: int = 1024,
+        warmup: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="backbone")
+        self.backbone = backbone
+        self.head = DINOHead(backbone.dim, out_dim, hidden_dim, bottleneck_dim)
+        self.teacher_backbone = _without_drop_path(copy.deepcopy(backbone)).requires_grad_(False)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(1, out_dim))
+        self.center: Tensor
+
+    def training_step(self, crops: list[Tensor], batch_index: int) -> Tensor:
+        """The loss of one batch of crops."""
+        settings, step, total = self.hparams, self.global_step, int(self.trainer.estimated_stepping_batches)
+        peak = settings["lr"] * settings["batch_size"] / 256
+        lr = dino_warmup_cosine(step, total, round(settings["warmup"] * total), peak, settings["final_lr"])
+        optimizer: torch.optim.Optimizer = self.optimizers()  # type: ignore[assignment]
+        set_lr(optimizer, lr, lr)
+        optimizer.param_groups[0]["weight_decay"] = cosine(step, total, *settings["weight_decay"])
+        temperature = teacher_temperature(
+            self.current_epoch, *settings["teacher_temp"], warmup_epochs=settings["teacher_warmup"]
+        )
+        images = [normalize(crop) for crop in crops]
+        with torch.no_grad():
+            teacher = self.teacher_head(self.teacher_backbone(torch.cat(images[:2])).pooled)
+        student = self.head(torch.cat([self.backbone(batch).pooled for batch in _by_size(images)]))
+        loss = dino_loss(student, teacher, self.center, len(crops), temperature)
+        self.center = update_center(self.center, teacher)
+        self.log_dict({"loss": loss, "temperature": temperature})
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip, and hold the prototypes still in the first epoch."""
+        if self.hparams["clip"]:
+            clip_each([p for p in self.parameters() if p.requires_grad], self.hparams["clip"])
+        if self.current_epoch < self.hparams["freeze_epochs"]:
+            for parameter in self.head.last_layer.parameters():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def on_train_batch_end(self, outputs: object, batch: object, batch_index: int) -> None:
+        """Move the teacher towards the student; its BatchNorm statistics are its own, as published."""
+        step, total = self.global_step - 1, int(self.trainer.estimated_stepping_batches)
+        momentum = cosine(step, total, self.hparams["momentum"], 1.0)
+        pairs = ((self.backbone, self.teacher_backbone), (self.head, self.teacher_head))
+        for student, teacher in pairs:
+            ours, theirs = list(teacher.parameters()), list(student.parameters())
+            torch._foreach_lerp_(ours, theirs, 1 - momentum)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over the student; no weight decay on biases and norms."""
+        weights, biases = split_parameters(self)
+        return torch.optim.AdamW([{"params": weights}, {"params": biases, "weight_decay": 0.0}])
+
+
+def _by_size(images: list[Tensor]) -> list[Tensor]:
+    """Runs of crops of one size, concatenated: each run is one forward pass."""
+    runs: list[list[Tensor]] = []
+    for image in images:
+        if runs and runs[-1][0].shape[-2:] == image.shape[-2:]:
+            runs[-1].append(image)
+        else:
+            runs.append([image])
+    return [torch.cat(run) for run in runs]
+
+
+def _without_drop_path(backbone: Backbone) -> Backbone:
+    """The teacher sees whole networks: stochastic depth off, whatever mode it is in."""
+    for module in backbone.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    return backbone

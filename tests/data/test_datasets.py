@@ -1,0 +1,371 @@
+"""Images come out upright and RGB, masks as class indices, whatever the file; a file that can't be used is named."""
+
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageOps
+
+from regard.data.datasets import (
+    VOC2012,
+    ClassFolders,
+    Dataset,
+    ImageFolder,
+    LabelDataset,
+    MaskDataset,
+    MaskFolder,
+    image_size,
+    read_image,
+    read_mask,
+    voc_palette,
+)
+from regard.data.scenes import Scenes
+from regard.errors import InputError
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def write(path: Path, pixels=RED, size=(6, 4), **options) -> Path:
+    """An image of one colour, or of the given array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else Image.new("RGB", size, pixels)
+    image.save(path, **options)
+    return path
+
+
+def write_mask(path: Path, values, size=(6, 4)) -> Path:
+    """A grey PNG whose first pixels are `values`, the rest 0."""
+    mask = np.zeros(size[0] * size[1], np.uint8)
+    mask[: len(values)] = values
+    return write(path, mask.reshape(size[::-1]))
+
+
+def one_line(error: pytest.ExceptionInfo, *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+# ---- reading images
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path, suffix, orientation):
+    quadrants = np.zeros((32, 48, 3), np.uint8)
+    quadrants[:16, :24], quadrants[:16, 24:], quadrants[16:, :24] = RED, GREEN, (0, 0, 255)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = write(tmp_path / f"a.{suffix}", quadrants, exif=exif)
+    exif_of_upright = {ExifTags.Base.Orientation: orientation}
+    upright = Image.fromarray(quadrants)
+    upright.getexif().update(exif_of_upright)
+    expected = np.array(ImageOps.exif_transpose(upright))
+
+    image = read_image(path)
+
+    assert image_size(path) == image.shape[:2] == expected.shape[:2]
+    h, w = image.shape[:2]
+    for y, x in [(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)]:  # the middle of each quadrant
+        seen, wanted = (a[int(y * h), int(x * w)].astype(int) for a in (image, expected))
+        assert np.abs(seen - wanted).max() < 24
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.new("RGB", (6, 4), "white").convert(mode).save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.shape == (4, 6, 3)
+    assert (image > 250).all()
+
+
+def test_channels_are_in_rgb_order(tmp_path):
+    for name in ("a.png", "b.bmp", "c.tif"):
+        assert read_image(write(tmp_path / name, (10, 20, 30)))[0, 0].tolist() == [10, 20, 30]
+    palette = Image.new("RGB", (6, 4), (255, 0, 51)).convert("P")
+    palette.save(tmp_path / "p.png")
+    assert read_image(tmp_path / "p.png")[0, 0].tolist() == [255, 0, 51]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_images_keep_their_upper_bits(tmp_path, suffix):
+    path = write(tmp_path / f"a.{suffix}", np.full((4, 6), 40000, np.uint16))
+    assert (read_image(path) == 40000 // 256).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_32_bit_images_are_refused(tmp_path, dtype):
+    path = write(tmp_path / "a.tif", np.ones((4, 6), dtype))
+    with pytest.raises(InputError) as error:
+        read_image(path)
+    one_line(error, "a.tif", "8- or 16-bit")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp"])
+def test_a_broken_image_is_named(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = write(tmp_path / f"a.{suffix}", noise)
+    for content in (path.read_bytes()[: path.stat().st_size // 2], b"not an image", b""):
+        path.write_bytes(content)
+        with pytest.raises(InputError) as error:
+            read_image(path)
+        one_line(error, str(path), "can't be read")
+    with pytest.raises(InputError) as error:
+        read_image(tmp_path / "none.jpg")
+    one_line(error, "none.jpg", "No such file")
+
+
+# ---- reading masks
+
+
+def test_grey_and_indexed_masks_give_their_values(tmp_path):
+    values = np.array([[0, 1, 2], [3, 254, 255]], np.uint8)
+    grey = write(tmp_path / "grey.png", values)
+    indexed = Image.fromarray(values).convert("P")
+    indexed.putpalette(voc_palette(256).tobytes())
+    indexed.save(tmp_path / "indexed.png")
+    wide = write(tmp_path / "wide.png", values.astype(np.uint16))
+    for path in (grey, tmp_path / "indexed.png", wide):
+        mask = read_mask(path)
+        assert mask.dtype == np.uint8
+        assert mask.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["grey", "indexed"])
+def test_masks_packed_in_few_bits_give_their_values(tmp_path, bits, kind):
+    """PNG optimisers pack grey masks with few values into 1, 2 or 4 bits a pixel; readers widen those to 0..255."""
+    values = np.arange(2**bits, dtype=np.uint8).repeat(8 // bits)[None]
+    packed = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(-1)).tobytes()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], 1, bits, 3 if kind == "indexed" else 0, 0, 0, 0)
+    colours = chunk(b"PLTE", voc_palette(2**bits).tobytes()) if kind == "indexed" else b""
+    data = chunk(b"IHDR", header) + colours + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert read_mask(tmp_path / "a.png").tolist() == values.tolist()
+
+
+def test_masks_that_are_no_class_indices_are_refused(tmp_path):
+    write(tmp_path / "colour.png")
+    Image.new("RGBA", (6, 4)).save(tmp_path / "alpha.png")
+    for name in ("colour.png", "alpha.png"):
+        with pytest.raises(InputError) as error:
+            read_mask(tmp_path / name)
+        one_line(error, name, "coloured", "indexed or grey PNG")
+    write(tmp_path / "wide.png", np.full((4, 6), 300, np.uint16))
+    with pytest.raises(InputError) as error:
+        read_mask(tmp_path / "wide.png")
+    one_line(error, "wide.png", "300", "0 to 254")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(InputError) as error:
+        read_mask(tmp_path / "text.png")
+    one_line(error, "text.png", "can't be read")
+
+
+# ---- datasets
+
+
+def test_a_folder_is_read_at_any_depth_in_order_of_path(tmp_path):
+    for name in ("b.JPG", "a/c/d.Png", "a/b.jpeg", "a/b.webp", "c.tiff", "z/z/z/z/e.bmp"):
+        write(tmp_path / name)
+    for name in (".hidden.jpg", ".cache/x.jpg", "._b.jpg"):
+        write(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "a/loop").symlink_to(tmp_path)
+    folder = ImageFolder(tmp_path)
+    names = [folder.name(i) for i in range(len(folder))]
+    assert names == ["a/b.jpeg", "a/b.webp", "a/c/d.Png", "b.JPG", "c.tiff", "z/z/z/z/e.bmp"]
+    assert all(folder.image(i).shape == (4, 6, 3) for i in range(len(folder)))
+    assert folder.classes == ()
+    assert folder.palette.shape == (0, 3)
+    assert len(ImageFolder(tmp_path, ["b.JPG"])) == 1
+
+
+def test_a_folder_that_is_linked_to_is_read(tmp_path):
+    write(tmp_path / "elsewhere/a.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
+    assert ImageFolder(tmp_path / "root").name(0) == "link/a.png"
+
+
+def test_a_folder_without_images_is_named(tmp_path):
+    for folder, reason in ((tmp_path, "no images"), (tmp_path / "none", "No such file")):
+        with pytest.raises(InputError) as error:
+            ImageFolder(folder)
+        one_line(error, str(folder), reason)
+
+
+def test_class_folders_number_their_classes_by_name(tmp_path):
+    for name in ("train/cat/1.png", "train/ant/2.png", "train/bee/deep/3.png", "val/cat/4.png"):
+        write(tmp_path / name)
+    train = ClassFolders(tmp_path / "train")
+    assert train.classes == ("ant", "bee", "cat")
+    assert {train.name(i): train.label(i) for i in range(3)} == {"ant/2.png": 0, "bee/deep/3.png": 1, "cat/1.png": 2}
+    val = ClassFolders(tmp_path / "val", train.classes)
+    assert val.classes == train.classes
+    assert val.label(0) == 2
+
+
+def test_class_folders_that_do_not_fit_are_named(tmp_path):
+    write(tmp_path / "dog/1.png")
+    with pytest.raises(InputError) as error:
+        ClassFolders(tmp_path, ("ant", "bee"))
+    one_line(error, "dog", "2 classes")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as error:
+        ClassFolders(tmp_path)
+    one_line(error, str(tmp_path / "empty"), "no images")
+
+
+@pytest.fixture
+def mask_tree(tmp_path):
+    for i, name in enumerate(("a.jpg", "deep/b.png")):
+        write(tmp_path / "images" / name)
+        write_mask((tmp_path / "masks" / name).with_suffix(".png"), [i, 1, 255])
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    return tmp_path
+
+
+def test_a_mask_has_the_stem_of_its_image(mask_tree):
+    data = MaskFolder(mask_tree)
+    assert data.classes == ("sky", "road")
+    assert data.palette.tolist() == [[0, 0, 0], [128, 0, 0]]
+    assert [data.name(i) for i in range(len(data))] == ["images/a.jpg", "images/deep/b.png"]
+    assert data.mask(1)[0].tolist() == [1, 1, 255, 0, 0, 0]
+    assert data.mask(1).shape == data.image(1).shape[:2]
+
+
+def test_the_mask_of_a_turned_image_is_upright(mask_tree):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    write(mask_tree / "images/a.jpg", exif=exif)
+    with pytest.raises(InputError) as error:
+        MaskFolder(mask_tree).mask(0)
+    one_line(error, "a.png", "6x4", "4x6")
+    write_mask(mask_tree / "masks/a.png", [1], size=(4, 6))
+    data = MaskFolder(mask_tree)
+    assert data.mask(0).shape == data.image(0).shape[:2] == (6, 4)
+
+
+def test_a_mask_with_an_unknown_value_is_named(mask_tree):
+    write_mask(mask_tree / "masks/a.png", [0, 1, 2, 7, 255])
+    with pytest.raises(InputError) as error:
+        MaskFolder(mask_tree).mask(0)
+    one_line(error, str(mask_tree / "masks/a.png"), "values 2, 7:", "0 to 1")
+
+
+def test_images_without_masks_are_counted_and_named(mask_tree):
+    (mask_tree / "masks/deep/b.png").unlink()
+    with pytest.raises(InputError) as error:
+        MaskFolder(mask_tree)
+    one_line(error, "1 of 2", "images/deep/b.png", "masks/deep/b.png")
+
+
+def test_class_names_are_inferred_from_the_largest_value(mask_tree):
+    (mask_tree / "classes.txt").unlink()
+    write_mask(mask_tree / "masks/a.png", [3, 255])
+    assert MaskFolder(mask_tree).classes == ("class 0", "class 1", "class 2", "class 3")
+
+
+def test_objects_drawn_in_white_are_refused_rather_than_void(mask_tree):
+    (mask_tree / "classes.txt").unlink()
+    for name in ("a.png", "deep/b.png"):
+        write_mask(mask_tree / "masks" / name, [255])
+    with pytest.raises(InputError) as error:
+        MaskFolder(mask_tree)
+    one_line(error, str(mask_tree / "masks"), "0 and 255", "objects as 1")
+
+
+@pytest.mark.parametrize("text", ["", "sky\n\nroad", "\n".join("c" * 256)])
+def test_class_names_that_make_no_sense_are_refused(mask_tree, text):
+    (mask_tree / "classes.txt").write_text(text)
+    with pytest.raises(InputError) as error:
+        MaskFolder(mask_tree)
+    one_line(error, "classes.txt", "one a line")
+
+
+def voc_tree(root: Path) -> Path:
+    """The official tree, with two training images and one for validation."""
+    for name in ("2007_000001", "2007_000002", "2007_000003"):
+        write(root / f"JPEGImages/{name}.jpg")
+        mask = Image.fromarray(np.tile(np.array([0, 15, 20, 255], np.uint8), (4, 2))[:, :6]).convert("P")
+        mask.putpalette(voc_palette(256).tobytes())
+        (root / "SegmentationClass").mkdir(exist_ok=True)
+        mask.save(root / f"SegmentationClass/{name}.png")
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_000001\n2007_000003\n")
+    (lists / "val.txt").write_text("2007_000002\n")
+    (lists / "trainval.txt").write_text("2007_000001\n2007_000002\n2007_000003\n")
+    return root
+
+
+@pytest.mark.parametrize("folder", ["", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc(tmp_path, folder):
+    voc_tree(tmp_path / folder)
+    counts = {split: len(VOC2012(tmp_path, split)) for split in ("train", "val", "trainval")}
+    assert counts == {"train": 2, "val": 1, "trainval": 3}
+    data = VOC2012(tmp_path, "val")
+    assert data.name(0) == "JPEGImages/2007_000002.jpg"
+    assert data.mask(0)[0].tolist() == [0, 15, 20, 255, 0, 15]
+    assert len(data.classes) == 21
+    assert (data.classes[0], data.classes[15], data.classes[20]) == ("background", "person", "tvmonitor")
+
+
+def test_voc_palette_is_the_published_one():
+    colours = voc_palette(256)
+    assert colours[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert colours[15].tolist() == [192, 128, 128]  # person
+    assert colours[255].tolist() == [224, 224, 192]  # the border
+    assert len(np.unique(colours, axis=0)) == 256
+
+
+def test_an_incomplete_voc_tree_is_named(tmp_path):
+    with pytest.raises(InputError) as error:
+        VOC2012(tmp_path)
+    one_line(error, str(tmp_path), "JPEGImages")
+    voc_tree(tmp_path)
+    with pytest.raises(InputError) as error:
+        VOC2012(tmp_path, "test")
+    one_line(error, "test.txt", "missing")
+    (tmp_path / "SegmentationClass/2007_000003.png").unlink()
+    with pytest.raises(InputError) as error:
+        VOC2012(tmp_path)
+    one_line(error, "1 of 2", "2007_000003.jpg", "SegmentationClass/2007_000003.png")
+
+
+# ---- the interface
+
+
+def test_datasets_offer_one_interface(tmp_path, mask_tree):
+    write(tmp_path / "classes/a/1.png")
+    images, labelled = ImageFolder(mask_tree), ClassFolders(tmp_path / "classes")
+    masked = [MaskFolder(mask_tree), VOC2012(voc_tree(tmp_path / "voc")), Scenes(2)]
+    assert all(isinstance(data, Dataset) for data in (images, labelled, *masked))
+    assert all(isinstance(data, MaskDataset) for data in masked)
+    assert isinstance(labelled, LabelDataset)
+    assert not isinstance(images, MaskDataset | LabelDataset)
+    for data in (images, labelled, *masked):
+        assert data.palette.shape == (len(data.classes), 3)
+        assert data.ignore_index == 255
+
+
+def test_datasets_survive_the_way_to_a_worker(mask_tree):
+    data = MaskFolder(mask_tree)
+    assert (pickle.loads(pickle.dumps(data)).mask(0) == data.mask(0)).all()
+
+
+def test_images_are_the_callers_to_change(tmp_path):
+    path = write(tmp_path / "a.png")
+    read_image(path)[:] = 0
+    assert (read_image(path) == cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)).all()
+    assert read_mask(write_mask(tmp_path / "m.png", [1])).flags.writeable

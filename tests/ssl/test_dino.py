@@ -1,0 +1,56 @@
+"""DINO against the recorded numbers of the authors' code."""
+
+import torch
+
+from regard.ssl.dino import DINOHead, clip_each, dino_loss, update_center
+from regard.ssl.schedules import cosine, dino_warmup_cosine, teacher_temperature
+
+
+def test_head_equals_the_published_one(recorded) -> None:
+    data = recorded("dino_head")
+    state = {key.removeprefix("state/"): value for key, value in data.items() if key.startswith("state/")}
+    for published, ours in (("weight_g", "original0"), ("weight_v", "original1")):
+        state[f"last_layer.parametrizations.weight.{ours}"] = state.pop(f"last_layer.{published}")
+    head = DINOHead(48, out_dim=128, hidden_dim=64, bottleneck_dim=32)
+    head.load_state_dict(state)
+    torch.testing.assert_close(head(data["features"]), data["out"], rtol=1e-5, atol=1e-6)
+
+
+def test_loss_gradient_center_and_temperature_equal_the_recorded_ones(recorded) -> None:
+    data = recorded("dino_loss")
+    temperatures = data["teacher_temps"].tolist()
+    warmup = next(i for i, t in enumerate(temperatures) if t == temperatures[-1]) + 1
+    ours = [teacher_temperature(e, temperatures[0], temperatures[-1], warmup) for e in range(len(temperatures))]
+    torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), data["teacher_temps"])
+
+    center = torch.zeros(1, 128)
+    for call in range(4):
+        student = data[f"student_{call}"].requires_grad_()
+        loss = dino_loss(student, data[f"teacher_{call}"], center, 6, ours[int(data[f"epoch_{call}"])])
+        loss.backward()
+        center = update_center(center, data[f"teacher_{call}"])
+        torch.testing.assert_close(loss, data[f"loss_{call}"], rtol=1e-6, atol=0)
+        torch.testing.assert_close(student.grad, data[f"grad_{call}"], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(center, data[f"center_after_{call}"], rtol=1e-5, atol=1e-7)
+
+
+def test_schedules_equal_the_recorded_ones_at_every_step(recorded) -> None:
+    data = recorded("dino_schedules")
+    per_epoch, total = int(data["steps_per_epoch"]), int(data["steps_per_epoch"]) * int(data["epochs"])
+    ours = {
+        "lr": [dino_warmup_cosine(s, total, 10 * per_epoch, 0.0005 * 1024 / 256, 1e-6) for s in range(total)],
+        "momentum": [cosine(s, total, 0.996, 1.0) for s in range(total)],
+        "weight_decay": [cosine(s, total, 0.04, 0.4) for s in range(total)],
+    }
+    for name, values in ours.items():
+        torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), data[name], rtol=1e-12, atol=1e-15)
+
+
+def test_clipping_equals_the_recorded_one(recorded) -> None:
+    data = recorded("dino_clip")
+    parameters = [torch.nn.Parameter(torch.zeros_like(data[f"grad_{i}"])) for i in range(4)]
+    for i, parameter in enumerate(parameters):
+        parameter.grad = data[f"grad_{i}"].clone()
+    clip_each(parameters, float(data["clip"]))
+    for i, parameter in enumerate(parameters):
+        torch.testing.assert_close(parameter.grad, data[f"clipped_{i}"], rtol=1e-6, atol=1e-7)

@@ -1,0 +1,204 @@
+"""A plausible results.json, and a headless Chromium to look at what is made of it."""
+
+import base64
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASSES = ["background", "disc", "<b>x</b>&\"'", "triangle", "star", "stripe"]
+PALETTE = [[40, 44, 52], [230, 85, 60], [80, 160, 90], [60, 110, 200], [240, 200, 80], [160, 90, 180]]
+CONFIGURATIONS = [  # name, backbone, pre-training, fusion, heads, mIoU
+    ("bt-resnet50", "resnet (tiny)", "barlow_twins-resnet", "none", 0, 0.412),
+    ("bt-swin", "swin (tiny)", "barlow_twins-swin", "none", 12, 0.447),
+    ("bt-swin-concat", "swin (tiny)", "barlow_twins-swin", "concat", 12, 0.478),
+    ("bt-swin-gate", "swin (tiny)", "barlow_twins-swin", "gate", 12, 0.455),
+    ("dino-gate", "vit (tiny)", "dino-vit", "gate", 6, 0.431),
+    ("dino", "vit (tiny)", "dino-vit", "none", 6, 0.428),
+    ("random-swin", "swin (tiny)", None, "none", 12, 0.302),
+]
+
+
+def _uri(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _scene(rng, size):
+    """A mask of discs and boxes, and an image of it: textured colours unrelated to the palette."""
+    y, x = np.mgrid[:size, :size]
+    mask = np.zeros((size, size), int)
+    for label in rng.permutation(np.arange(1, len(CLASSES)))[:4]:
+        cy, cx, r = rng.integers(8, size - 8, 2).tolist() + [rng.integers(6, 15)]
+        inside = (y - cy) ** 2 + (x - cx) ** 2 < r**2 if label % 2 else np.maximum(abs(y - cy), abs(x - cx)) < r
+        mask[inside] = label
+    tones = rng.integers(40, 220, (len(CLASSES), 3))
+    return mask, np.clip(tones[mask] + rng.normal(0, 14, (size, size, 3)), 0, 255)
+
+
+def plausible_results(size=64):
+    rng = np.random.default_rng(0)
+    palette, configurations = np.array(PALETTE), []
+    for name, backbone, pretraining, fusion, _, miou in CONFIGURATIONS:
+        runs = []
+        for seed in (0, 1, 2):
+            score = miou + rng.normal(0, 0.012)
+            iou = np.clip(score + np.array([0.35, 0.1, -0.05, -0.1, -0.3]) + rng.normal(0, 0.02, 5), 0, 1).tolist()
+            curve = [
+                {
+                    "epoch": e,
+                    "train_loss": 1.9 * 0.8**e,
+                    "val_miou": float(max(0.02, score * (1 - 0.75 ** (e + 1)) + rng.normal(0, 0.008))),
+                }
+                for e in range(1, 13)
+            ]
+            runs.append(
+                {
+                    "seed": seed,
+                    "miou": score,
+                    "pixel_accuracy": 0.5 + score / 2,
+                    "iou": [*iou, None],  # the last class is absent from the evaluated images
+                    "train_seconds": float(rng.uniform(6, 14)),
+                    "best_epoch": 11,
+                    "curve": curve,
+                }
+            )
+        scores = np.array([r["miou"] for r in runs])
+        configurations.append(
+            {
+                "name": name,
+                "backbone": backbone,
+                "pretraining": pretraining,
+                "fusion": fusion,
+                "head": "segformer",
+                "baseline": name in ("dino", "random-swin"),
+                "parameters": int(rng.integers(9e5, 4e6)),
+                "milliseconds_per_image": float(rng.uniform(1, 6)),
+                "peak_memory_mb": None,
+                "miou": {
+                    "mean": scores.mean(),
+                    "std": scores.std(),
+                    "low": scores.mean() - 0.022,
+                    "high": scores.mean() + 0.021,
+                    "interval": "95%, bootstrap over images and seeds",
+                },
+                "runs": runs,
+            }
+        )
+    examples = []
+    for index, name in enumerate(["val/00003", 'val/"><script>alert(1)</script>', "val/00071", "val/00100"]):
+        mask, image = _scene(rng, size)
+        predictions, attention = {}, {}
+        for c, (*_, heads, _) in zip(configurations, CONFIGURATIONS, strict=True):
+            wrong = np.roll(mask, int(rng.integers(1, 5)), axis=index % 2)
+            predictions[c["name"]] = {"png": _uri(palette[wrong]), "miou": float(rng.uniform(0.2, 0.6))}
+            if heads:
+                grid = 8 if "vit" in c["backbone"] else 4
+                maps = rng.gamma(0.6, size=(heads, grid, grid))
+                maps /= maps.sum((1, 2), keepdims=True)
+                kind = "cls" if grid == 8 else "pooled"
+                attention[c["name"]] = {"kind": kind, "level": 3, "heads": maps.tolist()}
+        examples.append(
+            {
+                "name": name,
+                "image": _uri(image),
+                "truth": _uri(palette[mask]),
+                "predictions": predictions,
+                "attention": attention,
+            }
+        )
+    steps = range(10, 130, 10)
+    return {
+        "regard": "0.1.0",
+        "commit": "abc1234",
+        "created": "2026-11-22T20:00:00+00:00",
+        "command": "regard compare --data scenes --preset tiny --out runs/demo",
+        "seconds": 251.3,
+        "complete": True,
+        "environment": {
+            "python": "3.11.7",
+            "torch": "2.11.0",
+            "timm": "1.0.22",
+            "device": "cpu",
+            "cpu": "AMD EPYC 7B13 (2 cores)",
+        },
+        "data": {
+            "source": "scenes",
+            "description": "Built-in procedural scenes: coloured shapes on textured grounds, made from a seed.",
+            "classes": CLASSES,
+            "palette": PALETTE,
+            "ignore_index": 255,
+            "train_images": 320,
+            "evaluated_images": 128,
+            "evaluated_split": "val",
+            "image_size": [size, size],
+            "class_share": [0.61, 0.14, 0.11, 0.08, 0.06, 0.0],
+        },
+        "preset": "tiny",
+        "settings": {"seeds": [0, 1, 2], "epochs": 12, "batch_size": 32, "frozen": False, "learning_rate": 0.001},
+        "majority": {"class": "background", "miou": 0.122, "pixel_accuracy": 0.61},
+        "pretraining": [
+            {
+                "name": "barlow_twins-resnet",
+                "method": "barlow_twins",
+                "backbone": "resnet (tiny)",
+                "origin": "pre-trained here: 31 s, 6 epochs of 512 images",
+                "seconds": 31.0,
+                "curve": [{"step": s, "loss": 120 + 700 * 0.97**s} for s in steps],
+            },
+            {
+                "name": "barlow_twins-swin",
+                "method": "barlow_twins",
+                "backbone": "swin (tiny)",
+                "origin": "pre-trained here: 41 s, 6 epochs of 512 images",
+                "seconds": 41.2,
+                "curve": [{"step": s, "loss": 90 + 900 * 0.975**s} for s in steps],
+            },
+            {
+                "name": "dino-vit",
+                "method": "dino",
+                "backbone": "vit (tiny)",
+                "origin": "random, as no published weights fit this small size",
+                "seconds": 0.0,
+                "curve": [],
+            },
+        ],
+        "configurations": configurations,
+        "differences": [
+            {"a": "bt-swin-concat", "b": "bt-swin", "mean": 0.031, "low": 0.008, "high": 0.055},
+            {"a": "bt-swin-gate", "b": "bt-swin", "mean": 0.006, "low": -0.013, "high": 0.025},
+            {"a": "bt-swin", "b": "bt-resnet50", "mean": 0.034, "low": 0.011, "high": 0.058},
+            {"a": "dino-gate", "b": "dino", "mean": 0.003, "low": 0.0, "high": 0.021},
+            {"a": "random-swin", "b": "bt-swin", "mean": -0.146, "low": -0.171, "high": -0.12},
+        ],
+        "examples": examples,
+    }
+
+
+@pytest.fixture
+def results():
+    return plausible_results()
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """A headless Chromium with a profile of its own; quits after the test."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("needs chromium (or google-chrome) and chromedriver on the PATH")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (regard[dev])")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    quiet = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
+    for flag in ["headless=new", *quiet.split(), "disable-sync", f"user-data-dir={tmp_path / 'chromium'}"]:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield page
+    finally:
+        page.quit()
