@@ -62,10 +62,9 @@ def test_images_are_turned_upright(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     path = write(tmp_path / f"a.{suffix}", quadrants, exif=exif)
-    exif_of_upright = {ExifTags.Base.Orientation: orientation}
-    upright = Image.fromarray(quadrants)
-    upright.getexif().update(exif_of_upright)
-    expected = np.array(ImageOps.exif_transpose(upright))
+    tagged = Image.fromarray(quadrants)
+    tagged.getexif()[ExifTags.Base.Orientation] = orientation
+    expected = np.array(ImageOps.exif_transpose(tagged))
 
     image = read_image(path)
 

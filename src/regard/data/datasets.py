@@ -196,7 +196,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with _readable(path), Image.open(path) as image:
         # Only if the header has EXIF: Pillow decodes a whole PNG in search of it, and turns the size of a TIFF itself.
         turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return image.size if turned else image.size[::-1]
+        width, height = image.size
+        return (width, height) if turned else (height, width)
 
 
 @contextmanager
@@ -230,6 +231,12 @@ def list_images(root: Path, folder: str = "") -> list[str]:
 def is_image(name: str) -> bool:
     """Whether a file of this name counts as an image."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def holds_images(folder: str | Path) -> bool:
+    """Whether there are images directly in `folder`."""
+    with _readable(folder):
+        return any(map(is_image, os.listdir(folder)))
 
 
 def subfolders(root: str | Path) -> list[str]:

@@ -28,7 +28,7 @@ from regard.data.datasets import (
     ImageFolder,
     MaskDataset,
     MaskFolder,
-    is_image,
+    holds_images,
     list_images,
     subfolders,
     voc_root,
@@ -129,10 +129,8 @@ def open_source(
 def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     """The splits of a source that has masks; InputError, with what would work, for one that has none."""
     if not source.has_masks:
-        shape = (
-            "segmentation needs images/ + masks/ (PNG, a class index per pixel), a VOC 2012 tree, or `--data scenes`"
-        )
-        raise InputError(f"{source.root} ({WORDS[source.layout]}) has no masks: {shape}")
+        needs = "segmentation needs images/ + masks/ (PNGs of class indices), a VOC 2012 tree, or `--data scenes`"
+        raise InputError(f"{source.root} ({WORDS[source.layout]}) has no masks: {needs}")
     return cast(Mapping[str, MaskDataset], source.splits)
 
 
@@ -161,16 +159,15 @@ def _mask_tree(root: Path) -> Source:
     if "val" not in splits and len(splits.get("train", ())) > 1:
         train, val = hold_out(splits["train"])
         splits = {**splits, "train": train, "val": val}
-        notes.append("val is a fixed fifth of the images")
-    datasets, classes = {}, None
-    for split in ("train", "val", "test"):
-        if split in splits:
-            datasets[split] = MaskFolder(root, splits[split], classes)
-            classes = datasets[split].classes  # read once
+        notes.append("no val/, so val is a fixed fifth of the images for training")
+    # Once over all splits: the check that no mask is missing, and the reading of the classes.
+    whole = MaskFolder(root, [path for paths in splits.values() for path in paths])
+    order = [split for split in ("train", "val", "test") if split in splits]
     if not (root / "classes.txt").is_file():
         notes.append("no classes.txt, so the classes are counted from the values in all the masks")
-    if unused := len(list_images(root, "masks")) - len({mask for data in datasets.values() for mask in data.masks}):
-        notes.append(f"{unused:,} masks without an image are ignored")
+    if unused := len(list_images(root, "masks")) - len(set(whole.masks)):
+        notes.append(f"masks without an image, ignored: {unused:,}")
+    datasets = {split: MaskFolder(root, splits[split], whole.classes) for split in order}
     return Source("masks", str(root), datasets, tuple(notes))
 
 
@@ -183,21 +180,17 @@ def _class_folders(root: Path) -> Source | None:
     for split in ("val", "test"):
         if split in tops and _by_class(tops[split]):
             splits[split] = ClassFolders(tops[split], train.classes)
-    notes = tuple(f"{tops[s].name}/ is ignored: it has no class folders" for s in tops if s not in splits)
+    notes = tuple(f"{tops[s].name}/ is ignored: it has not two class folders" for s in tops if s not in splits)
     return Source("class folders", str(root), splits, notes)
 
 
 def _by_class(root: Path) -> bool:
     """Whether two folders or more hold images directly, no folder only further down, and `root` none itself."""
     folders = subfolders(root)
-    direct = {folder for folder in folders if _holds_images(root / folder)}
-    if len(direct - set(SPLIT_OF)) < 2 or _holds_images(root):  # a flat train/ beside a flat val/ are not two classes
+    direct = {folder for folder in folders if holds_images(root / folder)}
+    if len(direct - set(SPLIT_OF)) < 2 or holds_images(root):  # a flat train/ beside a flat val/ are not two classes
         return False
     return all(folder in direct or not list_images(root, folder) for folder in folders)
-
-
-def _holds_images(folder: Path) -> bool:
-    return any(map(is_image, os.listdir(folder)))
 
 
 def _folder(src: str | Path) -> Path:
@@ -212,7 +205,5 @@ def _folder(src: str | Path) -> Path:
     missing = next(path for path in (*reversed(root.parents), root) if not path.exists())
     known = [*(subfolders(missing.parent) if missing.parent.is_dir() else ()), "scenes"]
     near = difflib.get_close_matches(missing.name, known, n=1, cutoff=0.5)
-    hint = (
-        f"did you mean {near[0]!r}?" if near else "the path of a folder, or `scenes` for the built-in data, would work"
-    )
+    hint = f"did you mean {near[0]!r}?" if near else "the path of a folder, or `scenes` (built in), would work"
     raise InputError(f"no such folder: {missing}; {hint}")

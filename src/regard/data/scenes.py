@@ -1,11 +1,11 @@
 """`scenes`: a small segmentation benchmark that is drawn, not downloaded; nothing here needs torch.
 
-A scene is one to five objects of eight kinds over clutter that belongs to no class. A kind is a family of outlines *and*
-a surface (a fish has scales, a house bricks); its colours say nothing, since every object, stroke and background draws
-them from one distribution. So a model has to look at shape and texture, yet learns in minutes on a laptop.
+A scene is one to five objects of eight kinds over clutter that belongs to no class. A kind is a family of outlines
+*and* a surface (a fish has scales, a house bricks); its colours say nothing, since every object, stroke and background
+draws them from one distribution. So a model has to look at shape and texture, yet learns in minutes on a laptop.
 
-Frame: x to the right, y down; a scene is composed in units of the image's side, (0, 0) to (1, 1), and only then drawn at
-`size` pixels: the same scene at another size has the same composition. An object has its own frame: its area is 1 there.
+Frame: x to the right, y down; a scene is composed in units of the image's side, (0, 0) to (1, 1), and only then drawn
+at `size` pixels: the same scene at another size has the same composition. An object has a frame in which its area is 1.
 """
 
 import math
@@ -346,16 +346,16 @@ def _draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
     ramp, slant, exposure = np.linspace(-1, 1, size, dtype=np.float32), rng.uniform(0, 0.3), rng.uniform(0.8, 1.15)
     canvas *= exposure * (1 + slant * (light.x * ramp + light.y * ramp[:, None]))
     image = cv2.GaussianBlur(cv2.merge(list(canvas)), (3, 3), rng.uniform(0.2, 0.6))
-    image += rng.uniform(0.005, 0.03) * rng.standard_normal(
-        (size, size, 3), np.float32
-    )  # last: its length depends on `size`
-    return cv2.convertScaleAbs(np.maximum(image, 0, out=image), alpha=255), mask  # saturates at 255
+    noise = rng.uniform(0.005, 0.03) * rng.standard_normal(image.shape, np.float32)  # drawn last: its length varies
+    image = np.maximum(image + noise, 0)  # convertScaleAbs would mirror what is below 0; it saturates at 255
+    return cv2.convertScaleAbs(image, alpha=255), mask
 
 
 class Scenes:
     """The dataset `scenes`: `count` scenes of `size` x `size` pixels, each a function of (seed, split, index) alone.
 
-    The order of access, the process and `count` change nothing; splits and seeds share no scene.
+    The order of access, the process and `count` change nothing; splits and seeds share no scene. (Another version of
+    OpenCV or NumPy may round a pixel otherwise.)
     """
 
     classes: tuple[str, ...] = ("background", *(kind.name for kind in KINDS))

@@ -1,0 +1,161 @@
+"""What a Trainer is fed: batches of views for pre-training, batches of images and masks for segmentation."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from regard.data.augment import TrainTransform, View, draws, resize_pair, short_side
+from regard.data.datasets import Dataset
+
+CACHE_BYTES = 2**30  # decoded images kept in memory, at most; a larger dataset is decoded again every epoch
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index): the order of an epoch is a function of (seed, epoch), known to every worker.
+
+    Lightning calls `set_epoch` at the start of each epoch.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, int(index)) for index in draws(self.seed, self.epoch).permutation(self.count))
+
+
+class _Cached:
+    """Decoded items of a dataset, kept until `CACHE_BYTES` are full."""
+
+    def __init__(self, dataset: Dataset, masks: bool) -> None:
+        self.dataset, self.masks = dataset, masks
+        self.kept: dict[int, tuple[np.ndarray, ...]] = {}
+        self.free = CACHE_BYTES
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        if index in self.kept:
+            return self.kept[index]
+        item = (self.dataset.image(index),) + ((self.dataset.mask(index),) if self.masks else ())
+        size = sum(array.nbytes for array in item)
+        if size <= self.free:
+            self.free -= size
+            self.kept[index] = item
+        return item
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+class Views(TorchDataset):
+    """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor."""
+
+    def __init__(self, dataset: Dataset, views: Sequence[View], seed: int) -> None:
+        self.images, self.views, self.seed = _Cached(dataset, masks=False), views, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
+        epoch, index = key
+        (image,) = self.images[index]
+        return [_tensor(view(image, draws(self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
+
+
+class PretrainData(L.LightningDataModule):
+    """Batches for Barlow Twins and DINO: a list with one uint8 tensor (batch, 3, size, size) per view."""
+
+    def __init__(
+        self, dataset: Dataset, views: Sequence[View], batch_size: int, workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.dataset, self.views, self.batch_size, self.workers, self.seed = dataset, views, batch_size, workers, seed
+
+    def train_dataloader(self) -> DataLoader:
+        """Whole batches only: the batch is part of both losses."""
+        return DataLoader(
+            Views(self.dataset, self.views, self.seed),
+            self.batch_size,
+            sampler=EpochSampler(len(self.dataset), self.seed),
+            drop_last=True,
+            **_loading(self.workers),
+        )
+
+
+class TrainPairs(TorchDataset):
+    """(epoch, index) -> uint8 image (3, size, size) and int64 mask (size, size)."""
+
+    def __init__(self, dataset: Dataset, transform: TrainTransform, seed: int) -> None:
+        self.pairs, self.transform, self.seed = _Cached(dataset, masks=True), transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        image, mask = self.transform(*self.pairs[index], draws(self.seed, epoch, index, 0))
+        return _tensor(image), torch.from_numpy(mask).long()
+
+
+class WholePairs(TorchDataset):
+    """index -> the whole image, its short side brought to `size`, and its mask at the mask's own size."""
+
+    def __init__(self, dataset: Dataset, size: int) -> None:
+        self.dataset, self.pairs, self.size = dataset, _Cached(dataset, masks=True), size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = self.pairs[index]
+        small, _ = resize_pair(image, mask, short_side(image.shape[:2], self.size))
+        return _tensor(small), torch.from_numpy(mask).long()
+
+
+class SegmentationData(L.LightningDataModule):
+    """Augmented square crops to train on; whole images to validate on.
+
+    Training batches are (images uint8, masks int64); validation batches are lists of such pairs, of any sizes.
+    """
+
+    def __init__(
+        self,
+        train: Dataset,
+        val: Dataset,
+        transform: TrainTransform,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.transform = train, val, transform
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled by (seed, epoch); the last, smaller batch of an epoch is left out when there are others."""
+        return DataLoader(
+            TrainPairs(self.train, self.transform, self.seed),
+            self.batch_size,
+            sampler=EpochSampler(len(self.train), self.seed),
+            drop_last=len(self.train) > self.batch_size,
+            **_loading(self.workers),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Every validation image once, in order."""
+        return whole_loader(self.val, self.transform.size, self.batch_size, self.workers)
+
+
+def whole_loader(dataset: Dataset, size: int, batch_size: int, workers: int = 0) -> DataLoader:
+    """Lists of (image, mask) of whole images, in order."""
+    return DataLoader(WholePairs(dataset, size), batch_size, collate_fn=list, **_loading(workers))
+
+
+def _loading(workers: int) -> dict[str, Any]:
+    return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}

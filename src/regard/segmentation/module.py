@@ -1,0 +1,152 @@
+"""A segmentation model (backbone, fusion, head) and how it is trained."""
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from regard.backbones import Backbone, normalize
+from regard.evaluation.scores import confusion, scores, torch_counts
+from regard.segmentation.fusion import build_fusion
+from regard.segmentation.heads import build_head
+
+
+class SegmentationModel(nn.Module):
+    """logits = head(fusion(backbone(images))), at the images' own size.
+
+    freeze: the backbone gets no gradient and stays in evaluation mode, so that its batch statistics stay put.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        fusion: str = "none",
+        head: str = "segformer",
+        freeze: bool = False,
+        **head_options: int,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.freeze = backbone, freeze
+        self.fusion = build_fusion(fusion, backbone)
+        self.head = build_head(head, backbone.channels, classes, **head_options)
+        if freeze:
+            backbone.requires_grad_(False)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
+        """Logits of normalised images of any size."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            features = self.backbone(images, attention=self.fusion.attention, affinity=self.fusion.affinity)
+        logits = self.head(self.fusion(features))
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def train(self, mode: bool = True) -> "SegmentationModel":
+        """Training mode for what trains."""
+        super().train(mode)
+        if self.freeze:
+            self.backbone.eval()
+        return self
+
+
+class SegmentationTask(L.LightningModule):
+    """Cross-entropy over labelled pixels; AdamW; linear warm-up, then a polynomial decay to zero.
+
+    lr, backbone_lr: peak rates of fusion and head, and of the backbone.
+    power:           of the decay; 0.9 as in DeepLab (Chen et al. 2017).
+    Validation gives `val_miou` and `val_accuracy` over the whole set, masks at their own size.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        classes: int,
+        ignore_index: int = 255,
+        lr: float = 1e-3,
+        backbone_lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        power: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.model, self.classes, self.ignore_index = model, classes, ignore_index
+        self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
+        self.warmup, self.power = warmup, power
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """The loss of one batch of crops."""
+        images, masks = batch
+        loss = segmentation_loss(self.model(normalize(images)), masks, self.ignore_index)
+        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from zero."""
+        self.counts = torch_counts(self.classes, self.device)
+
+    def validation_step(self, pairs: list[tuple[Tensor, Tensor]], batch_index: int) -> None:
+        """Count the pixels of some whole images."""
+        for counts in count_pixels(self.model, pairs, self.classes, self.ignore_index):
+            self.counts += counts
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the whole set."""
+        result = scores(self.counts.cpu())
+        self.log_dict({"val_miou": result.miou, "val_accuracy": result.pixel_accuracy})
+
+    def configure_optimizers(self):
+        """AdamW with two rates and a schedule by step."""
+        backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
+        rest = [*self.model.fusion.parameters(), *self.model.head.parameters()]
+        groups = [{"params": rest, "lr": self.lr}, {"params": backbone, "lr": self.backbone_lr}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(self.warmup * total))
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / warmup) * (1 - min(step, total - 1) / total) ** self.power
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def segmentation_loss(
+    logits: Float[Tensor, "batch classes h w"], masks: Tensor, ignore_index: int
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the labelled pixels; 0 (not nan) where there is none."""
+    total = F.cross_entropy(logits.float(), masks, ignore_index=ignore_index, reduction="sum")
+    return total / (masks != ignore_index).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def count_pixels(
+    model: SegmentationModel, pairs: list[tuple[Tensor, Tensor]], classes: int, ignore_index: int
+) -> list[Tensor]:
+    """One confusion matrix per (uint8 image, mask) pair, the prediction resampled to the mask's own size.
+
+    Images of one size that follow each other share a forward pass.
+    """
+    counts: list[Tensor] = []
+    for images, masks in _same_sizes(pairs):
+        logits = model(normalize(torch.stack(images)))
+        for logit, mask in zip(logits, masks, strict=True):
+            counts.append(confusion(predict_at(logit, mask.shape), mask, classes, ignore_index))
+    return counts
+
+
+def predict_at(logits: Float[Tensor, "classes h w"], size: tuple[int, ...]) -> Tensor:
+    """Class indices at another size: the logits are resampled, not the answer."""
+    if logits.shape[-2:] != tuple(size):
+        logits = F.interpolate(logits.unsqueeze(0), size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return logits.argmax(dim=0)
+
+
+def _same_sizes(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    runs: list[tuple[list[Tensor], list[Tensor]]] = []
+    for image, mask in pairs:
+        if runs and runs[-1][0][0].shape == image.shape:
+            runs[-1][0].append(image)
+            runs[-1][1].append(mask)
+        else:
+            runs.append(([image], [mask]))
+    return runs

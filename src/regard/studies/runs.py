@@ -1,0 +1,350 @@
+"""One pre-training or one segmentation as a folder: made by `pretrain_run` and `segment_run`, read by `load_run`.
+
+A run's description is written last and whole, so a folder that has one is finished, and one that has none is not.
+"""
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from regard.backbones import Backbone, build_backbone, device_of, normalize, parameters, save_backbone
+from regard.backbones.weights import BACKBONE_FILE
+from regard.data.augment import TrainTransform, barlow_twins_views, dino_views, resize, short_side
+from regard.data.datasets import Dataset, MaskDataset, read_image
+from regard.data.modules import PretrainData, SegmentationData, whole_loader
+from regard.errors import InputError, unknown
+from regard.evaluation.scores import scores
+from regard.segmentation.module import SegmentationModel, SegmentationTask, count_pixels, predict_at
+from regard.ssl.barlow_twins import BarlowTwins
+from regard.ssl.dino import DINO
+
+PRETRAIN_FILE, RUN_FILE, MODEL_FILE = "pretrain.json", "run.json", "model.safetensors"
+METHODS = ("barlow_twins", "dino")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how a run computes: Lightning's own words. `auto` precision is bf16 on a GPU and float32 elsewhere."""
+
+    accelerator: str = "auto"
+    precision: str = "auto"
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """A pre-training: method, views, length; `options` go to `BarlowTwins` or `DINO`."""
+
+    method: str = "barlow_twins"
+    size: int = 224
+    local_size: int = 96
+    local_crops: int = 8
+    epochs: int = 100
+    batch_size: int = 256
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """A training for segmentation. size: short side of whole images, and side of the training crops, pixels."""
+
+    size: int = 224
+    scale: tuple[float, float] = (0.5, 2.0)
+    head: str = "segformer"
+    head_options: dict[str, int] = field(default_factory=dict)
+    freeze: bool = False
+    epochs: int = 50
+    batch_size: int = 16
+    lr: float = 1e-3
+    backbone_lr: float = 1e-4
+    validate_every: int = 1
+
+
+def pretrain_run(
+    dataset: Dataset,
+    backbone: Backbone,
+    settings: PretrainSettings,
+    out: Path,
+    seed: int = 0,
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    progress: str = "pre-training",
+) -> dict[str, Any]:
+    """Pre-train a backbone; writes `backbone.safetensors` and `pretrain.json` into `out` and returns the latter.
+
+    Raises InputError for an unknown method, or fewer images than a batch.
+    """
+    if settings.method not in METHODS:
+        raise unknown("method", settings.method, METHODS)
+    if len(dataset) < settings.batch_size:
+        raise InputError(
+            f"{len(dataset)} images are fewer than one batch of {settings.batch_size}: "
+            f"use --batch_size {max(2, len(dataset) // 4)} or more images"
+        )
+    L.seed_everything(seed, verbose=False)
+    if settings.method == "barlow_twins":
+        module: L.LightningModule = BarlowTwins(backbone, batch_size=settings.batch_size, **settings.options)
+        views = barlow_twins_views(settings.size)
+    else:
+        module = DINO(backbone, batch_size=settings.batch_size, **settings.options)
+        views = dino_views(settings.size, settings.local_size, settings.local_crops)
+    data = PretrainData(dataset, views, settings.batch_size, hardware.workers, seed)
+    curve = LossCurve(points=100)
+    started = time.perf_counter()
+    trainer = make_trainer(settings.epochs, out, hardware, [curve], progress)
+    trainer.fit(module, data)
+    _stop_if_interrupted(trainer)
+    seconds = time.perf_counter() - started
+    kept = module.teacher_backbone if isinstance(module, DINO) else backbone
+    save_backbone(kept, out / BACKBONE_FILE)
+    description = {
+        "regard": version("regard"),
+        "backbone": {"name": backbone.name, "options": backbone.options},
+        "settings": asdict(settings),
+        "seed": seed,
+        "images": len(dataset),
+        "steps": trainer.global_step,
+        "seconds": seconds,
+        "curve": curve.points,
+    }
+    write_json(out / PRETRAIN_FILE, description)
+    return description
+
+
+def segment_run(
+    train: MaskDataset,
+    val: MaskDataset,
+    backbone: Backbone,
+    fusion: str,
+    settings: SegmentSettings,
+    out: Path,
+    seed: int = 0,
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    progress: str = "training",
+) -> dict[str, Any]:
+    """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
+
+    The best epoch is the one of the highest mIoU on `val`.
+    """
+    classes = len(train.classes)
+    L.seed_everything(seed, verbose=False)
+    model = SegmentationModel(
+        backbone, classes, fusion, settings.head, settings.freeze, **settings.head_options
+    )
+    task = SegmentationTask(model, classes, train.ignore_index, settings.lr, settings.backbone_lr)
+    transform = TrainTransform(settings.size, train.ignore_index, settings.scale)
+    data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed)
+    best = ModelCheckpoint(out / "checkpoints", monitor="val_miou", mode="max", save_weights_only=True)
+    history = History()
+    started = time.perf_counter()
+    trainer = make_trainer(
+        settings.epochs, out, hardware, [best, history], progress, check_val_every_n_epoch=settings.validate_every
+    )
+    trainer.fit(task, data)
+    _stop_if_interrupted(trainer)
+    seconds = time.perf_counter() - started
+    task.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    _save_tensors(model, out / MODEL_FILE)
+    for file in (out / "checkpoints").glob("*.ckpt"):
+        file.unlink()
+    (out / "checkpoints").rmdir()
+    description = {
+        "regard": version("regard"),
+        "backbone": {"name": backbone.name, "options": backbone.options},
+        "fusion": fusion,
+        "settings": asdict(settings),
+        "classes": list(train.classes),
+        "palette": np.asarray(train.palette).tolist(),
+        "ignore_index": train.ignore_index,
+        "seed": seed,
+        "seconds": seconds,
+        "best_epoch": max(history.points, key=lambda point: point["val_miou"])["epoch"],
+        "curve": history.points,
+        "parameters": parameters(model),
+    }
+    write_json(out / RUN_FILE, description)
+    return description
+
+
+class Run:
+    """A trained segmentation: `predict(image)`, `evaluate(dataset)`."""
+
+    def __init__(self, model: SegmentationModel, description: dict[str, Any]) -> None:
+        self.model, self.description = model.eval(), description
+        self.classes = tuple(description["classes"])
+        self.palette = np.array(description["palette"], dtype=np.uint8)
+        self.ignore_index = int(description["ignore_index"])
+        self.size = int(description["settings"]["size"])
+
+    def predict(self, image: Image.Image | UInt8[np.ndarray, "h w 3"] | str | Path) -> UInt8[np.ndarray, "h w"]:
+        """Class indices at the image's own size. An array is RGB, 0..255; a path is read upright (EXIF)."""
+        if isinstance(image, str | Path):
+            image = read_image(Path(image))
+        pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+        small = resize(pixels, (0, 0, *pixels.shape[:2]), short_side(pixels.shape[:2], self.size))
+        batch = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))).unsqueeze(0)
+        with torch.inference_mode():
+            logits = self.model(normalize(batch.to(device_of(self.model))))[0]
+            return predict_at(logits, pixels.shape[:2]).to(torch.uint8).cpu().numpy()
+
+    def evaluate(self, dataset: MaskDataset, batch_size: int = 16) -> Int[np.ndarray, "images classes classes"]:
+        """One confusion matrix per image (rows: truth), at the masks' own size."""
+        if tuple(dataset.classes) != self.classes:
+            raise InputError(
+                f"the run knows {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), the data has "
+                f"{len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...): evaluate on data with the same classes"
+            )
+        device, counts = device_of(self.model), []
+        for pairs in whole_loader(dataset, self.size, batch_size):
+            pairs = [(image.to(device), mask.to(device)) for image, mask in pairs]
+            counts += count_pixels(self.model, pairs, len(self.classes), self.ignore_index)
+        return torch.stack(counts).cpu().numpy()
+
+
+def load_run(path: str | Path) -> Run:
+    """A segmentation that `regard segment` or `regard compare` made, ready to predict; InputError when it is not one."""
+    path = Path(path)
+    if not (path / RUN_FILE).is_file() or not (path / MODEL_FILE).is_file():
+        raise InputError(f"{path} holds no finished segmentation ({RUN_FILE}, {MODEL_FILE}): make one with regard segment")
+    description = read_json(path / RUN_FILE)
+    settings = description["settings"]
+    backbone = build_backbone(description["backbone"]["name"], **description["backbone"]["options"])
+    model = SegmentationModel(
+        backbone, len(description["classes"]), description["fusion"], settings["head"], **settings["head_options"]
+    )
+    model.load_state_dict(load_file(path / MODEL_FILE))
+    return Run(model.to("cuda" if torch.cuda.is_available() else "cpu"), description)
+
+
+def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> dict[str, Any]:
+    """The scores of a run over a dataset, as JSON: classes that do not occur have no IoU (null)."""
+    result = scores(counts.sum(axis=0))
+    iou = {name: None if np.isnan(x) else x for name, x in zip(run.classes, result.iou, strict=True)}
+    return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy, "images": len(counts), "iou": iou}
+
+
+class LossCurve(L.Callback):
+    """The training loss, averaged over stretches, as at most `points` points of {"step", "loss"}."""
+
+    def __init__(self, points: int) -> None:
+        self.most, self.points = points, []
+        self._sum: torch.Tensor | None = None
+        self._steps = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Add on the device; read only at the end of a stretch, so that no step waits for the host."""
+        loss = outputs["loss"].detach()
+        self._sum = loss if self._sum is None else self._sum + loss
+        self._steps += 1
+        total = int(trainer.estimated_stepping_batches)
+        if trainer.global_step == total or self._steps >= max(1, total // self.most):
+            self.points.append({"step": trainer.global_step, "loss": float(self._sum) / self._steps})
+            self._sum, self._steps = None, 0
+
+
+class History(L.Callback):
+    """Per epoch: training loss, and validation mIoU."""
+
+    def __init__(self) -> None:
+        self.points: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        """Lightning has validated by then, where the epoch is one that validates."""
+        seen = trainer.callback_metrics
+        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0:
+            point = {"epoch": trainer.current_epoch + 1, "train_loss": float(seen["loss"]), "val_miou": float(seen["val_miou"])}
+            self.points.append(point)
+
+
+class _Progress(TQDMProgressBar):
+    """One bar over the epochs' steps, with a name; it vanishes when done."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(refresh_rate=5, leave=False)
+        self.name = name
+
+    def init_train_tqdm(self):
+        bar = super().init_train_tqdm()
+        bar.set_description(self.name)
+        return bar
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self.train_progress_bar.set_description(f"{self.name}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def init_validation_tqdm(self):
+        bar = super().init_validation_tqdm()
+        bar.disable = True
+        return bar
+
+
+def make_trainer(
+    epochs: int, out: Path, hardware: Hardware, callbacks: Iterable[L.Callback], progress: str, **options: Any
+) -> L.Trainer:
+    """A Lightning Trainer that logs to CSV and TensorBoard in `out`, shows one bar, and says nothing else."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Small data needs no workers, and a loader of lists has no batch size: both are as meant.
+    for message in (".*does not have many workers.*", ".*number of training batches.*", ".*infer the `batch_size`.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
+    on_gpu = hardware.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    precision: Any = ("bf16-mixed" if on_gpu else "32-true") if hardware.precision == "auto" else hardware.precision
+    out.mkdir(parents=True, exist_ok=True)
+    checkpointing = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    return L.Trainer(
+        accelerator=hardware.accelerator,
+        devices=1,
+        precision=precision,
+        max_epochs=epochs,
+        logger=[CSVLogger(out, "logs", ""), TensorBoardLogger(out, "logs", "")],
+        callbacks=[*callbacks, _Progress(progress)],
+        enable_checkpointing=checkpointing,
+        enable_model_summary=False,
+        log_every_n_steps=25,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **options,
+    )
+
+
+def _stop_if_interrupted(trainer: L.Trainer) -> None:
+    """Lightning swallows Ctrl-C; a run that was cut short must not look finished."""
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _save_tensors(model: torch.nn.Module, path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; InputError when it is not whole."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
