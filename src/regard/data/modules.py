@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from regard.data.augment import TrainTransform, View, draws, resize_pair, short_side
-from regard.data.datasets import Dataset
+from regard.data.datasets import Dataset, MaskDataset
 
 CACHE_BYTES = 2**30  # decoded images kept in memory, at most; a larger dataset is decoded again every epoch
 
@@ -36,23 +36,38 @@ class EpochSampler(Sampler):
         return ((self.epoch, int(index)) for index in draws(self.seed, self.epoch).permutation(self.count))
 
 
-class _Cached:
-    """Decoded items of a dataset, kept until `CACHE_BYTES` are full."""
+class Cached:
+    """A dataset whose decoded images and masks are kept in memory, until `CACHE_BYTES` are full."""
 
-    def __init__(self, dataset: Dataset, masks: bool) -> None:
-        self.dataset, self.masks = dataset, masks
-        self.kept: dict[int, tuple[np.ndarray, ...]] = {}
-        self.free = CACHE_BYTES
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
+        self._free = CACHE_BYTES
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        if index in self.kept:
-            return self.kept[index]
-        item = (self.dataset.image(index),) + ((self.dataset.mask(index),) if self.masks else ())
-        size = sum(array.nbytes for array in item)
-        if size <= self.free:
-            self.free -= size
-            self.kept[index] = item
-        return item
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, i: int) -> str:
+        """As the dataset."""
+        return self.dataset.name(i)
+
+    def image(self, i: int) -> np.ndarray:
+        """As the dataset; not to be written to."""
+        return self._get("image", i)
+
+    def mask(self, i: int) -> np.ndarray:
+        """As the dataset; not to be written to."""
+        return self._get("mask", i)
+
+    def _get(self, what: str, i: int) -> np.ndarray:
+        if (what, i) in self._kept:
+            return self._kept[what, i]
+        array = getattr(self.dataset, what)(i)
+        if array.nbytes <= self._free:
+            self._free -= array.nbytes
+            self._kept[what, i] = array
+        return array
 
 
 def _tensor(image: np.ndarray) -> Tensor:
@@ -63,11 +78,11 @@ class Views(TorchDataset):
     """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor."""
 
     def __init__(self, dataset: Dataset, views: Sequence[View], seed: int) -> None:
-        self.images, self.views, self.seed = _Cached(dataset, masks=False), views, seed
+        self.dataset, self.views, self.seed = dataset, views, seed
 
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
         epoch, index = key
-        (image,) = self.images[index]
+        image = self.dataset.image(index)
         return [_tensor(view(image, draws(self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
 
 
@@ -94,26 +109,27 @@ class PretrainData(L.LightningDataModule):
 class TrainPairs(TorchDataset):
     """(epoch, index) -> uint8 image (3, size, size) and int64 mask (size, size)."""
 
-    def __init__(self, dataset: Dataset, transform: TrainTransform, seed: int) -> None:
-        self.pairs, self.transform, self.seed = _Cached(dataset, masks=True), transform, seed
+    def __init__(self, dataset: MaskDataset, transform: TrainTransform, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
-        image, mask = self.transform(*self.pairs[index], draws(self.seed, epoch, index, 0))
+        rng = draws(self.seed, epoch, index, 0)
+        image, mask = self.transform(self.dataset.image(index), self.dataset.mask(index), rng)
         return _tensor(image), torch.from_numpy(mask).long()
 
 
 class WholePairs(TorchDataset):
     """index -> the whole image, its short side brought to `size`, and its mask at the mask's own size."""
 
-    def __init__(self, dataset: Dataset, size: int) -> None:
-        self.dataset, self.pairs, self.size = dataset, _Cached(dataset, masks=True), size
+    def __init__(self, dataset: MaskDataset, size: int) -> None:
+        self.dataset, self.size = dataset, size
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.pairs[index]
+        image, mask = self.dataset.image(index), self.dataset.mask(index)
         small, _ = resize_pair(image, mask, short_side(image.shape[:2], self.size))
         return _tensor(small), torch.from_numpy(mask).long()
 
@@ -126,8 +142,8 @@ class SegmentationData(L.LightningDataModule):
 
     def __init__(
         self,
-        train: Dataset,
-        val: Dataset,
+        train: MaskDataset,
+        val: MaskDataset,
         transform: TrainTransform,
         batch_size: int,
         workers: int = 0,
@@ -152,7 +168,7 @@ class SegmentationData(L.LightningDataModule):
         return whole_loader(self.val, self.transform.size, self.batch_size, self.workers)
 
 
-def whole_loader(dataset: Dataset, size: int, batch_size: int, workers: int = 0) -> DataLoader:
+def whole_loader(dataset: MaskDataset, size: int, batch_size: int, workers: int = 0) -> DataLoader:
     """Lists of (image, mask) of whole images, in order."""
     return DataLoader(WholePairs(dataset, size), batch_size, collate_fn=list, **_loading(workers))
 

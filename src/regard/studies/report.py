@@ -18,7 +18,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -87,7 +87,7 @@ SCHEMA = {
         }
     ],
 }
-PICTURE = re.compile(r"data:image/(png|jpeg|webp);base64,([A-Za-z0-9+/]+=*)")
+PICTURE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+=*")
 PALETTE_SIZE = 8  # Okabe and Ito's colours, as --c0 to --c7 in the template
 METHODS = {"barlow_twins": "Barlow Twins", "dino": "DINO"}
 
@@ -166,8 +166,8 @@ def _inconsistency(results: dict[str, Any]) -> str | None:
         if not all(PICTURE.fullmatch(picture) for picture in pictures):
             return f"example {example['name']!r} holds a picture that is not a base64 data: URI"
         for name, attention in example["attention"].items():
-            if len({len(row) for head in attention["heads"] for row in head} | {len(h) for h in attention["heads"]}) > 2:
-                return f"example {example['name']!r}: the attention heads of {name!r} differ in size"
+            if len({(len(head), len(row)) for head in attention["heads"] for row in head}) != 1:
+                return f"example {example['name']!r}: the attention of {name!r} should be heads of one size, h x w"
     return None
 
 
@@ -185,7 +185,7 @@ def render(results: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, points=points, duration=duration, count=count, plain=plain, mean=mean, heat=heat, grey=grey
+        percent=percent, points=points, duration=duration, short=short, plain=plain, mean=mean, heat=heat, under=under
     )
     environment.globals.update(axis=Axis.around, path=polyline, METHODS=METHODS)
     return environment.get_template("report.html.jinja").render(r=results, **_ordered(results))
@@ -199,6 +199,9 @@ def _ordered(results: dict[str, Any]) -> dict[str, Any]:
     scored = [c for c in results["configurations"] if c["miou"] and c["runs"]]
     scored.sort(key=lambda c: c["miou"]["mean"], reverse=True)
     differences = [d | {"shown": not d["low"] <= 0 <= d["high"]} for d in results["differences"]]
+    seeds = results["settings"].get("seeds")
+    if not isinstance(seeds, list):
+        seeds = sorted({run["seed"] for c in results["configurations"] for run in c["runs"]})
     lead = None  # the first against the second, where that pair was compared; oriented first minus second
     if len(scored) > 1:
         first, second = scored[0]["name"], scored[1]["name"]
@@ -209,6 +212,7 @@ def _ordered(results: dict[str, Any]) -> dict[str, Any]:
                 lead = d | {"a": first, "b": second, "mean": -d["mean"], "low": -d["high"], "high": -d["low"]}
     return {
         "scored": scored,
+        "seeds": seeds,
         "waiting": [c for c in results["configurations"] if c not in scored],
         "colors": {c["name"]: c["color"] for c in results["configurations"]},
         "differences": differences,
@@ -271,7 +275,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def count(value: float) -> str:
+def short(value: float) -> str:
     """1234567 -> '1.23 M', 24100 -> '24.1 k'."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -293,11 +297,18 @@ def heat(head: Sequence[Sequence[float]]) -> str:
     return _data_uri(np.round(255 * colours).astype(np.uint8))
 
 
-def grey(picture: str) -> str:
-    """A picture in grey and no larger than 256 pixels, to lie under the heat maps: the file holds it once an example."""
-    image = Image.open(io.BytesIO(base64.b64decode(PICTURE.fullmatch(picture)[2]))).convert("L")  # type: ignore[index]
+def under(picture: str) -> str:
+    """CSS properties that lay a picture, in grey and at most 256 pixels wide, under the heat maps: once for all heads.
+
+    The browser blends: with one blended picture a head, 576 heads would weigh more than the rest of the page together.
+    """
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("L")
+    except (OSError, ValueError) as error:
+        raise InputError("results.json holds a picture that cannot be read: run regard compare again") from error
+    aspect = f"{image.width} / {image.height}"
     image.thumbnail((256, 256))
-    return _data_uri(np.asarray(image))
+    return f"--image: url('{_data_uri(np.asarray(image))}'); --aspect: {aspect}"
 
 
 def _data_uri(pixels: UInt8[np.ndarray, "h w *c"]) -> str:

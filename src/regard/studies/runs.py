@@ -45,6 +45,7 @@ class Hardware:
     accelerator: str = "auto"
     precision: str = "auto"
     workers: int = 0
+    bar: bool = True  # a progress bar per training
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,8 @@ def make_trainer(
         precision=precision,
         max_epochs=epochs,
         logger=[CSVLogger(out, "logs", ""), TensorBoardLogger(out, "logs", "")],
-        callbacks=[*callbacks, _Progress(progress)],
+        callbacks=[*callbacks, *([_Progress(progress)] if hardware.bar else [])],
+        enable_progress_bar=hardware.bar,
         enable_checkpointing=checkpointing,
         enable_model_summary=False,
         log_every_n_steps=25,

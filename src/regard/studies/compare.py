@@ -1,0 +1,390 @@
+"""`regard compare`: the configurations of a preset, side by side on the same images, with seeds and intervals.
+
+The folder of a study, every part of which is written whole or not at all, so that a second call goes on where the first
+one stopped:
+
+    study.json                    what is compared; a folder belongs to one study
+    pretraining/KEY/              a pre-training, done once and shared: `runs.pretrain_run`
+    cells/CONFIGURATION/seed-N/   one training: `runs.segment_run`, and counts.npz, its confusion counts per image
+    results.json, report.html     all of it, and the page made from it
+"""
+
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from regard.backbones import build_backbone, device_of, normalize, parameters, save_backbone
+from regard.backbones.weights import BACKBONE_FILE
+from regard.data.layout import Source, require_masks
+from regard.errors import InputError, unknown
+from regard.evaluation.scores import majority_counts, scores
+from regard.studies.examples import choose_examples
+from regard.studies.jobs import console, run_all
+from regard.studies.presets import CONFIGURATIONS, PRESETS, QUESTIONS, Configuration, Preset, preset
+from regard.studies.report import write_report
+from regard.studies.runs import (
+    PRETRAIN_FILE,
+    RUN_FILE,
+    Hardware,
+    Run,
+    load_run,
+    pretrain_run,
+    read_json,
+    segment_run,
+    summary,
+    write_json,
+)
+from regard.studies.statistics import bootstrap_miou, interval
+
+STUDY_FILE, RESULTS_FILE, COUNTS_FILE, CELL_FILE = "study.json", "results.json", "counts.npz", "cell.json"
+
+
+def compare(
+    source: Source,
+    preset_name: str,
+    out: Path,
+    seeds: int | None = None,
+    baselines: bool = False,
+    size: int | None = None,
+    jobs: int = 1,
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    command: str = "regard.studies.compare",
+) -> Path:
+    """Run what is not finished yet of a comparison, and write `results.json` and `report.html`; returns the latter.
+
+    The best epoch of each training is chosen on `val`; the scores are those on `test` where there is one.
+    Raises InputError for data without masks, an unknown preset, or a folder that holds another study.
+    """
+    splits = require_masks(source)
+    if preset_name not in PRESETS:
+        raise unknown("preset", preset_name, PRESETS)
+    for split in ("train", "val"):
+        source.split(split)
+    chosen = preset(preset_name, size)
+    wanted = [c for c in CONFIGURATIONS if baselines or not c.baseline]
+    seeds = seeds or chosen.seeds
+    started = time.perf_counter()
+    _claim(out, source, preset_name, chosen)
+
+    console.print(f"[bold]data[/]     {source.describe()}")
+    console.print(f"[bold]compare[/]  {len(wanted)} configurations x {seeds} seeds, preset {preset_name}, into {out}")
+    keys = dict.fromkeys(c.pretraining for c in wanted if c.pretraining)
+    study = Study(source, chosen, out, hardware)
+    run_all([(_pretrain, key, (key,)) for key in keys], study, jobs, "weights")
+    run_all(
+        [(_cell, f"{c.name}, seed {seed}", (c, seed)) for seed in range(seeds) for c in wanted], study, jobs, "cell"
+    )
+
+    seconds = time.perf_counter() - started
+    results = _collect(source, preset_name, chosen, wanted, seeds, out, command, seconds)
+    write_json(out / RESULTS_FILE, results)
+    return write_report(out)
+
+
+def _claim(out: Path, source: Source, preset_name: str, chosen: Preset) -> None:
+    """A folder belongs to one study: its cells must not mix with those of another."""
+    study = {
+        "source": source.root,
+        "images": {split: len(dataset) for split, dataset in source.splits.items()},
+        "classes": list(source.classes),
+        "preset": preset_name,
+        "settings": asdict(chosen),
+    }
+    study = _plain(study)
+    if (out / STUDY_FILE).is_file():
+        there = read_json(out / STUDY_FILE)
+        differs = [key for key in study if there.get(key) != study[key]]
+        if differs:
+            raise InputError(
+                f"{out} holds another comparison ({', '.join(differs)} differ): choose another --out, or delete it"
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no comparison: choose another --out")
+    else:
+        write_json(out / STUDY_FILE, study)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What every pre-training and every cell of a study shares."""
+
+    source: Source
+    preset: Preset
+    out: Path
+    hardware: Hardware
+
+
+def _pretrain(study: Study, title: str, key: str) -> str:
+    """Make `pretraining/KEY`, from published weights where the preset names some that can be fetched; says what came."""
+    chosen, out = study.preset, study.out
+    folder = out / "pretraining" / key
+    if (folder / PRETRAIN_FILE).is_file():
+        return "finished before"
+    settings = chosen.pretrainings[key]
+    name, options = chosen.backbones[key.rsplit("-", 1)[1]]
+    reason = "no weights are published for a backbone this small" if settings.method == "dino" else ""
+    if key in chosen.published:
+        published = chosen.published[key]
+        try:
+            backbone = build_backbone(published, pretrained=True, **options)
+        except InputError as error:
+            reason = f"published weights {published} could not be fetched: {error}"
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_backbone(backbone, folder / BACKBONE_FILE)
+            origin = f"published weights: timm {published}"
+            write_json(folder / PRETRAIN_FILE, {"origin": origin, "seconds": 0.0, "curve": []})
+            return origin
+    torch.manual_seed(0)
+    train = study.source.split("train")
+    made = pretrain_run(train, build_backbone(name, **options), settings, folder, 0, study.hardware, title)
+    origin = (
+        f"pre-trained here: {settings.epochs} epochs of {len(train)} images, without labels"
+        + (f" ({reason})" if reason else "")
+    )
+    write_json(folder / PRETRAIN_FILE, made | {"origin": origin})
+    return f"{origin}, {made['seconds']:.0f} s"
+
+
+def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> str:
+    """Train and score one configuration with one seed; `cell.json` comes last. Says what came."""
+    chosen, out = study.preset, study.out
+    folder = cell_folder(out, configuration.name, seed)
+    if (folder / CELL_FILE).is_file():
+        return "finished before"
+    splits = require_masks(study.source)
+    torch.manual_seed(seed)
+    name, options = chosen.backbones[configuration.backbone]
+    if configuration.pretraining:
+        backbone = build_backbone(out / "pretraining" / configuration.pretraining)
+    else:
+        backbone = build_backbone(name, **options)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    segment_run(
+        splits["train"], splits["val"], backbone, configuration.fusion, chosen.segment, folder, seed, study.hardware,
+        title,
+    )  # fmt: skip
+    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    run = load_run(folder)
+    counts = run.evaluate(splits[_scored(splits)])
+    np.savez_compressed(folder / COUNTS_FILE, counts=counts)
+    cell = {
+        **summary(run, counts),
+        "peak_memory_mb": peak,
+        "milliseconds_per_image": milliseconds_per_image(run, chosen.segment.size),
+    }
+    write_json(folder / CELL_FILE, cell)
+    return f"mIoU {100 * cell['miou']:.1f}%"
+
+
+def cell_folder(out: Path, configuration: str, seed: int) -> Path:
+    """Where a cell lies."""
+    return out / "cells" / configuration / f"seed-{seed}"
+
+
+def _scored(splits: Mapping[str, Any]) -> str:
+    return "test" if "test" in splits else "val"
+
+
+@torch.inference_mode()
+def milliseconds_per_image(run: Run, size: int, batch: int = 8, repeats: int = 7) -> float:
+    """Median time of a forward pass over a batch of square images, per image, after one to warm up."""
+    device = device_of(run.model)
+    images = normalize(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device))
+    times = []
+    for _ in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        run.model(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:])) * 1000 / batch
+
+
+def _collect(
+    source: Source,
+    preset_name: str,
+    chosen: Preset,
+    wanted: Sequence[Configuration],
+    seeds: int,
+    out: Path,
+    command: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Everything the report needs, read back from the folders; the schema is `report.py`'s."""
+    splits = require_masks(source)
+    split = _scored(splits)
+    counts = {c.name: np.stack([_counts(out, c.name, seed) for seed in range(seeds)]) for c in wanted}
+    replicates = bootstrap_miou(counts)
+    truth = next(iter(counts.values()))[0].sum(axis=0)
+    majority = scores(majority_counts(truth))
+    differences = [
+        {"a": a, "b": b, "mean": float(_mious(counts[a]).mean() - _mious(counts[b]).mean())}
+        | dict(zip(("low", "high"), interval(replicates[a] - replicates[b]), strict=True))
+        for a, b in QUESTIONS
+        if a in counts and b in counts
+    ]
+    keys = dict.fromkeys(c.pretraining for c in wanted if c.pretraining)
+    return {
+        "regard": version("regard"),
+        "commit": _commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "seconds": seconds,
+        "complete": True,
+        "environment": environment(),
+        "data": {
+            "source": source.root,
+            "description": source.describe(),
+            "classes": list(source.classes),
+            "palette": np.asarray(source.palette).tolist(),
+            "ignore_index": source.ignore_index,
+            "train_images": len(splits["train"]),
+            "evaluated_images": len(splits[split]),
+            "evaluated_split": split,
+            "image_size": [chosen.segment.size, chosen.segment.size],
+            "class_share": (truth.sum(axis=1) / truth.sum()).tolist(),
+        },
+        "preset": preset_name,
+        "settings": _settings(chosen, seeds),
+        "majority": {
+            "class": source.classes[int(truth.sum(axis=1).argmax())],
+            "miou": majority.miou,
+            "pixel_accuracy": majority.pixel_accuracy,
+        },
+        "pretraining": [_described_pretraining(out, key, chosen) for key in keys],
+        "configurations": [_described(c, chosen, seeds, replicates[c.name], out) for c in wanted],
+        "differences": differences,
+        "examples": choose_examples(
+            splits[split], {c.name: load_run(cell_folder(out, c.name, 0)) for c in wanted}
+        ),
+    }
+
+
+def _counts(out: Path, name: str, seed: int) -> Int[np.ndarray, "images classes classes"]:
+    with np.load(cell_folder(out, name, seed) / COUNTS_FILE) as file:
+        return file["counts"]
+
+
+def _mious(counts: Int[np.ndarray, "seeds images classes classes"]) -> np.ndarray:
+    return np.array([scores(matrix).miou for matrix in counts.sum(axis=1)])
+
+
+def _described_pretraining(out: Path, key: str, chosen: Preset) -> dict[str, Any]:
+    made = read_json(out / "pretraining" / key / PRETRAIN_FILE)
+    return {
+        "name": key,
+        "method": chosen.pretrainings[key].method,
+        "backbone": chosen.backbones[key.rsplit("-", 1)[1]][0],
+        **{field: made[field] for field in ("origin", "seconds", "curve")},
+    }
+
+
+def _described(
+    configuration: Configuration, chosen: Preset, seeds: int, replicates: np.ndarray, out: Path
+) -> dict[str, Any]:
+    folders = [cell_folder(out, configuration.name, seed) for seed in range(seeds)]
+    runs = [read_json(folder / RUN_FILE) for folder in folders]
+    cells = [read_json(folder / CELL_FILE) for folder in folders]
+    mious = [cell["miou"] for cell in cells]
+    low, high = interval(replicates)
+    return {
+        "name": configuration.name,
+        "backbone": chosen.backbones[configuration.backbone][0],
+        "pretraining": configuration.pretraining,
+        "fusion": configuration.fusion,
+        "head": chosen.segment.head,
+        "baseline": configuration.baseline,
+        "parameters": runs[0]["parameters"],
+        "milliseconds_per_image": float(np.median([cell["milliseconds_per_image"] for cell in cells])),
+        "peak_memory_mb": cells[0]["peak_memory_mb"],
+        "miou": {
+            "mean": float(np.mean(mious)),
+            "std": float(np.std(mious, ddof=1)) if seeds > 1 else 0.0,
+            "low": low,
+            "high": high,
+            "interval": "95%, bootstrap over images and seeds" if seeds > 1 else "95%, bootstrap over images",
+        },
+        "runs": [
+            {
+                "seed": run["seed"],
+                "miou": cell["miou"],
+                "pixel_accuracy": cell["pixel_accuracy"],
+                "iou": list(cell["iou"].values()),
+                "train_seconds": run["seconds"],
+                "best_epoch": run["best_epoch"],
+                "curve": run["curve"],
+            }
+            for run, cell in zip(runs, cells, strict=True)
+        ],
+    }
+
+
+def _settings(chosen: Preset, seeds: int) -> dict[str, Any]:
+    """The settings, flat, for people."""
+    segment = {f"segment.{key}": value for key, value in asdict(chosen.segment).items()}
+    pretrain = {
+        f"{name}.{key}": value
+        for name, settings in chosen.pretrainings.items()
+        for key, value in asdict(settings).items()
+        if key != "options"
+    }
+    options = {f"{n}.{k}": v for n, s in chosen.pretrainings.items() for k, v in s.options.items()}
+    backbones = {f"{key}.{k}": v for key, (_, o) in chosen.backbones.items() for k, v in o.items()}
+    return _plain({"seeds": list(range(seeds)), **segment, **backbones, **pretrain, **options})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back: tuples are lists, mappings are dicts."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def environment() -> dict[str, str]:
+    """What a number depends on besides the code."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "lightning": version("lightning"),
+        "device": gpu or "cpu",
+        "cpu": f"{_processor()} ({torch.get_num_threads()} threads)",
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file lies in; None where it lies in none."""
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return out.stdout.strip()

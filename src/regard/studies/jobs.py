@@ -1,0 +1,67 @@
+"""Runs the parts of a study one after the other, or several side by side in processes of their own."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from regard.data.modules import Cached
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+Task = tuple[Callable[..., str], str, tuple[Any, ...]]  # (function of (study, title, *arguments), title, arguments)
+
+
+def run_all(tasks: Sequence[Task], study: Any, jobs: int, word: str) -> None:
+    """Run tasks and say what came of each. jobs: how many at once; the machine's threads are shared out among them.
+
+    A task that raises ends the whole, after those that run beside it; what was finished stays.
+    """
+    if jobs == 1:
+        study = _with_cache(study)
+        for number, (function, title, arguments) in enumerate(tasks, 1):
+            _say(word, number, len(tasks), title, function(study, title, *arguments))
+        return
+    # `spawn`: a forked copy of a process that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, console=console, transient=True) as progress,
+        ProcessPoolExecutor(jobs, context, _start, (study, max(1, (os.cpu_count() or 1) // jobs))) as pool,
+    ):
+        bar = progress.add_task(word, total=len(tasks))
+        futures = {pool.submit(_run, *task): task[1] for task in tasks}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                _say(word, number, len(tasks), futures[future], future.result())
+                progress.advance(bar)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _say(word: str, number: int, total: int, title: str, outcome: str) -> None:
+    console.print(f"[bold]{word:8}[/] {number}/{total}  {title}: {outcome}")
+
+
+_study: Any = None  # of this worker process: opened once, so that decoded images serve all of its tasks
+
+
+def _start(study: Any, threads: int) -> None:
+    global _study
+    torch.set_num_threads(threads)
+    _study = _with_cache(replace(study, hardware=replace(study.hardware, bar=False)))
+
+
+def _run(function: Callable[..., str], title: str, arguments: tuple[Any, ...]) -> str:
+    return function(_study, title, *arguments)
+
+
+def _with_cache(study: Any) -> Any:
+    splits = {name: Cached(dataset) for name, dataset in study.source.splits.items()}
+    return replace(study, source=replace(study.source, splits=splits))

@@ -1,0 +1,163 @@
+"""What `regard compare` compares, at three sizes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from regard.studies.runs import PretrainSettings, SegmentSettings
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One row of the comparison. backbone: "resnet", "swin" or "vit"; pretraining: a key of a preset, or None."""
+
+    name: str
+    backbone: str
+    pretraining: str | None
+    fusion: str
+    baseline: bool = False
+
+
+CONFIGURATIONS = (
+    Configuration("bt-resnet50", "resnet", "barlow_twins-resnet", "none"),
+    Configuration("bt-swin", "swin", "barlow_twins-swin", "none"),
+    Configuration("bt-swin-concat", "swin", "barlow_twins-swin", "concat"),
+    Configuration("bt-swin-gate", "swin", "barlow_twins-swin", "gate"),
+    Configuration("dino-gate", "vit", "dino-vit", "gate"),
+    # Baselines, so that a difference can be attributed.
+    Configuration("dino", "vit", "dino-vit", "none", baseline=True),
+    Configuration("bt-swin-propagate", "swin", "barlow_twins-swin", "propagate", baseline=True),
+    Configuration("random-resnet50", "resnet", None, "none", baseline=True),
+    Configuration("random-swin", "swin", None, "none", baseline=True),
+    Configuration("random-swin-concat", "swin", None, "concat", baseline=True),
+    Configuration("random-swin-gate", "swin", None, "gate", baseline=True),
+    Configuration("random-vit-gate", "vit", None, "gate", baseline=True),
+)
+
+# Pairs whose difference answers a question, where both are in the comparison: (a, b), reported as a minus b.
+QUESTIONS = (
+    ("bt-swin-concat", "bt-swin"),
+    ("bt-swin-gate", "bt-swin"),
+    ("bt-swin-propagate", "bt-swin"),
+    ("bt-swin", "bt-resnet50"),
+    ("dino-gate", "bt-swin-gate"),
+    ("dino-gate", "dino"),
+    ("bt-resnet50", "random-resnet50"),
+    ("bt-swin", "random-swin"),
+    ("dino-gate", "random-vit-gate"),
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Backbones (timm name and options), pre-trainings and the training for segmentation, at one size.
+
+    published: timm weights to use in place of a pre-training, where they can be fetched.
+    """
+
+    backbones: Mapping[str, tuple[str, Mapping[str, Any]]]
+    pretrainings: Mapping[str, PretrainSettings]
+    segment: SegmentSettings
+    published: Mapping[str, str]
+    seeds: int = 3
+
+
+def preset(name: str, size: int | None = None) -> Preset:
+    """The preset of this name; with another image size where one is given. KeyError for an unknown name."""
+    return PRESETS[name](size) if size else PRESETS[name]()
+
+
+def _tiny(size: int = 64) -> Preset:
+    """Minutes on two CPU cores: the same three families, a hundred times smaller."""
+    window = size // 16  # so that every stage of the Swin divides into windows
+    transformer = {"optimizer": "adamw", "lr": 4e-3, "weight_decay": 0.01, "warmup": 0.1, "widths": (256, 256, 256)}
+    pretrain = PretrainSettings("barlow_twins", size, epochs=12, batch_size=64, options=transformer)
+    dino = PretrainSettings(
+        "dino",
+        size,
+        local_size=size // 2,
+        local_crops=2,
+        epochs=12,
+        batch_size=64,
+        options={"out_dim": 1024, "hidden_dim": 256, "bottleneck_dim": 64, "lr": 4e-3, "momentum": 0.98, "freeze_epochs": 1},
+    )
+    return Preset(
+        backbones={
+            "resnet": ("resnet18", {"channels": (24, 48, 96, 96)}),
+            "swin": (
+                "swin_tiny_patch4_window7_224",
+                {
+                    "img_size": size,
+                    "embed_dim": 32,
+                    "depths": (2, 2, 2),
+                    "num_heads": (2, 4, 8),
+                    "window_size": window,
+                },
+            ),
+            "vit": (
+                "vit_tiny_patch16_224",
+                {"img_size": size, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+            ),
+        },
+        pretrainings={"barlow_twins-resnet": pretrain, "barlow_twins-swin": pretrain, "dino-vit": dino},
+        segment=SegmentSettings(
+            size,
+            scale=(0.8, 1.25),
+            head_options={"width": 48},
+            epochs=6,
+            batch_size=8,
+            lr=1e-3,
+            backbone_lr=1e-3,
+        ),
+        published={},
+    )
+
+
+def _full(size: int = 224) -> Preset:
+    """The real backbones with the published recipes, as far as one machine carries them."""
+    lars = {"optimizer": "lars", "lr": 0.4, "widths": (8192, 8192, 8192), "warmup": 0.03}  # batch 256: barlowtwins#7
+    adamw = {"optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.05, "widths": (8192, 8192, 8192), "warmup": 0.1}
+    window = size // 32
+    return Preset(
+        backbones={
+            "resnet": ("resnet50", {}),
+            "swin": ("swin_tiny_patch4_window7_224", {"img_size": size, "window_size": window}),
+            "vit": ("vit_small_patch16_224", {"img_size": size}),
+        },
+        pretrainings={
+            "barlow_twins-resnet": PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=lars),
+            "barlow_twins-swin": PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=adamw),
+            "dino-vit": PretrainSettings("dino", size, local_size=96, epochs=300, batch_size=256, options={"momentum": 0.9995}),
+        },
+        segment=SegmentSettings(size, epochs=100, batch_size=16, lr=1e-3, backbone_lr=1e-4),
+        published={"dino-vit": "vit_small_patch16_224.dino"},
+    )
+
+
+def _small(size: int = 224) -> Preset:
+    """One GPU, under an hour: `full` with small backbones and short schedules."""
+    full = _full(size)
+    short = {
+        key: replace(settings, epochs=40, options=settings.options | _short_options(settings.method))
+        for key, settings in full.pretrainings.items()
+    }
+    return replace(
+        full,
+        backbones=dict(full.backbones)
+        | {
+            "resnet": ("resnet26", {}),
+            "swin": (
+                "swin_tiny_patch4_window7_224",
+                {"img_size": size, "window_size": size // 32, "embed_dim": 64, "depths": (2, 2, 4, 2), "num_heads": (2, 4, 8, 16)},
+            ),
+        },
+        pretrainings=short,
+        segment=replace(full.segment, epochs=30),
+    )
+
+
+def _short_options(method: str) -> dict[str, Any]:
+    return {"widths": (2048, 2048, 2048)} if method == "barlow_twins" else {"out_dim": 8192, "momentum": 0.996}
+
+
+PRESETS = {"tiny": _tiny, "small": _small, "full": _full}
