@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from contracts import check_backbone
 from timm.models.swin_transformer import window_reverse
 
+from contracts import check_backbone
 from regard.backbones import build_backbone, save_backbone
 from regard.errors import InputError
 
@@ -129,9 +129,11 @@ def naive_affinity(windows: torch.Tensor, block, grid) -> torch.Tensor:
         for token in range(area):
             rows = torch.zeros(batch, count, area, heads)
             rows[:, window] = windows[:, window, :, token].transpose(1, 2)
-            image = window_reverse(rows.flatten(0, 1).unflatten(1, (wh, ww)), block.window_size, *grid) if (
-                "v2" not in type(block).__name__.lower()
-            ) else reverse_v2(rows, block, grid)
+            image = (
+                window_reverse(rows.flatten(0, 1).unflatten(1, (wh, ww)), block.window_size, *grid)
+                if ("v2" not in type(block).__name__.lower())
+                else reverse_v2(rows, block, grid)
+            )
             image = torch.roll(image, block.shift_size, (1, 2)).permute(0, 3, 1, 2).flatten(2)
             row, column = divmod(window, grid[1] // ww)
             query = index[row * wh + token // ww, column * ww + token % ww]
@@ -158,7 +160,10 @@ def test_swin_pooled_map_is_the_mean_query_against_all_keys(name: str) -> None:
     qkv = F.linear(tokens.flatten(0, 1), attn.qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1))
     query, key = qkv[:, 0], qkv[:, 1]  # (windows * area, heads, d)
     if hasattr(attn, "logit_scale"):
-        query, key = F.normalize(query, dim=-1) * attn.logit_scale.clamp(max=4.6052).exp().squeeze(-1), F.normalize(key, dim=-1)
+        query, key = (
+            F.normalize(query, dim=-1) * attn.logit_scale.clamp(max=4.6052).exp().squeeze(-1),
+            F.normalize(key, dim=-1),
+        )
     else:
         query = query * query.shape[-1] ** -0.5
     explicit = (key * query.mean(dim=0)).sum(-1).softmax(dim=0)  # (tokens, heads), in window order
@@ -188,7 +193,13 @@ def test_published_dino_vit_gives_the_recorded_tokens_and_attention(recorded, tm
     state = {key.removeprefix("state/"): value for key, value in data.items() if key.startswith("state/")}
     torch.save({"teacher": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "dino.pth")
     backbone = build_backbone(
-        "vit_tiny_patch16_224", weights=tmp_path / "dino.pth", img_size=64, patch_size=8, embed_dim=48, depth=3, num_heads=4
+        "vit_tiny_patch16_224",
+        weights=tmp_path / "dino.pth",
+        img_size=64,
+        patch_size=8,
+        embed_dim=48,
+        depth=3,
+        num_heads=4,
     ).eval()
     with torch.no_grad():
         seen = backbone(data["images"], attention=True)

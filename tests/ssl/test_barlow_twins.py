@@ -26,7 +26,9 @@ def test_both_forms_of_the_loss_equal_the_definition_in_float64() -> None:
         c = standardize(z1.double()).T @ standardize(z2.double()) / batch
         on = (c.diagonal() - 1).square().sum()
         off = c.square().sum() - c.diagonal().square().sum()
-        torch.testing.assert_close(torch.stack(barlow_twins_terms(z1, z2)).double(), torch.stack([on, off]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            torch.stack(barlow_twins_terms(z1, z2)).double(), torch.stack([on, off]), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_identical_decorrelated_views_cost_nothing() -> None:

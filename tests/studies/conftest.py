@@ -32,7 +32,7 @@ def _scene(rng, size):
     y, x = np.mgrid[:size, :size]
     mask = np.zeros((size, size), int)
     for label in rng.permutation(np.arange(1, len(CLASSES)))[:4]:
-        cy, cx, r = rng.integers(8, size - 8, 2).tolist() + [rng.integers(6, 15)]
+        cy, cx, r = [*rng.integers(8, size - 8, 2).tolist(), rng.integers(6, 15)]
         inside = (y - cy) ** 2 + (x - cx) ** 2 < r**2 if label % 2 else np.maximum(abs(y - cy), abs(x - cx)) < r
         mask[inside] = label
     tones = rng.integers(40, 220, (len(CLASSES), 3))

@@ -69,7 +69,9 @@ class Recorder(TorchFunctionMode):
 
     def _attended(self, args: tuple, kwargs: dict) -> None:
         if self.calls in self.wanted:
-            call = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
+            call = (
+                dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
+            )
             if call.get("is_causal") or call.get("enable_gqa"):
                 raise InputError("attention maps of causal or grouped-query attention are not read")
             query, key, mask = call["query"], call["key"], call.get("attn_mask")

@@ -1,6 +1,5 @@
 """Any timm vision transformer whose blocks keep one grid of tokens: ViT, DeiT, DINO, DINOv2, SigLIP, EVA and kin."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -58,9 +57,7 @@ class ViT(Backbone):
             pooled=self.model.forward_head(last, pre_logits=True),
         )
 
-    def _map(
-        self, attended: Attended, tokens: tuple[int, int], grid: tuple[int, int], affinity: bool
-    ) -> AttentionMap:
+    def _map(self, attended: Attended, tokens: tuple[int, int], grid: tuple[int, int], affinity: bool) -> AttentionMap:
         """The map of one block: softmax over all tokens, cut to the patches of the image, each head summing to 1."""
         if self.kind == "cls":
             row = attended.weights(rows=slice(0, 1))[:, :, 0, self.prefix :]

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-Image = UInt8[np.ndarray, "h w 3"]
-Mask = UInt8[np.ndarray, "h w"]
+Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
+Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
 
 cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's own threads would fight with them
 GREY = np.array([[0.299, 0.587, 0.114]], dtype=np.float32)  # ITU-R 601, as PIL and torchvision
@@ -84,9 +84,7 @@ def _scaled_blur(view: View, size: int) -> View:
     return replace(view, sigma=(low * size / 224, high * size / 224))
 
 
-def crop_box(
-    shape: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def crop_box(shape: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop, as torchvision's RandomResizedCrop draws it."""
     height, width = shape
     for _ in range(10):

@@ -14,12 +14,15 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import track
 
 from regard.data.datasets import (
     VOC2012,
@@ -207,3 +210,30 @@ def _folder(src: str | Path) -> Path:
     near = difflib.get_close_matches(missing.name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "the path of a folder, or `scenes` (built in), would work"
     raise InputError(f"no such folder: {missing}; {hint}")
+
+
+def check_readable(source: Source) -> None:
+    """Read every image and mask once, so that a long training does not stop at a bad one; shows a progress bar.
+
+    Raises InputError for the first that cannot be used: unreadable, a mask of another size than its image, or with a
+    value that is no class. The built-in scenes need no check.
+    """
+    if source.layout == "scenes":
+        return
+    tasks = [(dataset, i) for dataset in source.splits.values() for i in range(len(dataset))]
+
+    def read(task: tuple[Dataset, int]) -> None:
+        dataset, i = task
+        dataset.image(i)
+        if isinstance(dataset, MaskDataset):
+            dataset.mask(i)
+
+    console = Console(stderr=True)
+    with ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter's lock
+        results = pool.map(read, tasks)
+        try:
+            for _ in track(results, "checking images and masks", len(tasks), transient=True, console=console):
+                pass
+        except InputError:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -72,7 +72,7 @@ class ConcatFusion(Fusion):
 class _Concat(nn.Module):
     def __init__(self, channels: int, heads: int, width: int = 32) -> None:
         super().__init__()
-        self.project = nn.Sequential(nn.Conv2d(heads, width, kernel_size=3, padding=1), nn.GELU())
+        self.project = nn.Sequential(nn.Conv2d(heads, width, kernel_size=1), nn.GELU())
         self.mix = _zero(nn.Conv2d(channels + width, channels, kernel_size=1))
 
     def forward(self, x: Float[Tensor, "b c h w"], attention: AttentionMap) -> Float[Tensor, "b c h w"]:
@@ -131,7 +131,12 @@ def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-FUSIONS: dict[str, type[Fusion]] = {"none": NoFusion, "concat": ConcatFusion, "gate": GateFusion, "propagate": PropagateFusion}
+FUSIONS: dict[str, type[Fusion]] = {
+    "none": NoFusion,
+    "concat": ConcatFusion,
+    "gate": GateFusion,
+    "propagate": PropagateFusion,
+}
 
 
 def build_fusion(name: str, backbone: Backbone) -> Fusion:
@@ -139,5 +144,7 @@ def build_fusion(name: str, backbone: Backbone) -> Fusion:
     if name not in FUSIONS:
         raise unknown("fusion", name, FUSIONS)
     if FUSIONS[name].attention and not backbone.heads:
-        raise InputError(f"fusion {name} needs attention, and {backbone.name} has none: use fusion none, a ViT or a Swin")
+        raise InputError(
+            f"fusion {name} needs attention, and {backbone.name} has none: use fusion none, a ViT or a Swin"
+        )
     return FUSIONS[name](backbone.channels, backbone.heads)

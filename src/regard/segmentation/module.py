@@ -99,7 +99,7 @@ class SegmentationTask(L.LightningModule):
         backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
         rest = [*self.model.fusion.parameters(), *self.model.head.parameters()]
         groups = [{"params": rest, "lr": self.lr}, {"params": backbone, "lr": self.backbone_lr}]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay, fused=True)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(self.warmup * total))
 

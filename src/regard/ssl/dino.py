@@ -59,9 +59,7 @@ def dino_loss(
     """
     log_student = F.log_softmax(student.float() / student_temp, dim=-1).chunk(crops)
     target = F.softmax((teacher.detach().float() - center) / teacher_temp, dim=-1).chunk(2)
-    terms = [
-        -(target[t] * log_student[s]).sum(dim=-1).mean() for t in range(2) for s in range(crops) if s != t
-    ]
+    terms = [-(target[t] * log_student[s]).sum(dim=-1).mean() for t in range(2) for s in range(crops) if s != t]
     return torch.stack(terms).mean()
 
 

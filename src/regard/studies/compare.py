@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from regard.backbones import build_backbone, device_of, normalize, parameters, save_backbone
+from regard.backbones import build_backbone, device_of, normalize, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
 from regard.data.layout import Source, require_masks
 from regard.errors import InputError, unknown
@@ -79,11 +79,11 @@ def compare(
     console.print(f"[bold]data[/]     {source.describe()}")
     console.print(f"[bold]compare[/]  {len(wanted)} configurations x {seeds} seeds, preset {preset_name}, into {out}")
     keys = dict.fromkeys(c.pretraining for c in wanted if c.pretraining)
-    study = Study(source, chosen, out, hardware)
-    run_all([(_pretrain, key, (key,)) for key in keys], study, jobs, "weights")
-    run_all(
-        [(_cell, f"{c.name}, seed {seed}", (c, seed)) for seed in range(seeds) for c in wanted], study, jobs, "cell"
-    )
+    stages = {
+        "weights": [(_pretrain, key, (key,)) for key in sorted(keys, key=_is_barlow_twins)],  # DINO, the longest, first
+        "training": [(_cell, f"{c.name}, seed {seed}", (c, seed)) for seed in range(seeds) for c in wanted],
+    }
+    run_all(stages, Study(source, chosen, out, hardware), jobs)
 
     seconds = time.perf_counter() - started
     results = _collect(source, preset_name, chosen, wanted, seeds, out, command, seconds)
@@ -112,6 +112,10 @@ def _claim(out: Path, source: Source, preset_name: str, chosen: Preset) -> None:
         raise InputError(f"{out} is not empty and holds no comparison: choose another --out")
     else:
         write_json(out / STUDY_FILE, study)
+
+
+def _is_barlow_twins(key: str) -> bool:
+    return key.startswith("barlow_twins")
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,8 @@ def _pretrain(study: Study, title: str, key: str) -> str:
     torch.manual_seed(0)
     train = study.source.split("train")
     made = pretrain_run(train, build_backbone(name, **options), settings, folder, 0, study.hardware, title)
-    origin = (
-        f"pre-trained here: {settings.epochs} epochs of {len(train)} images, without labels"
-        + (f" ({reason})" if reason else "")
+    origin = f"pre-trained here: {settings.epochs} epochs of {len(train)} images, without labels" + (
+        f" ({reason})" if reason else ""
     )
     write_json(folder / PRETRAIN_FILE, made | {"origin": origin})
     return f"{origin}, {made['seconds']:.0f} s"
@@ -231,11 +234,14 @@ def _collect(
     replicates = bootstrap_miou(counts)
     truth = next(iter(counts.values()))[0].sum(axis=0)
     majority = scores(majority_counts(truth))
+    first, second = sorted(counts, key=lambda name: -_mious(counts[name]).mean())[:2]
+    pairs = [(a, b) for a, b in QUESTIONS if a in counts and b in counts]
+    if (first, second) not in pairs and (second, first) not in pairs:
+        pairs.insert(0, (first, second))
     differences = [
         {"a": a, "b": b, "mean": float(_mious(counts[a]).mean() - _mious(counts[b]).mean())}
         | dict(zip(("low", "high"), interval(replicates[a] - replicates[b]), strict=True))
-        for a, b in QUESTIONS
-        if a in counts and b in counts
+        for a, b in pairs
     ]
     keys = dict.fromkeys(c.pretraining for c in wanted if c.pretraining)
     return {
@@ -268,9 +274,8 @@ def _collect(
         "pretraining": [_described_pretraining(out, key, chosen) for key in keys],
         "configurations": [_described(c, chosen, seeds, replicates[c.name], out) for c in wanted],
         "differences": differences,
-        "examples": choose_examples(
-            splits[split], {c.name: load_run(cell_folder(out, c.name, 0)) for c in wanted}
-        ),
+        "examples_note": "Evenly spaced images, not picked by how well they come out; predictions of seed 0.",
+        "examples": choose_examples(splits[split], {c.name: load_run(cell_folder(out, c.name, 0)) for c in wanted}),
     }
 
 

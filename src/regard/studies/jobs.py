@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
@@ -17,15 +17,23 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 Task = tuple[Callable[..., str], str, tuple[Any, ...]]  # (function of (study, title, *arguments), title, arguments)
 
 
-def run_all(tasks: Sequence[Task], study: Any, jobs: int, word: str) -> None:
-    """Run tasks and say what came of each. jobs: how many at once; the machine's threads are shared out among them.
+def default_jobs(accelerator: str) -> int:
+    """One training at a time on a GPU. On a CPU one per core, four at most: tiny models leave a second thread idle."""
+    on_gpu = accelerator not in ("auto", "cpu") or (accelerator == "auto" and torch.cuda.is_available())
+    return 1 if on_gpu else min(4, os.cpu_count() or 1)
 
+
+def run_all(stages: Mapping[str, Sequence[Task]], study: Any, jobs: int) -> None:
+    """Run the tasks of each stage, one stage after the other, and say what came of each task.
+
+    jobs: how many tasks at once; the machine's threads are shared out among them.
     A task that raises ends the whole, after those that run beside it; what was finished stays.
     """
     if jobs == 1:
         study = _with_cache(study)
-        for number, (function, title, arguments) in enumerate(tasks, 1):
-            _say(word, number, len(tasks), title, function(study, title, *arguments))
+        for stage, tasks in stages.items():
+            for number, (function, title, arguments) in enumerate(tasks, 1):
+                _say(stage, number, len(tasks), title, function(study, title, *arguments))
         return
     # `spawn`: a forked copy of a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
@@ -34,15 +42,16 @@ def run_all(tasks: Sequence[Task], study: Any, jobs: int, word: str) -> None:
         Progress(*columns, console=console, transient=True) as progress,
         ProcessPoolExecutor(jobs, context, _start, (study, max(1, (os.cpu_count() or 1) // jobs))) as pool,
     ):
-        bar = progress.add_task(word, total=len(tasks))
-        futures = {pool.submit(_run, *task): task[1] for task in tasks}
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                _say(word, number, len(tasks), futures[future], future.result())
-                progress.advance(bar)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for stage, tasks in stages.items():
+            bar = progress.add_task(stage, total=len(tasks))
+            futures = {pool.submit(_run, *task): task[1] for task in tasks}
+            try:
+                for number, future in enumerate(as_completed(futures), 1):
+                    _say(stage, number, len(tasks), futures[future], future.result())
+                    progress.advance(bar)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def _say(word: str, number: int, total: int, title: str, outcome: str) -> None:

@@ -1,8 +1,8 @@
 """The report of `regard compare`: one HTML file made from `results.json` alone, which opens without a network.
 
-Nothing is computed here that a reader could dispute: means, spreads and intervals come from the JSON; this module orders them,
-puts them into words and draws them. The drawing is inline SVG and CSS in `report.html.jinja`, so that text stays text, colours
-follow the page (light, dark, print) and no two charts can share an id.
+Nothing is computed here that a reader could dispute: scores and intervals come from the JSON; this module orders them,
+puts them into words and draws them. The drawing is inline SVG and CSS in `report.html.jinja`, so that text stays text,
+colours follow the page (light, dark, print) and no two charts can share an id.
 """
 
 import base64
@@ -25,7 +25,8 @@ from PIL import Image
 
 from regard.errors import InputError
 
-# What results.json must hold; other keys are let through. (shape, None): may be null. [shape]: a list. {str: shape}: any keys.
+# What results.json must hold; other keys are let through.
+# (shape, None): may be null. [shape]: a list. {str: shape}: any keys.
 MAYBE = (float, None)
 SCHEMA = {
     "regard": str,
@@ -89,6 +90,8 @@ SCHEMA = {
 }
 PICTURE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+=*")
 PALETTE_SIZE = 8  # Okabe and Ito's colours, as --c0 to --c7 in the template
+SHOWN_CLASSES = 24  # more are folded away, the most frequent ones first
+Number = int | float  # JSON tells no 1 from 1.0
 METHODS = {"barlow_twins": "Barlow Twins", "dino": "DINO"}
 
 
@@ -110,8 +113,7 @@ def write_report(directory: Path) -> Path:
 
 def read_results(path: Path) -> dict[str, Any]:
     """The content of `results.json`, checked; NaN and infinities (a diverged run) read as missing."""
-    wrong = None
-    results = None
+    wrong, results = None, {}
     try:
         results = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except OSError as error:
@@ -121,7 +123,6 @@ def read_results(path: Path) -> dict[str, Any]:
     wrong = wrong or _problem(results, SCHEMA, "") or _inconsistency(results)
     if wrong:
         raise InputError(f"{path}: {wrong}; run regard compare again: finished cells are kept")
-    assert results is not None
     return results
 
 
@@ -160,7 +161,8 @@ def _inconsistency(results: dict[str, Any]) -> str | None:
     for configuration in results["configurations"]:
         for run in configuration["runs"]:
             if len(run["iou"]) != count:
-                return f"{configuration['name']}, seed {run['seed']}: iou should hold {count} values, not {len(run['iou'])}"
+                where = f"configuration {configuration['name']!r}, seed {run['seed']}"
+                return f"{where}: iou should hold {count} values, not {len(run['iou'])}"
     for example in results["examples"]:
         pictures = [example["image"], example["truth"], *(p["png"] for p in example["predictions"].values())]
         if not all(PICTURE.fullmatch(picture) for picture in pictures):
@@ -184,9 +186,8 @@ def render(results: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=percent, points=points, duration=duration, short=short, plain=plain, mean=mean, heat=heat, under=under
-    )
+    filters = (percent, points, duration, short, plain, mean, heat, under, zip)
+    environment.filters.update({function.__name__: function for function in filters})
     environment.globals.update(axis=Axis.around, path=polyline, METHODS=METHODS)
     return environment.get_template("report.html.jinja").render(r=results, **_ordered(results))
 
@@ -196,8 +197,16 @@ def _ordered(results: dict[str, Any]) -> dict[str, Any]:
     for index, configuration in enumerate(results["configurations"]):
         configuration["color"] = f"var(--c{index % PALETTE_SIZE})"
         configuration["iou"] = [mean(values) for values in zip(*(r["iou"] for r in configuration["runs"]), strict=True)]
+        curves = [[(p["epoch"], p["val_miou"]) for p in run["curve"]] for run in configuration["runs"]]
+        epochs = sorted({epoch for curve in curves for epoch, _ in curve})
+        configuration["curves"] = curves
+        configuration["average"] = [(e, mean(v for c in curves for epoch, v in c if epoch == e)) for e in epochs]
     scored = [c for c in results["configurations"] if c["miou"] and c["runs"]]
     scored.sort(key=lambda c: c["miou"]["mean"], reverse=True)
+    shares = results["data"]["class_share"]
+    order = list(range(len(shares)))
+    if len(order) > SHOWN_CLASSES:
+        order.sort(key=lambda k: shares[k], reverse=True)
     differences = [d | {"shown": not d["low"] <= 0 <= d["high"]} for d in results["differences"]]
     seeds = results["settings"].get("seeds")
     if not isinstance(seeds, list):
@@ -212,6 +221,10 @@ def _ordered(results: dict[str, Any]) -> dict[str, Any]:
                 lead = d | {"a": first, "b": second, "mean": -d["mean"], "low": -d["high"], "high": -d["low"]}
     return {
         "scored": scored,
+        "spread": [v for c in scored for v in (c["miou"]["low"], c["miou"]["high"], *(r["miou"] for r in c["runs"]))],
+        "curves": [point for c in scored for curve in c["curves"] for point in curve],
+        "order": order,
+        "shown_classes": SHOWN_CLASSES,
         "seeds": seeds,
         "waiting": [c for c in results["configurations"] if c not in scored],
         "colors": {c["name"]: c["color"] for c in results["configurations"]},
@@ -224,12 +237,12 @@ def _ordered(results: dict[str, Any]) -> dict[str, Any]:
 class Axis:
     """A linear axis: where a value lies on it, in percent of its length, and the values worth a tick."""
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     ticks: list[float]
 
     @classmethod
-    def around(cls, values: Iterable[float | None], zero: bool = False, bins: int = 5, margin: float = 0.05) -> "Axis":
+    def around(cls, values: Iterable[Number | None], zero: bool = False, bins: int = 5, margin: float = 0.05) -> "Axis":
         """An axis that holds all `values`, with `margin` of its length to spare at both ends (only above, from 0)."""
         known = [v for v in values if v is not None] + ([0.0] if zero else [])
         low, high = (min(known), max(known)) if known else (0.0, 1.0)
@@ -238,35 +251,35 @@ class Axis:
         ticks = MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         return cls(low, high, [float(t) for t in ticks if low <= t <= high])
 
-    def at(self, value: float) -> float:
+    def at(self, value: Number) -> float:
         """Percent of the axis' length, 0 at the low end."""
         return round(100 * (value - self.low) / (self.high - self.low), 2)
 
 
-def polyline(points: Iterable[tuple[float | None, float | None]], x: Axis, y: Axis) -> str:
+def polyline(points: Iterable[tuple[Number | None, Number | None]], x: Axis, y: Axis) -> str:
     """The path data of a curve in a box of 100 x 100, y downwards; missing points are left out."""
     known = [(x.at(a), round(100 - y.at(b), 2)) for a, b in points if a is not None and b is not None]
     return "M" + "L".join(f"{a:g} {b:g}" for a, b in known) if known else ""
 
 
-def mean(values: Iterable[float | None]) -> float | None:
+def mean(values: Iterable[Number | None]) -> Number | None:
     """The mean of the values that are there."""
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
 
 
-def percent(value: float | None) -> str:
+def percent(value: Number | None) -> str:
     """A share as percent with one decimal, without the sign: 0.314 -> '31.4'."""
     return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
 
 
-def points(value: float) -> str:
+def points(value: Number) -> str:
     """A difference of shares in percentage points, with its sign: -0.003 -> '−0.3'."""
     text = f"{100 * value:+.1f}".replace("-", "−")
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """41.2 -> '41 s', 251.3 -> '4 min 11 s', 7500 -> '2 h 5 min'."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -275,7 +288,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def short(value: float) -> str:
+def short(value: Number) -> str:
     """1234567 -> '1.23 M', 24100 -> '24.1 k'."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -290,8 +303,8 @@ def plain(value: Any) -> str:
     return {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def heat(head: Sequence[Sequence[float]]) -> str:
-    """One head's map, scaled to its own maximum, in magma, one pixel a position, as a data URI; the page enlarges it."""
+def heat(head: Sequence[Sequence[Number]]) -> str:
+    """One head's map, scaled to its own maximum, in magma, one pixel a position; the page enlarges it."""
     weights = np.asarray(head, dtype=np.float64)
     colours = colormaps["magma"](weights / max(weights.max(), 1e-12))[..., :3]
     return _data_uri(np.round(255 * colours).astype(np.uint8))

@@ -6,9 +6,11 @@ A run's description is written last and whole, so a folder that has one is finis
 import json
 import logging
 import os
+import shutil
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -67,6 +69,7 @@ class SegmentSettings:
 
     size: int = 224
     scale: tuple[float, float] = (0.5, 2.0)
+    jitter: float = 0.8
     head: str = "segformer"
     head_options: dict[str, int] = field(default_factory=dict)
     freeze: bool = False
@@ -83,7 +86,7 @@ def pretrain_run(
     settings: PretrainSettings,
     out: Path,
     seed: int = 0,
-    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    hardware: Hardware = Hardware(),
     progress: str = "pre-training",
 ) -> dict[str, Any]:
     """Pre-train a backbone; writes `backbone.safetensors` and `pretrain.json` into `out` and returns the latter.
@@ -135,7 +138,7 @@ def segment_run(
     settings: SegmentSettings,
     out: Path,
     seed: int = 0,
-    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    hardware: Hardware = Hardware(),
     progress: str = "training",
 ) -> dict[str, Any]:
     """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
@@ -144,11 +147,9 @@ def segment_run(
     """
     classes = len(train.classes)
     L.seed_everything(seed, verbose=False)
-    model = SegmentationModel(
-        backbone, classes, fusion, settings.head, settings.freeze, **settings.head_options
-    )
+    model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, **settings.head_options)
     task = SegmentationTask(model, classes, train.ignore_index, settings.lr, settings.backbone_lr)
-    transform = TrainTransform(settings.size, train.ignore_index, settings.scale)
+    transform = TrainTransform(settings.size, train.ignore_index, settings.scale, jitter=settings.jitter)
     data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed)
     best = ModelCheckpoint(out / "checkpoints", monitor="val_miou", mode="max", save_weights_only=True)
     history = History()
@@ -221,7 +222,9 @@ def load_run(path: str | Path) -> Run:
     """A segmentation that `regard segment` or `regard compare` made, ready to predict; InputError when it is not one."""
     path = Path(path)
     if not (path / RUN_FILE).is_file() or not (path / MODEL_FILE).is_file():
-        raise InputError(f"{path} holds no finished segmentation ({RUN_FILE}, {MODEL_FILE}): make one with regard segment")
+        raise InputError(
+            f"{path} holds no finished segmentation ({RUN_FILE}, {MODEL_FILE}): make one with regard segment"
+        )
     description = read_json(path / RUN_FILE)
     settings = description["settings"]
     backbone = build_backbone(description["backbone"]["name"], **description["backbone"]["options"])
@@ -268,7 +271,11 @@ class History(L.Callback):
         """Lightning has validated by then, where the epoch is one that validates."""
         seen = trainer.callback_metrics
         if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0:
-            point = {"epoch": trainer.current_epoch + 1, "train_loss": float(seen["loss"]), "val_miou": float(seen["val_miou"])}
+            point = {
+                "epoch": trainer.current_epoch + 1,
+                "train_loss": float(seen["loss"]),
+                "val_miou": float(seen["val_miou"]),
+            }
             self.points.append(point)
 
 
@@ -305,7 +312,7 @@ def make_trainer(
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
     on_gpu = hardware.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     precision: Any = ("bf16-mixed" if on_gpu else "32-true") if hardware.precision == "auto" else hardware.precision
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "logs", ignore_errors=True)  # of a run that was cut short
     checkpointing = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     return L.Trainer(
         accelerator=hardware.accelerator,
@@ -322,6 +329,19 @@ def make_trainer(
         use_distributed_sampler=False,
         **options,
     )
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder for one run. InputError when something is in it already; gone again if its run fails on a wrong input."""
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already: choose another --out, or delete it")
+    try:
+        yield folder
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _stop_if_interrupted(trainer: L.Trainer) -> None:

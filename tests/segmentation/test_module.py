@@ -1,0 +1,61 @@
+"""Training and scoring a segmentation: void, frozen backbones, sizes."""
+
+import pytest
+import torch
+
+from regard.backbones import build_backbone
+from regard.errors import InputError
+from regard.segmentation.module import SegmentationModel, count_pixels, segmentation_loss
+
+
+def small_resnet():
+    return build_backbone("resnet18", channels=(8, 16, 16, 16))
+
+
+def test_void_pixels_do_not_count_and_an_all_void_batch_costs_nothing() -> None:
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    masks = torch.randint(0, 3, (2, 4, 4))
+    masks[0, :2] = 255
+    expected = torch.nn.functional.cross_entropy(logits, masks, ignore_index=255)
+    torch.testing.assert_close(segmentation_loss(logits, masks, 255), expected)
+    nothing = segmentation_loss(logits, torch.full_like(masks, 255), 255)
+    nothing.backward()
+    assert nothing == 0
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_a_frozen_backbone_stays_put_and_its_head_learns() -> None:
+    model = SegmentationModel(small_resnet(), 3, head="linear", freeze=True).train()
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model(torch.randn(4, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+    assert all(torch.equal(before[name], value) for name, value in model.backbone.state_dict().items())
+    assert model.head.classify.weight.grad.abs().sum() > 0
+    thawed = SegmentationModel(small_resnet(), 3, head="linear").train()
+    running = thawed.backbone.model.bn1.running_mean.clone()
+    thawed(torch.randn(4, 3, 32, 32))
+    assert not torch.equal(running, thawed.backbone.model.bn1.running_mean)
+
+
+def test_counts_are_per_image_in_order_at_the_masks_own_size() -> None:
+    model = SegmentationModel(small_resnet(), 3, head="linear").eval()
+    sizes = [(32, 32), (32, 32), (48, 32), (32, 32)]
+    pairs = [
+        (torch.randint(0, 256, (3, *size), dtype=torch.uint8), torch.randint(0, 3, (size[0] * 2, size[1] * 2)))
+        for size in sizes
+    ]
+    pairs[1][1][:10] = 255
+    together = count_pixels(model, pairs, 3, 255)
+    assert [int(c.sum()) for c in together] == [int((mask != 255).sum()) for _, mask in pairs]
+    for pair, counts in zip(pairs, together, strict=True):
+        (alone,) = count_pixels(model, [pair], 3, 255)
+        assert (alone - counts).abs().sum() <= 4  # batching may flip a tie
+        assert torch.equal(counts.sum(dim=1), torch.bincount(pair[1][pair[1] != 255], minlength=3))
+
+
+def test_unknown_head_is_one_line() -> None:
+    with pytest.raises(InputError, match="unknown head 'segfromer': did you mean 'segformer'"):
+        SegmentationModel(small_resnet(), 3, head="segfromer")
