@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from regard.errors import InputError, unknown
 
@@ -191,7 +191,8 @@ def segment(
         raise unknown("head", head, HEADS)
     source = open_source(data, scenes_size=size)
     splits = require_masks(source)
-    train, val = (source.split(split) and splits[split] for split in ("train", "val"))
+    for split in ("train", "val"):
+        source.split(split)
     torch.manual_seed(seed)
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {}))
     build_fusion(fusion, model)  # so that a wrong name is said before anything is read or written
@@ -201,9 +202,18 @@ def segment(
         size, head=head, freeze=freeze, epochs=epochs, batch_size=batch_size, lr=lr, backbone_lr=backbone_lr
     )
     with new_folder(out) as folder:
-        segment_run(train, val, model, fusion, settings, folder, seed, Hardware(accelerator, precision, workers))
+        segment_run(
+            splits["train"],
+            splits["val"],
+            model,
+            fusion,
+            settings,
+            folder,
+            seed,
+            Hardware(accelerator, precision, workers),
+        )
     run = load_run(out)
-    _table(summary(run, run.evaluate(val)), "val")
+    _table(summary(run, run.evaluate(splits["val"])), "val")
     return f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."
 
 
@@ -355,7 +365,7 @@ def build_parser() -> ArgumentParser:
     for name, function in COMMANDS.items():
         first = (function.__doc__ or "").strip().splitlines()[0]
         command = _Parser(prog=f"regard {name}", description=first)
-        command.add_argument("--config", action=ActionConfigFile, help="A YAML file with any of these options.")
+        command.add_argument("--config", action="config", help="A YAML file with any of these options.")
         command.add_function_arguments(function, as_positional=name in POSITIONAL)
         for action in command._actions:  # `--baselines` alone means true
             if getattr(action, "_typehint", None) is bool:

@@ -1,4 +1,4 @@
-"""The one exception that a user's wrong input raises; the command line prints it as one line and exits with status 2."""
+"""The one exception that a wrong input raises; the command line prints it as one line and exits with status 2."""
 
 import difflib
 from collections.abc import Iterable

@@ -20,7 +20,7 @@ def heat_map(
     """
     scaled = (255 * weights / max(float(weights.max()), 1e-12)).astype(np.uint8)
     interpolation = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
-    return COLOURS[cv2.resize(scaled, size[::-1], interpolation=interpolation)]
+    return COLOURS[np.asarray(cv2.resize(scaled, size[::-1], interpolation=interpolation), dtype=np.uint8)]
 
 
 def overlay(

@@ -54,7 +54,7 @@ def build_backbone(
     return backbone
 
 
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     """timm's model without a classifier, taking images of any size, with fused attention on."""
     any_size = {} if "dynamic_img_size" in options else {"dynamic_img_size": True}
     for extra in (any_size, {}):  # convnets take no such option, and need none
@@ -70,7 +70,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
             raise InputError(f"timm cannot build {name}: {reason}{remedy}") from error
     for module in model.modules():
         if isinstance(getattr(module, "fused_attn", None), bool):  # off by default in Swin
-            module.fused_attn = True
+            setattr(module, "fused_attn", True)  # noqa: B010 (a plain attribute, which nn.Module's types do not know)
     return model
 
 

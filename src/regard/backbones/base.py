@@ -68,7 +68,7 @@ class Backbone(nn.Module, ABC):
     kind: Kind | None
     dim: int
     multiple: int
-    model: nn.Module
+    model: Any  # timm's; its parts are its own business, so they are not typed here
 
     @abstractmethod
     def forward(

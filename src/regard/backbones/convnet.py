@@ -1,7 +1,9 @@
 """Any timm model with stages and without readable attention: ResNet, ConvNeXt, EfficientNet and kin."""
 
+from typing import Any
+
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from regard.backbones.base import Backbone, Features, crop
 from regard.errors import InputError
@@ -15,28 +17,29 @@ class ConvNet(Backbone):
     Images are padded to the coarsest stride: some convnets (ConvNeXt) drop the rows that a stride leaves over.
     """
 
-    def __init__(self, model: nn.Module, name: str) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         super().__init__()
         self.model, self.name = model, name
-        stages = list(model.feature_info)  # type: ignore[arg-type]
+        stages = list(model.feature_info)
         self.indices = list(range(len(stages)))[-LEVELS:]
         self.channels = tuple(stages[i]["num_chs"] for i in self.indices)
         self.strides = tuple(stages[i]["reduction"] for i in self.indices)
         self.heads = ()
         self.kind = None
         self.multiple = max(self.strides)
-        self.dim = model.head_hidden_size  # type: ignore[assignment]
+        self.dim = model.head_hidden_size
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], attention: bool = False, affinity: bool = False
     ) -> Features:
+        """As `Backbone.forward`; InputError when attention is asked for."""
         if attention or affinity:
             raise InputError(f"{self.name} has no attention maps: use a ViT or a Swin, or fusion none")
         height, width = images.shape[-2:]
-        last, pyramid = self.model.forward_intermediates(self.pad(images), indices=self.indices)  # type: ignore[operator]
+        last, pyramid = self.model.forward_intermediates(self.pad(images), indices=self.indices)
         grids = [self.grid(height, width, level) for level in range(len(self.strides))]
         return Features(
             pyramid=tuple(crop(level, grid) for level, grid in zip(pyramid, grids, strict=True)),
             attention=(),
-            pooled=self.model.forward_head(crop(last, grids[-1]), pre_logits=True),  # type: ignore[operator]
+            pooled=self.model.forward_head(crop(last, grids[-1]), pre_logits=True),
         )

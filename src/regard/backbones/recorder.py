@@ -2,8 +2,8 @@
 
 A fused kernel never forms the attention matrix, and timm's fused path calls no submodule between the projections and
 the kernel, so a forward hook has nothing to catch. But every such block calls `scaled_dot_product_attention`, and what
-it hands over is final: query and key norms, rotary positions, relative position bias and window masks are applied. So we
-watch that call, and compute beside it the few rows of the matrix that are wanted: O(N) work, not O(N^2).
+it hands over is final: query and key norms, rotary positions, relative position bias and window masks are applied. So
+we watch that call, and compute beside it the few rows of the matrix that are wanted: O(N) work, not O(N^2).
 """
 
 import math

@@ -9,6 +9,7 @@ Departures from timm, all exact (tests compare with timm's own forward):
 
 import math
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +34,12 @@ class Swin(Backbone):
     def __init__(self, model: SwinTransformer | SwinTransformerV2, name: str) -> None:
         super().__init__()
         self.model, self.name = model, name
-        stages = model.layers
+        stages: Any = model.layers
         self.strides = tuple(info["reduction"] for info in model.feature_info)
         self.channels = tuple(info["num_chs"] for info in model.feature_info)
         self.heads = tuple(stage.blocks[-1].attn.num_heads for stage in stages)
         self.kind = "pooled"
-        self.dim = model.num_features
+        self.dim = int(model.num_features)
         self.multiple = math.lcm(
             *(s * w for s, stage in zip(self.strides, stages, strict=True) for w in stage.blocks[0].window_size)
         )
@@ -51,10 +52,11 @@ class Swin(Backbone):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], attention: bool = False, affinity: bool = False
     ) -> Features:
+        """As `Backbone.forward`."""
         height, width = images.shape[-2:]
         padded = self.pad(images)
         grids = [self.grid(height, width, level) for level in range(len(self.strides))]
-        whole = [self.grid(*padded.shape[-2:], level) for level in range(len(self.strides))]
+        whole = [self.grid(padded.shape[-2], padded.shape[-1], level) for level in range(len(self.strides))]
 
         def read(call: int, attended: Attended) -> AttentionMap:
             level = self.last_blocks.index(call)
@@ -109,14 +111,15 @@ def _window_order(grid: tuple[int, int], window: tuple[int, int], shift: tuple[i
     return window_partition(rolled, window).view(-1, window[0] * window[1])
 
 
-def _fused_cosine_attention(self: CosineWindowAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
+def _fused_cosine_attention(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """SwinV2's scaled cosine attention (section 3.2 of its paper) through the fused kernel.
 
     x:    (batch * windows, area, dim)
     mask: (windows, area, area) added to the logits, or None
     """
     batch, area, dim = x.shape
-    qkv = self.qkv(x) if self.q_bias is None else F.linear(x, self.qkv.weight, _qkv_bias(self))
+    bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
+    qkv = F.linear(x, self.qkv.weight, bias)
     query, key, value = qkv.reshape(batch, area, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     scale = self.logit_scale.clamp(max=math.log(1 / 0.01)).exp()
     table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
@@ -134,7 +137,3 @@ def _fused_cosine_attention(self: CosineWindowAttention, x: Tensor, mask: Tensor
         scale=1.0,
     )
     return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, area, dim)))
-
-
-def _qkv_bias(attention: CosineWindowAttention) -> Tensor:
-    return torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))

@@ -1,9 +1,11 @@
 """Any timm vision transformer whose blocks keep one grid of tokens: ViT, DeiT, DINO, DINOv2, SigLIP, EVA and kin."""
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regard.backbones.base import AttentionMap, Backbone, Features, crop
+from regard.backbones.base import AttentionMap, Backbone, Features, Kind, crop
 from regard.backbones.recorder import Attended, Recorder
 
 LEVELS = 4  # a ViT's pyramid: this many evenly spaced blocks, the last one among them
@@ -18,7 +20,7 @@ class ViT(Backbone):
     Position embeddings are resampled by timm (bicubic, antialiased) for other image sizes.
     """
 
-    def __init__(self, model: nn.Module, name: str) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         super().__init__()
         self.model, self.name = model, name
         depth = len(model.blocks)
@@ -30,12 +32,13 @@ class ViT(Backbone):
         self.channels = (model.embed_dim,) * levels
         self.heads = tuple(model.blocks[i].attn.num_heads for i in self.blocks)
         self.prefix = model.num_prefix_tokens
-        self.kind = "cls" if getattr(model, "cls_token", None) is not None else "pooled"
+        self.kind: Kind = "cls" if getattr(model, "cls_token", None) is not None else "pooled"
         self.dim = model.num_features
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], attention: bool = False, affinity: bool = False
     ) -> Features:
+        """As `Backbone.forward`."""
         height, width = images.shape[-2:]
         padded = self.pad(images)
         tokens = (padded.shape[-2] // self.multiple, padded.shape[-1] // self.multiple)  # grid of the padded image
@@ -74,7 +77,7 @@ class ViT(Backbone):
         return AttentionMap(weights / weights.sum(dim=(-2, -1), keepdim=True), self.kind, pairs)
 
 
-def is_vit(model: nn.Module) -> bool:
+def is_vit(model: Any) -> bool:
     """Whether `ViT` can read this timm model: blocks of attention over one sequence of patch tokens."""
     has_parts = all(hasattr(model, part) for part in ("blocks", "num_prefix_tokens", "forward_intermediates"))
     return has_parts and isinstance(model.blocks, nn.Sequential | nn.ModuleList) and hasattr(model.blocks[0], "attn")

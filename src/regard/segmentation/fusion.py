@@ -76,6 +76,7 @@ class _Concat(nn.Module):
         self.mix = _zero(nn.Conv2d(channels + width, channels, kernel_size=1))
 
     def forward(self, x: Float[Tensor, "b c h w"], attention: AttentionMap) -> Float[Tensor, "b c h w"]:
+        """x + mix(x, projected salience)."""
         return x + self.mix(torch.cat([x, self.project(salience(attention))], dim=1))
 
 
@@ -95,6 +96,7 @@ class _Gate(nn.Module):
         self.strength = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Float[Tensor, "b c h w"], attention: AttentionMap) -> Float[Tensor, "b c h w"]:
+        """x scaled by the mix of heads."""
         mix = torch.einsum("bnhw,n->bhw", salience(attention), self.head_logits.softmax(dim=0))
         return x * (1 + self.strength.view(-1, 1, 1) * mix.unsqueeze(1))
 
@@ -117,6 +119,7 @@ class _Propagate(nn.Module):
         self.strength = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Float[Tensor, "b c h w"], attention: AttentionMap) -> Float[Tensor, "b c h w"]:
+        """x, averaged along the affinity."""
         assert attention.affinity is not None
         affinity = torch.einsum("bnqk,n->bqk", attention.affinity, self.head_logits.softmax(dim=0))
         tokens = x.flatten(2).transpose(1, 2)  # (b, h * w, c)

@@ -4,6 +4,8 @@ Departure from the published code: where the batch is smaller than the embedding
 batch x batch Gram matrices, so that the dim x dim cross-correlation is never formed.
 """
 
+from itertools import pairwise
+
 import lightning as L
 import torch
 from jaxtyping import Float
@@ -49,7 +51,7 @@ def standardize(z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
 def projector(widths: tuple[int, ...]) -> nn.Sequential:
     """Linear layers without biases through these widths; BatchNorm and ReLU after each but the last (section 2.2)."""
     layers: list[nn.Module] = []
-    for i, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (width_in, width_out) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(width_in, width_out, bias=False))
         if i < len(widths) - 2:
             layers += [nn.BatchNorm1d(width_out), nn.ReLU(inplace=True)]
@@ -62,7 +64,7 @@ class BarlowTwins(L.LightningModule):
     A batch is two uint8 tensors of views, (batch, 3, h, w) each.
 
     optimizer: "lars" as published (for convnets), with `lr` for weights and `lr * 0.024` for biases and norms (0.2 and
-               0.0048 there), each times batch / 256; or "adamw" (for transformers), where `lr` too is times batch / 256.
+               0.0048 there), each times batch / 256; or "adamw" (for transformers), `lr` times batch / 256 for all.
     warmup:    share of the steps before the rate peaks (10 of 1000 epochs as published); it ends at 0.001 of the peak.
     """
 

@@ -35,7 +35,7 @@ class DINOHead(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
         self.last_layer = weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
-        norm = self.last_layer.parametrizations.weight.original0  # type: ignore[union-attr]
+        norm = dict(self.last_layer.named_parameters())["parametrizations.weight.original0"]
         norm.data.fill_(1)
         norm.requires_grad = False
 
@@ -150,8 +150,8 @@ class DINO(L.LightningModule):
         momentum = cosine(step, total, self.hparams["momentum"], 1.0)
         pairs = ((self.backbone, self.teacher_backbone), (self.head, self.teacher_head))
         for student, teacher in pairs:
-            ours, theirs = list(teacher.parameters()), list(student.parameters())
-            torch._foreach_lerp_(ours, theirs, 1 - momentum)
+            for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
+                theirs.lerp_(ours, 1 - momentum)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the student; no weight decay on biases and norms."""
@@ -174,5 +174,5 @@ def _without_drop_path(backbone: Backbone) -> Backbone:
     """The teacher sees whole networks: stochastic depth off, whatever mode it is in."""
     for module in backbone.modules():
         if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
+            setattr(module, "drop_prob", 0.0)  # noqa: B010 (a plain attribute, which nn.Module's types do not know)
     return backbone

@@ -65,7 +65,7 @@ def compare(
     The best epoch of each training is chosen on `val`; the scores are those on `test` where there is one.
     Raises InputError for data without masks, an unknown preset, or a folder that holds another study.
     """
-    splits = require_masks(source)
+    require_masks(source)
     if preset_name not in PRESETS:
         raise unknown("preset", preset_name, PRESETS)
     for split in ("train", "val"):
@@ -129,7 +129,7 @@ class Study:
 
 
 def _pretrain(study: Study, title: str, key: str) -> str:
-    """Make `pretraining/KEY`, from published weights where the preset names some that can be fetched; says what came."""
+    """Make `pretraining/KEY`, from published weights where the preset names some and they come. Says what came."""
     chosen, out = study.preset, study.out
     folder = out / "pretraining" / key
     if (folder / PRETRAIN_FILE).is_file():

@@ -77,14 +77,14 @@ def _tiny(size: int = 64) -> Preset:
         size,
         local_size=size // 2,
         local_crops=2,
-        epochs=6,
+        epochs=5,
         batch_size=32,
         options={
-            "out_dim": 1024,
+            "out_dim": 256,
             "hidden_dim": 256,
             "bottleneck_dim": 64,
-            "lr": 8e-3,
-            "momentum": 0.98,
+            "lr": 4e-3,
+            "momentum": 0.99,
             "freeze_epochs": 1,
         },
     )

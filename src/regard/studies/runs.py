@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -108,7 +108,7 @@ def pretrain_run(
         module = DINO(backbone, batch_size=settings.batch_size, **settings.options)
         views = dino_views(settings.size, settings.local_size, settings.local_crops)
     data = PretrainData(dataset, views, settings.batch_size, hardware.workers, seed)
-    curve = LossCurve(points=100)
+    curve = LossCurve(points=40)
     started = time.perf_counter()
     trainer = make_trainer(settings.epochs, out, hardware, [curve], progress)
     trainer.fit(module, data)
@@ -208,8 +208,8 @@ class Run:
         """One confusion matrix per image (rows: truth), at the masks' own size."""
         if tuple(dataset.classes) != self.classes:
             raise InputError(
-                f"the run knows {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), the data has "
-                f"{len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...): evaluate on data with the same classes"
+                f"the run knows the classes {', '.join(self.classes[:3])}, ... ({len(self.classes)}), the data has "
+                f"{', '.join(dataset.classes[:3])}, ... ({len(dataset.classes)}): choose data with the same classes"
             )
         device, counts = device_of(self.model), []
         for pairs in whole_loader(dataset, self.size, batch_size):
@@ -219,7 +219,7 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """A segmentation that `regard segment` or `regard compare` made, ready to predict; InputError when it is not one."""
+    """A segmentation made by `regard segment` or `regard compare`, ready to predict; InputError when it is none."""
     path = Path(path)
     if not (path / RUN_FILE).is_file() or not (path / MODEL_FILE).is_file():
         raise InputError(
@@ -252,7 +252,7 @@ class LossCurve(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Add on the device; read only at the end of a stretch, so that no step waits for the host."""
-        loss = outputs["loss"].detach()
+        loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach()
         self._sum = loss if self._sum is None else self._sum + loss
         self._steps += 1
         total = int(trainer.estimated_stepping_batches)
@@ -269,12 +269,12 @@ class History(L.Callback):
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         """Lightning has validated by then, where the epoch is one that validates."""
-        seen = trainer.callback_metrics
-        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0:
+        seen = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
             point = {
                 "epoch": trainer.current_epoch + 1,
-                "train_loss": float(seen["loss"]),
-                "val_miou": float(seen["val_miou"]),
+                "train_loss": seen["loss"],
+                "val_miou": seen["val_miou"],
             }
             self.points.append(point)
 
@@ -333,7 +333,7 @@ def make_trainer(
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder for one run. InputError when something is in it already; gone again if its run fails on a wrong input."""
+    """A folder for one run. InputError when something is in it already; removed when the run fails on a wrong input."""
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already: choose another --out, or delete it")
