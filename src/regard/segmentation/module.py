@@ -73,8 +73,8 @@ class SegmentationTask(L.LightningModule):
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.warmup, self.power = warmup, power
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """The loss of one batch of crops."""
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+        """The loss of one batch: [uint8 crops, int64 masks]."""
         images, masks = batch
         loss = segmentation_loss(self.model(normalize(images)), masks, self.ignore_index)
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(images))

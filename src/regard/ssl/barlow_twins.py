@@ -4,6 +4,7 @@ Departure from the published code: where the batch is smaller than the embedding
 batch x batch Gram matrices, so that the dim x dim cross-correlation is never formed.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import lightning as L
@@ -48,7 +49,7 @@ def standardize(z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
     return (z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-5).sqrt()
 
 
-def projector(widths: tuple[int, ...]) -> nn.Sequential:
+def projector(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers without biases through these widths; BatchNorm and ReLU after each but the last (section 2.2)."""
     layers: list[nn.Module] = []
     for i, (width_in, width_out) in enumerate(pairwise(widths)):
@@ -71,7 +72,7 @@ class BarlowTwins(L.LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        widths: tuple[int, ...] = (8192, 8192, 8192),
+        widths: Sequence[int] = (8192, 8192, 8192),
         lambda_: float = 0.0051,
         optimizer: str = "lars",
         lr: float = 0.2,

@@ -1,6 +1,7 @@
 """DINO (Caron et al. 2021, https://arxiv.org/abs/2104.14294): head, loss, training with a momentum teacher."""
 
 import copy
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -97,9 +98,9 @@ class DINO(L.LightningModule):
         bottleneck_dim: int = 256,
         lr: float = 5e-4,
         final_lr: float = 1e-6,
-        weight_decay: tuple[float, float] = (0.04, 0.4),
+        weight_decay: Sequence[float] = (0.04, 0.4),
         momentum: float = 0.996,
-        teacher_temp: tuple[float, float] = (0.04, 0.04),
+        teacher_temp: Sequence[float] = (0.04, 0.04),
         teacher_warmup: int = 0,
         freeze_epochs: int = 1,
         clip: float = 3.0,

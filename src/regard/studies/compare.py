@@ -26,11 +26,11 @@ from jaxtyping import Int
 from regard.backbones import build_backbone, device_of, normalize, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
 from regard.data.layout import Source, require_masks
-from regard.errors import InputError, unknown
+from regard.errors import InputError
 from regard.evaluation.scores import majority_counts, scores
 from regard.studies.examples import choose_examples
 from regard.studies.jobs import console, run_all
-from regard.studies.presets import CONFIGURATIONS, PRESETS, QUESTIONS, Configuration, Preset, preset
+from regard.studies.presets import CONFIGURATIONS, QUESTIONS, Configuration, Preset, preset
 from regard.studies.report import write_report
 from regard.studies.runs import (
     PRETRAIN_FILE,
@@ -66,8 +66,6 @@ def compare(
     Raises InputError for data without masks, an unknown preset, or a folder that holds another study.
     """
     require_masks(source)
-    if preset_name not in PRESETS:
-        raise unknown("preset", preset_name, PRESETS)
     for split in ("train", "val"):
         source.split(split)
     chosen = preset(preset_name, size)
@@ -234,10 +232,10 @@ def _collect(
     replicates = bootstrap_miou(counts)
     truth = next(iter(counts.values()))[0].sum(axis=0)
     majority = scores(majority_counts(truth))
-    first, second = sorted(counts, key=lambda name: -_mious(counts[name]).mean())[:2]
     pairs = [(a, b) for a, b in QUESTIONS if a in counts and b in counts]
-    if (first, second) not in pairs and (second, first) not in pairs:
-        pairs.insert(0, (first, second))
+    first, *rest = sorted(counts, key=lambda name: -_mious(counts[name]).mean())
+    if rest and not {(first, rest[0]), (rest[0], first)} & set(pairs):
+        pairs.insert(0, (first, rest[0]))
     differences = [
         {"a": a, "b": b, "mean": float(_mious(counts[a]).mean() - _mious(counts[b]).mean())}
         | dict(zip(("low", "high"), interval(replicates[a] - replicates[b]), strict=True))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from regard.errors import InputError, unknown
 from regard.studies.runs import PretrainSettings, SegmentSettings
 
 
@@ -63,8 +64,15 @@ class Preset:
 
 
 def preset(name: str, size: int | None = None) -> Preset:
-    """The preset of this name; with another image size where one is given. KeyError for an unknown name."""
-    return PRESETS[name](size) if size else PRESETS[name]()
+    """The preset of this name; with another image size (a multiple of 32) where one is given, else InputError."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    if size is None:
+        return PRESETS[name]()
+    if size < 32 or size % 32:
+        below = max(32, size - size % 32)
+        raise InputError(f"size {size} does not suit every backbone: take a multiple of 32, such as {below} or {below + 32}")
+    return PRESETS[name](size)
 
 
 def _tiny(size: int = 64) -> Preset:

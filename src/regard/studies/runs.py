@@ -20,7 +20,7 @@ import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -279,26 +279,15 @@ class History(L.Callback):
             self.points.append(point)
 
 
-class _Progress(TQDMProgressBar):
-    """One bar over the epochs' steps, with a name; it vanishes when done."""
+class _Progress(RichProgressBar):
+    """One bar per epoch, with the run's name, on stderr; it vanishes when done."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(refresh_rate=5, leave=False)
+        super().__init__(refresh_rate=5, leave=False, console_kwargs={"stderr": True})
         self.name = name
 
-    def init_train_tqdm(self):
-        bar = super().init_train_tqdm()
-        bar.set_description(self.name)
-        return bar
-
-    def on_train_epoch_start(self, trainer, pl_module) -> None:
-        super().on_train_epoch_start(trainer, pl_module)
-        self.train_progress_bar.set_description(f"{self.name}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
-
-    def init_validation_tqdm(self):
-        bar = super().init_validation_tqdm()
-        bar.disable = True
-        return bar
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"{self.name}, epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 def make_trainer(

@@ -1,0 +1,205 @@
+"""The command line as a user meets it: help without torch, one line and status 2 for what is wrong, real small runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regard.cli import COMMANDS, main
+from regard.data.scenes import Scenes
+
+SMALL = ["--size", "32", "--epochs", "1", "--batch_size", "4", "--workers", "0"]
+TINY_VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}'
+
+
+def test_help_of_every_command_needs_no_torch() -> None:
+    script = f"""
+import contextlib, sys
+from regard.cli import main
+for command in {[*COMMANDS]!r}:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+main([])
+heavy = {{"torch", "lightning", "timm", "torchvision", "cv2", "matplotlib"}} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    for command in COMMANDS:
+        assert f"regard [options] {command}" in out
+
+
+def tree(root: Path, split: str = "train", count: int = 6) -> Path:
+    """An images/ + masks/ tree of small scenes."""
+    scenes = Scenes(count, size=32)
+    (root / "images" / split).mkdir(parents=True, exist_ok=True)
+    (root / "masks" / split).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(scenes.image(i)).save(root / "images" / split / f"{i}.png")
+        Image.fromarray(scenes.mask(i)).save(root / "masks" / split / f"{i}.png")
+    (root / "classes.txt").write_text("\n".join(scenes.classes))
+    return root
+
+
+def full_tree(root: Path) -> Path:
+    return tree(tree(root), "val", 3)
+
+
+def fails(capsys, *arguments: str) -> str:
+    """Run a command that must fail; gives its one line."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("regard")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def missing_path(root: Path) -> list[str]:
+    return ["--data", str(root / "nowhere")]
+
+
+def empty_folder(root: Path) -> list[str]:
+    (root / "empty").mkdir()
+    return ["--data", str(root / "empty")]
+
+
+def mask_of_another_size(root: Path) -> list[str]:
+    data = full_tree(root / "data")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(data / "masks/train/3.png")
+    return ["--data", str(data)]
+
+
+def mask_value_outside_the_classes(root: Path) -> list[str]:
+    data = full_tree(root / "data")
+    Image.fromarray(np.full((32, 32), 77, np.uint8)).save(data / "masks/val/1.png")
+    return ["--data", str(data)]
+
+
+def unreadable_image(root: Path) -> list[str]:
+    data = full_tree(root / "data")
+    (data / "images/train/2.png").write_bytes(b"not an image")
+    return ["--data", str(data)]
+
+
+def no_masks(root: Path) -> list[str]:
+    data = tree(root / "data")
+    return ["--data", str(data / "images")]
+
+
+BAD_DATA = {
+    missing_path: "nowhere",
+    empty_folder: "no images",
+    mask_of_another_size: "3.png",
+    mask_value_outside_the_classes: "77",
+    unreadable_image: "2.png",
+    no_masks: "masks",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_DATA, ids=lambda bad: bad.__name__)
+@pytest.mark.parametrize("command", ["segment", "compare"])
+def test_wrong_data_is_one_line_and_nothing_is_written(command: str, bad, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    options = ["--backbone", "resnet18", *SMALL] if command == "segment" else ["--jobs", "1"]
+    line = fails(capsys, command, *bad(tmp_path), "--out", str(out), *options)
+    assert BAD_DATA[bad] in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "--data", "scenes", "--backbone", "resnet81"], "unknown backbone 'resnet81': did you mean"),
+        (["segment", "--data", "scenes", "--fusion", "gat"], "unknown fusion 'gat': did you mean 'gate'"),
+        (["segment", "--data", "scenes", "--fusion", "gate", "--backbone", "resnet18"], "resnet18 has none: use fusion"),
+        (["segment", "--data", "scenes", "--head", "segfromer"], "unknown head 'segfromer': did you mean 'segformer'"),
+        (["segment", "--data", "scenes", "--weights", "none.pth"], "no weights file at none.pth"),
+        (["pretrain", "--data", "scenes", "--method", "dinov9"], "unknown method 'dinov9'"),
+        (["pretrain", "--data", "scenes", "--size", "32", "--batch_size", "4096"], "fewer than one batch of 4096"),
+        (["compare", "--data", "scenes", "--preset", "huge"], "unknown preset 'huge'"),
+        (["compare", "--data", "scenes", "--size", "50"], "take a multiple of 32, such as 32 or 64"),
+        (["evaluate", "--run", "nothing", "--data", "scenes"], "holds no finished segmentation"),
+        (["attention", "--backbone", "resnet18", "--images", "."], "no attention maps"),
+        (["report", "nothing"], "results.json"),
+        (["segment"], "data"),
+        (["segment", "--data", "scenes", "--epochs", "many"], "epochs"),
+        (["segmnt"], "invalid choice: 'segmnt'"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_nothing_is_written(arguments, message, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_an_image_that_turns_bad_in_a_loading_process_is_one_line_too(tmp_path, capsys) -> None:
+    data = full_tree(tmp_path / "data")
+    (data / "images/train/2.png").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    line = fails(
+        capsys, "pretrain", "--data", str(data / "images"), "--backbone", "resnet18", "--out", str(out),
+        "--size", "32", "--epochs", "1", "--batch_size", "4", "--workers", "1",
+    )  # fmt: skip
+    assert "2.png" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("method", ["barlow_twins", "dino"])
+def test_from_images_to_masks(method: str, tmp_path, capsys) -> None:
+    """Pre-train, look at the attention, segment, score, predict: each command takes what the one before made."""
+    data, runs = full_tree(tmp_path / "data"), tmp_path / "runs"
+    options = '{"widths": [16, 16]}' if method == "barlow_twins" else '{"out_dim": 32, "hidden_dim": 16}'
+    main(
+        ["pretrain", "--data", str(data / "images"), "--method", method, "--backbone", "vit_tiny_patch16_224",
+         "--backbone_options", TINY_VIT, "--method_options", options, "--local_size", "16", "--local_crops", "2",
+         "--out", str(runs / "pretrain"), *SMALL]
+    )  # fmt: skip
+    assert "regard segment --backbone" in capsys.readouterr().out
+    made = json.loads((runs / "pretrain" / "pretrain.json").read_text())
+    assert (made["images"], made["steps"]) == (6, 1)  # a whole batch of 4 of the train split
+    assert all(np.isfinite(point["loss"]) for point in made["curve"])
+
+    picture = data / "images" / "val" / "0.png"
+    main(
+        ["attention", "--backbone", str(runs / "pretrain"), "--images", str(picture), "--size", "32",
+         "--out", str(runs / "attention")]
+    )  # fmt: skip
+    with Image.open(runs / "attention" / "0.png") as mosaic:
+        assert mosaic.size == (4 * 36 - 4, 4 * 36 - 4)  # image + 3 heads; 4 blocks
+
+    main(
+        ["segment", "--data", str(data), "--backbone", str(runs / "pretrain"), "--fusion", "gate", "--head", "linear",
+         "--out", str(runs / "segment"), *SMALL]
+    )  # fmt: skip
+    main(["evaluate", "--run", str(runs / "segment"), "--data", str(data)])
+    scored = json.loads((runs / "segment" / "evaluation-val.json").read_text())
+    assert 0 <= scored["miou"] <= 1
+    assert scored["images"] == 3
+
+    large = tmp_path / "large.jpg"
+    Image.fromarray(Scenes(1, size=96).image(0)).crop((0, 0, 90, 70)).save(large)
+    main(["predict", "--run", str(runs / "segment"), "--images", str(large), str(picture), "--out", str(runs / "masks")])
+    with Image.open(runs / "masks" / "large.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (90, 70))
+        labels = np.asarray(mask)
+    assert labels.max() < len(Scenes.classes)
+    assert (runs / "masks" / "0.png").is_file()
+
+    import regard
+
+    assert np.array_equal(regard.load_run(runs / "segment").predict(large), labels)
+    assert "exists already" in fails(capsys, "segment", "--data", str(data), "--out", str(runs / "segment"))
+
+
+def test_options_from_a_file(tmp_path, capsys) -> None:
+    (tmp_path / "options.yaml").write_text("data: scenes\nsize: 48\nseeds: 5\n")
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(tmp_path / "options.yaml"), "--seeds", "2", "--baselines", "--print_config"])
+    printed = capsys.readouterr().out
+    assert "size: 48" in printed
+    assert "seeds: 2" in printed
+    assert "baselines: true" in printed
