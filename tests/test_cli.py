@@ -115,7 +115,10 @@ def test_wrong_data_is_one_line_and_nothing_is_written(command: str, bad, tmp_pa
     [
         (["segment", "--data", "scenes", "--backbone", "resnet81"], "unknown backbone 'resnet81': did you mean"),
         (["segment", "--data", "scenes", "--fusion", "gat"], "unknown fusion 'gat': did you mean 'gate'"),
-        (["segment", "--data", "scenes", "--fusion", "gate", "--backbone", "resnet18"], "resnet18 has none: use fusion"),
+        (
+            ["segment", "--data", "scenes", "--fusion", "gate", "--backbone", "resnet18"],
+            "resnet18 has none: use fusion",
+        ),
         (["segment", "--data", "scenes", "--head", "segfromer"], "unknown head 'segfromer': did you mean 'segformer'"),
         (["segment", "--data", "scenes", "--weights", "none.pth"], "no weights file at none.pth"),
         (["pretrain", "--data", "scenes", "--method", "dinov9"], "unknown method 'dinov9'"),
@@ -182,7 +185,9 @@ def test_from_images_to_masks(method: str, tmp_path, capsys) -> None:
 
     large = tmp_path / "large.jpg"
     Image.fromarray(Scenes(1, size=96).image(0)).crop((0, 0, 90, 70)).save(large)
-    main(["predict", "--run", str(runs / "segment"), "--images", str(large), str(picture), "--out", str(runs / "masks")])
+    main(
+        ["predict", "--run", str(runs / "segment"), "--images", str(large), str(picture), "--out", str(runs / "masks")]
+    )
     with Image.open(runs / "masks" / "large.png") as mask:
         assert (mask.mode, mask.size) == ("P", (90, 70))
         labels = np.asarray(mask)

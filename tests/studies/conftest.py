@@ -134,7 +134,7 @@ def plausible_results(size=64):
             "train_images": 320,
             "evaluated_images": 128,
             "evaluated_split": "val",
-            "image_size": [size, size],
+            "short_side": size,
             "class_share": [0.61, 0.14, 0.11, 0.08, 0.06, 0.0],
         },
         "preset": "tiny",

@@ -145,9 +145,10 @@ def test_every_configuration_and_question_is_known_to_every_preset() -> None:
 @pytest.mark.parametrize("key", preset("full").pretrainings)
 def test_a_real_pretraining_step_of_the_full_preset(key: str, tmp_path) -> None:
     full = preset("full")
-    name, options = full.backbones[key.rsplit("-", 1)[1]]
     settings = replace(full.pretrainings[key], epochs=1, batch_size=2)
-    made = pretrain_run(Scenes(2, size=256), build_backbone(name, **options), settings, tmp_path, hardware=QUIET)
+    made = pretrain_run(
+        Scenes(2, size=256), full.backbones[key.rsplit("-", 1)[1]].build(), settings, tmp_path, hardware=QUIET
+    )
     assert made["steps"] == 1
     assert np.isfinite(made["curve"][0]["loss"])
 
@@ -156,10 +157,9 @@ def test_a_real_pretraining_step_of_the_full_preset(key: str, tmp_path) -> None:
 @pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if not c.baseline], ids=lambda c: c.name)
 def test_a_real_training_step_of_the_full_preset(configuration, tmp_path) -> None:
     full = preset("full")
-    name, options = full.backbones[configuration.backbone]
     settings = replace(full.segment, epochs=1, batch_size=2)
     scenes = Scenes(2, size=256)
-    backbone = build_backbone(name, **options)
+    backbone = full.backbones[configuration.backbone].build()
     made = segment_run(scenes, scenes, backbone, configuration.fusion, settings, tmp_path, hardware=QUIET)
     assert np.isfinite(made["curve"][0]["train_loss"])
     assert made["settings"]["size"] == 224

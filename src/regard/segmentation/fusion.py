@@ -66,6 +66,7 @@ class ConcatFusion(Fusion):
     """Maps, projected, are concatenated to the features of their level and mixed back to its channels."""
 
     def level(self, channels: int, heads: int) -> nn.Module:
+        """Project, concatenate, mix."""
         return _Concat(channels, heads)
 
 
@@ -84,6 +85,7 @@ class GateFusion(Fusion):
     """A learned mix of heads scales the features, each channel as strongly as it learns to."""
 
     def level(self, channels: int, heads: int) -> nn.Module:
+        """Mix heads, scale."""
         return _Gate(channels, heads)
 
 
@@ -107,6 +109,7 @@ class PropagateFusion(Fusion):
     affinity = True
 
     def level(self, channels: int, heads: int) -> nn.Module:
+        """Mix heads, average."""
         return _Propagate(channels, heads)
 
 

@@ -71,7 +71,6 @@ def compare(
     chosen = preset(preset_name, size)
     wanted = [c for c in CONFIGURATIONS if baselines or not c.baseline]
     seeds = seeds or chosen.seeds
-    started = time.perf_counter()
     _claim(out, source, preset_name, chosen)
 
     console.print(f"[bold]data[/]     {source.describe()}")
@@ -83,8 +82,7 @@ def compare(
     }
     run_all(stages, Study(source, chosen, out, hardware), jobs)
 
-    seconds = time.perf_counter() - started
-    results = _collect(source, preset_name, chosen, wanted, seeds, out, command, seconds)
+    results = _collect(source, preset_name, chosen, wanted, seeds, out, command)
     write_json(out / RESULTS_FILE, results)
     return write_report(out)
 
@@ -133,12 +131,12 @@ def _pretrain(study: Study, title: str, key: str) -> str:
     if (folder / PRETRAIN_FILE).is_file():
         return "finished before"
     settings = chosen.pretrainings[key]
-    name, options = chosen.backbones[key.rsplit("-", 1)[1]]
+    choice = chosen.backbones[key.rsplit("-", 1)[1]]
     reason = "no weights are published for a backbone this small" if settings.method == "dino" else ""
     if key in chosen.published:
         published = chosen.published[key]
         try:
-            backbone = build_backbone(published, pretrained=True, **options)
+            backbone = build_backbone(published, pretrained=True, **choice.options)
         except InputError as error:
             reason = f"published weights {published} could not be fetched: {error}"
         else:
@@ -149,7 +147,7 @@ def _pretrain(study: Study, title: str, key: str) -> str:
             return origin
     torch.manual_seed(0)
     train = study.source.split("train")
-    made = pretrain_run(train, build_backbone(name, **options), settings, folder, 0, study.hardware, title)
+    made = pretrain_run(train, choice.build(), settings, folder, 0, study.hardware, title)
     origin = f"pre-trained here: {settings.epochs} epochs of {len(train)} images, without labels" + (
         f" ({reason})" if reason else ""
     )
@@ -165,11 +163,10 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
         return "finished before"
     splits = require_masks(study.source)
     torch.manual_seed(seed)
-    name, options = chosen.backbones[configuration.backbone]
     if configuration.pretraining:
         backbone = build_backbone(out / "pretraining" / configuration.pretraining)
     else:
-        backbone = build_backbone(name, **options)
+        backbone = chosen.backbones[configuration.backbone].build()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     segment_run(
@@ -223,7 +220,6 @@ def _collect(
     seeds: int,
     out: Path,
     command: str,
-    seconds: float,
 ) -> dict[str, Any]:
     """Everything the report needs, read back from the folders; the schema is `report.py`'s."""
     splits = require_masks(source)
@@ -242,12 +238,15 @@ def _collect(
         for a, b in pairs
     ]
     keys = dict.fromkeys(c.pretraining for c in wanted if c.pretraining)
+    pretrainings = [_described_pretraining(out, key, chosen) for key in keys]
+    configurations = [_described(c, chosen, seeds, replicates[c.name], out) for c in wanted]
     return {
         "regard": version("regard"),
         "commit": _commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "seconds": seconds,
+        "seconds": sum(p["seconds"] for p in pretrainings)
+        + sum(run["train_seconds"] for c in configurations for run in c["runs"]),
         "complete": True,
         "environment": environment(),
         "data": {
@@ -259,18 +258,19 @@ def _collect(
             "train_images": len(splits["train"]),
             "evaluated_images": len(splits[split]),
             "evaluated_split": split,
-            "image_size": [chosen.segment.size, chosen.segment.size],
+            "short_side": chosen.segment.size,
             "class_share": (truth.sum(axis=1) / truth.sum()).tolist(),
         },
         "preset": preset_name,
+        "preset_note": chosen.note,
         "settings": _settings(chosen, seeds),
         "majority": {
             "class": source.classes[int(truth.sum(axis=1).argmax())],
             "miou": majority.miou,
             "pixel_accuracy": majority.pixel_accuracy,
         },
-        "pretraining": [_described_pretraining(out, key, chosen) for key in keys],
-        "configurations": [_described(c, chosen, seeds, replicates[c.name], out) for c in wanted],
+        "pretraining": pretrainings,
+        "configurations": configurations,
         "differences": differences,
         "examples_note": "Evenly spaced images, not picked by how well they come out; predictions of seed 0.",
         "examples": choose_examples(splits[split], {c.name: load_run(cell_folder(out, c.name, 0)) for c in wanted}),
@@ -291,7 +291,7 @@ def _described_pretraining(out: Path, key: str, chosen: Preset) -> dict[str, Any
     return {
         "name": key,
         "method": chosen.pretrainings[key].method,
-        "backbone": chosen.backbones[key.rsplit("-", 1)[1]][0],
+        "backbone": chosen.backbones[key.rsplit("-", 1)[1]].label,
         **{field: made[field] for field in ("origin", "seconds", "curve")},
     }
 
@@ -306,7 +306,7 @@ def _described(
     low, high = interval(replicates)
     return {
         "name": configuration.name,
-        "backbone": chosen.backbones[configuration.backbone][0],
+        "backbone": chosen.backbones[configuration.backbone].label,
         "pretraining": configuration.pretraining,
         "fusion": configuration.fusion,
         "head": chosen.segment.head,
@@ -346,7 +346,9 @@ def _settings(chosen: Preset, seeds: int) -> dict[str, Any]:
         if key != "options"
     }
     options = {f"{n}.{k}": v for n, s in chosen.pretrainings.items() for k, v in s.options.items()}
-    backbones = {f"{key}.{k}": v for key, (_, o) in chosen.backbones.items() for k, v in o.items()}
+    backbones = {
+        f"{key}.{k}": v for key, b in chosen.backbones.items() for k, v in {"timm": b.name, **b.options}.items()
+    }
     return _plain({"seeds": list(range(seeds)), **segment, **backbones, **pretrain, **options})
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError, unknown
 from regard.studies.runs import PretrainSettings, SegmentSettings
 
@@ -50,16 +51,31 @@ QUESTIONS = (
 
 
 @dataclass(frozen=True)
+class BackboneChoice:
+    """A label for people, timm's name, and timm's options."""
+
+    label: str
+    name: str
+    options: Mapping[str, Any]
+
+    def build(self) -> Backbone:
+        """With random weights."""
+        return build_backbone(self.name, **self.options)
+
+
+@dataclass(frozen=True)
 class Preset:
-    """Backbones (timm name and options), pre-trainings and the training for segmentation, at one size.
+    """Backbones, pre-trainings and the training for segmentation, at one size.
 
     published: timm weights to use in place of a pre-training, where they can be fetched.
+    note:      what a reader of the report must know of the size.
     """
 
-    backbones: Mapping[str, tuple[str, Mapping[str, Any]]]
+    backbones: Mapping[str, BackboneChoice]
     pretrainings: Mapping[str, PretrainSettings]
     segment: SegmentSettings
     published: Mapping[str, str]
+    note: str = ""
     seeds: int = 3
 
 
@@ -71,7 +87,9 @@ def preset(name: str, size: int | None = None) -> Preset:
         return PRESETS[name]()
     if size < 32 or size % 32:
         below = max(32, size - size % 32)
-        raise InputError(f"size {size} does not suit every backbone: take a multiple of 32, such as {below} or {below + 32}")
+        raise InputError(
+            f"size {size} does not suit every backbone: take a multiple of 32, such as {below} or {below + 32}"
+        )
     return PRESETS[name](size)
 
 
@@ -98,8 +116,9 @@ def _tiny(size: int = 64) -> Preset:
     )
     return Preset(
         backbones={
-            "resnet": ("resnet18", {"channels": (24, 48, 96, 96)}),
-            "swin": (
+            "resnet": BackboneChoice("ResNet-18, narrow", "resnet18", {"channels": (24, 48, 96, 96)}),
+            "swin": BackboneChoice(
+                "Swin, 3 small stages",
                 "swin_tiny_patch4_window7_224",
                 {
                     "img_size": size,
@@ -110,7 +129,8 @@ def _tiny(size: int = 64) -> Preset:
                     "drop_path_rate": 0.0,
                 },
             ),
-            "vit": (
+            "vit": BackboneChoice(
+                "ViT, 4 small blocks",
                 "vit_tiny_patch16_224",
                 {"img_size": size, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
             ),
@@ -127,6 +147,11 @@ def _tiny(size: int = 64) -> Preset:
             backbone_lr=3e-3,
         ),
         published={},
+        note=(
+            "Preset tiny shows the whole path in minutes on a CPU: each configuration has the name that it has at full "
+            "size, with a backbone about a hundred times smaller and a few hundred training steps. What comes first "
+            "here says little about full size; for that, use --preset small or full on a GPU."
+        ),
     )
 
 
@@ -137,9 +162,9 @@ def _full(size: int = 224) -> Preset:
     window = size // 32
     return Preset(
         backbones={
-            "resnet": ("resnet50", {}),
-            "swin": ("swin_tiny_patch4_window7_224", {"img_size": size, "window_size": window}),
-            "vit": ("vit_small_patch16_224", {"img_size": size}),
+            "resnet": BackboneChoice("ResNet-50", "resnet50", {}),
+            "swin": BackboneChoice("Swin-T", "swin_tiny_patch4_window7_224", {"img_size": size, "window_size": window}),
+            "vit": BackboneChoice("ViT-S/16", "vit_small_patch16_224", {"img_size": size}),
         },
         pretrainings={
             "barlow_twins-resnet": PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=lars),
@@ -164,8 +189,9 @@ def _small(size: int = 224) -> Preset:
         full,
         backbones=dict(full.backbones)
         | {
-            "resnet": ("resnet26", {}),
-            "swin": (
+            "resnet": BackboneChoice("ResNet-26", "resnet26", {}),
+            "swin": BackboneChoice(
+                "Swin, two thirds of Swin-T's width",
                 "swin_tiny_patch4_window7_224",
                 {
                     "img_size": size,

@@ -44,7 +44,7 @@ SCHEMA = {
         "train_images": int,
         "evaluated_images": int,
         "evaluated_split": str,
-        "image_size": [int],
+        "short_side": int,
         "class_share": [float],
     },
     "preset": str,
