@@ -48,6 +48,7 @@ SCHEMA = {
         "class_share": [float],
     },
     "preset": str,
+    "preset_note": str,
     "settings": {str: object},
     "majority": {"class": str, "miou": float, "pixel_accuracy": float},
     "pretraining": [
