@@ -8,7 +8,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,11 +30,3 @@ def recorded() -> Callable[[str], dict[str, torch.Tensor]]:
             return {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
 
     return load
-
-
-@pytest.fixture(scope="session")
-def camvid() -> Path:
-    """701 real street images with masks."""
-    if not (SHARED / "camvid").is_dir():
-        pytest.skip("needs CamVid at ../shared/data/camvid")
-    return SHARED / "camvid"

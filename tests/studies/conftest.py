@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import shutil
 
 import numpy as np
@@ -190,6 +191,8 @@ def chromium(tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not (browser and driver):
+        if os.environ.get("REGARD_REQUIRE_BROWSER"):  # CI: a page that nobody looked at has not been tested
+            pytest.fail("chromium and chromedriver are required here, and are not on the PATH")
         pytest.skip("needs chromium (or google-chrome) and chromedriver on the PATH")
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (regard[dev])")
     options = webdriver.ChromeOptions()

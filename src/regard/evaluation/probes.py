@@ -1,0 +1,39 @@
+"""Probes of frozen features: how well classes can be told from an embedding, without training a network."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from regard.errors import InputError
+
+CHUNK = 1024  # queries compared at once: the similarity matrix stays at CHUNK x training images
+
+
+@torch.inference_mode()
+def knn(
+    train_features: Float[Tensor, "train dim"],
+    train_labels: Int[Tensor, "train"],
+    features: Float[Tensor, "images dim"],
+    labels: Int[Tensor, "images"],
+    k: int = 20,
+    temperature: float = 0.07,
+) -> tuple[float, float]:
+    """Weighted kNN accuracy, (top-1, top-5) in percent, as DINO's `knn_classifier` (Wu et al. 2018, section 3.4).
+
+    The k nearest training images by cosine similarity s vote for their class with weight exp(s / temperature).
+    With fewer than five classes, top-5 counts all of them. Raises InputError when k exceeds the training images.
+    """
+    if k > len(train_features):
+        raise InputError(f"k = {k} neighbours asked of {len(train_features)} training images: choose a smaller k")
+    train_features, features = F.normalize(train_features, dim=1), F.normalize(features, dim=1)
+    classes = int(torch.cat([train_labels, labels]).max()) + 1
+    top1 = top5 = 0
+    for queries, truth in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+        similarity, nearest = (queries @ train_features.T).topk(k, dim=1)  # (chunk, k)
+        votes = queries.new_zeros(len(queries), classes)
+        votes.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp())
+        ranked = votes.topk(min(5, classes), dim=1).indices == truth.unsqueeze(1)
+        top1 += int(ranked[:, 0].sum())
+        top5 += int(ranked.any(dim=1).sum())
+    return 100 * top1 / len(features), 100 * top5 / len(features)
