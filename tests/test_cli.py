@@ -197,7 +197,7 @@ def test_from_images_to_masks(method: str, tmp_path, capsys) -> None:
     import regard
 
     assert np.array_equal(regard.load_run(runs / "segment").predict(large), labels)
-    assert "exists already" in fails(capsys, "segment", "--data", str(data), "--out", str(runs / "segment"))
+    assert "holds a finished run" in fails(capsys, "segment", "--data", str(data), "--out", str(runs / "segment"))
 
 
 def test_options_from_a_file(tmp_path, capsys) -> None:

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -87,6 +88,7 @@ def pretrain(
     workers: int = 4,
     accelerator: str = "auto",
     precision: str = "auto",
+    checkpoint_minutes: float = 10,
     backbone_options: dict[str, Any] | None = None,
     method_options: dict[str, Any] | None = None,
 ) -> str:
@@ -96,7 +98,7 @@ def pretrain(
         data: `scenes`, or a path: any folder of images will do.
         method: `barlow_twins` or `dino`.
         backbone: A timm model (`resnet50`, `vit_small_patch16_224`, `swin_tiny_patch4_window7_224`, ...) or a run.
-        out: Folder for `backbone.safetensors`, `pretrain.json` and the logs.
+        out: Folder for `backbone.safetensors` and the logs; a second call goes on with a run cut short.
         size: Side of the (global) views in pixels.
         epochs: Passes over the images.
         batch_size: Images per step.
@@ -110,6 +112,7 @@ def pretrain(
         workers: Processes that load images.
         accelerator: Lightning's: `auto`, `cpu`, `gpu`, ...
         precision: `auto` (bf16-mixed on a GPU, else 32-true), or Lightning's.
+        checkpoint_minutes: How often to save what a killed run goes on from.
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
         method_options: Passed to the method, such as {"lambda_": 0.0051} or {"out_dim": 4096}.
     """
@@ -117,7 +120,7 @@ def pretrain(
 
     from regard.backbones import build_backbone
     from regard.data.layout import open_source
-    from regard.studies.runs import METHODS, Hardware, PretrainSettings, new_folder, pretrain_run
+    from regard.studies.runs import METHODS, PRETRAIN_FILE, Hardware, PretrainSettings, pretrain_run, run_folder
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -132,8 +135,10 @@ def pretrain(
     elif lr:
         options["lr"] = lr
     settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options)
-    with new_folder(out) as folder:
-        pretrain_run(source.split("train"), model, settings, folder, seed, Hardware(accelerator, precision, workers))
+    hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
+    started = {"data": source.root, "backbone": model.name, "options": model.options, "seed": seed, **asdict(settings)}
+    with run_folder(out, started, PRETRAIN_FILE) as folder:
+        pretrain_run(source.split("train"), model, settings, folder, seed, hardware)
     return f"pre-trained backbone in {out}: regard segment --backbone {out} --data ..."
 
 
@@ -155,6 +160,7 @@ def segment(
     workers: int = 4,
     accelerator: str = "auto",
     precision: str = "auto",
+    checkpoint_minutes: float = 10,
     backbone_options: dict[str, Any] | None = None,
 ) -> str:
     """Train a segmentation on images with masks, and score the best epoch.
@@ -162,7 +168,7 @@ def segment(
     Args:
         data: `scenes`, or a path: images/ + masks/, or VOC2012.
         backbone: A timm model, or what `regard pretrain` made (its folder or file).
-        out: Folder for the run.
+        out: Folder for the run; a second call goes on with a run cut short.
         fusion: How the backbone's attention reaches the head: none, concat, gate or propagate.
         head: linear or segformer.
         size: Short side of the images, and side of the training crops, in pixels.
@@ -177,6 +183,7 @@ def segment(
         workers: Processes that load images.
         accelerator: Lightning's: `auto`, `cpu`, `gpu`, ...
         precision: `auto` (bf16-mixed on a GPU, else 32-true), or Lightning's.
+        checkpoint_minutes: How often to save what a killed run goes on from.
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
     """
     import torch
@@ -185,7 +192,7 @@ def segment(
     from regard.data.layout import check_readable, open_source, require_masks
     from regard.segmentation.fusion import build_fusion
     from regard.segmentation.heads import HEADS
-    from regard.studies.runs import Hardware, SegmentSettings, load_run, new_folder, segment_run, summary
+    from regard.studies.runs import RUN_FILE, Hardware, SegmentSettings, load_run, run_folder, segment_run, summary
 
     if head not in HEADS:
         raise unknown("head", head, HEADS)
@@ -201,17 +208,10 @@ def segment(
     settings = SegmentSettings(
         size, head=head, freeze=freeze, epochs=epochs, batch_size=batch_size, lr=lr, backbone_lr=backbone_lr
     )
-    with new_folder(out) as folder:
-        segment_run(
-            splits["train"],
-            splits["val"],
-            model,
-            fusion,
-            settings,
-            folder,
-            seed,
-            Hardware(accelerator, precision, workers),
-        )
+    hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
+    started = {"data": source.root, "backbone": backbone, "fusion": fusion, "seed": seed, **asdict(settings)}
+    with run_folder(out, started, RUN_FILE) as folder:
+        segment_run(splits["train"], splits["val"], model, fusion, settings, folder, seed, hardware)
     run = load_run(out)
     _table(summary(run, run.evaluate(splits["val"])), "val")
     return f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."

@@ -20,10 +20,11 @@ class EpochSampler(Sampler):
     """Yields (epoch, index): the order of an epoch is a function of (seed, epoch), known to every worker.
 
     Lightning calls `set_epoch` at the start of each epoch.
+    skip: images of the first epoch that a resumed run has seen already.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    def __init__(self, count: int, seed: int, skip: int = 0) -> None:
+        self.count, self.seed, self.skip, self.epoch = count, seed, skip, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -33,7 +34,30 @@ class EpochSampler(Sampler):
         return self.count
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, int(index)) for index in draws(self.seed, self.epoch).permutation(self.count))
+        order, self.skip = draws(self.seed, self.epoch).permutation(self.count)[self.skip :], 0
+        return ((self.epoch, int(index)) for index in order)
+
+
+class _Resumable(L.LightningDataModule):
+    """Remembers in a checkpoint how many batches of the epoch are done, so that a resumed run goes on behind them."""
+
+    batch_size: int
+    done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in the epoch; 0 where the epoch is whole."""
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        done = progress.processed
+        return {"done": 0 if done == self.trainer.num_training_batches else done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there."""
+        self.done = state_dict["done"]
+
+    def sampler(self, count: int, seed: int) -> EpochSampler:
+        """The order of the images, from where a checkpoint left off."""
+        return EpochSampler(count, seed, self.done * self.batch_size)
 
 
 class Cached:
@@ -86,7 +110,7 @@ class Views(TorchDataset):
         return [_tensor(view(image, draws(self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
 
 
-class PretrainData(L.LightningDataModule):
+class PretrainData(_Resumable):
     """Batches for Barlow Twins and DINO: a list with one uint8 tensor (batch, 3, size, size) per view."""
 
     def __init__(
@@ -100,7 +124,7 @@ class PretrainData(L.LightningDataModule):
         return DataLoader(
             Views(self.dataset, self.views, self.seed),
             self.batch_size,
-            sampler=EpochSampler(len(self.dataset), self.seed),
+            sampler=self.sampler(len(self.dataset), self.seed),
             drop_last=True,
             **_loading(self.workers),
         )
@@ -134,7 +158,7 @@ class WholePairs(TorchDataset):
         return _tensor(small), torch.from_numpy(mask).long()
 
 
-class SegmentationData(L.LightningDataModule):
+class SegmentationData(_Resumable):
     """Augmented square crops to train on; whole images to validate on.
 
     Training batches are (images uint8, masks int64); validation batches are lists of such pairs, of any sizes.
@@ -158,7 +182,7 @@ class SegmentationData(L.LightningDataModule):
         return DataLoader(
             TrainPairs(self.train, self.transform, self.seed),
             self.batch_size,
-            sampler=EpochSampler(len(self.train), self.seed),
+            sampler=self.sampler(len(self.train), self.seed),
             drop_last=len(self.train) > self.batch_size,
             **_loading(self.workers),
         )

@@ -29,8 +29,9 @@ class SegmentationModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
-        self.fusion = build_fusion(fusion, backbone)
+        # the head first: with one seed it then starts the same under every fusion
         self.head = build_head(head, backbone.channels, classes, **head_options)
+        self.fusion = build_fusion(fusion, backbone)
         if freeze:
             backbone.requires_grad_(False)
 

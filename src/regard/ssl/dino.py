@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -144,15 +145,17 @@ class DINO(L.LightningModule):
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None
 
-    @torch.no_grad()
-    def on_train_batch_end(self, outputs: object, batch: object, batch_index: int) -> None:
-        """Move the teacher towards the student; its BatchNorm statistics are its own, as published."""
-        step, total = self.global_step - 1, int(self.trainer.estimated_stepping_batches)
-        momentum = cosine(step, total, self.hparams["momentum"], 1.0)
-        pairs = ((self.backbone, self.teacher_backbone), (self.head, self.teacher_head))
-        for student, teacher in pairs:
-            for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
-                theirs.lerp_(ours, 1 - momentum)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the teacher towards the student; its BatchNorm statistics are its own, as published.
+
+        Here, and not at the end of the batch: there a checkpoint would be written between the two.
+        """
+        momentum = cosine(self.global_step, int(self.trainer.estimated_stepping_batches), self.hparams["momentum"], 1.0)
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            for student, teacher in ((self.backbone, self.teacher_backbone), (self.head, self.teacher_head)):
+                for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
+                    theirs.lerp_(ours, 1 - momentum)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the student; no weight decay on biases and norms."""

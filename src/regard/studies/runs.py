@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +38,7 @@ from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO
 
 PRETRAIN_FILE, RUN_FILE, MODEL_FILE = "pretrain.json", "run.json", "model.safetensors"
+SETTINGS_FILE, CHECKPOINTS = "settings.json", "checkpoints"
 METHODS = ("barlow_twins", "dino")
 
 
@@ -48,6 +50,7 @@ class Hardware:
     precision: str = "auto"
     workers: int = 0
     bar: bool = True  # a progress bar per training
+    checkpoint_minutes: float = 10.0  # how much work a killed run loses at most
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def pretrain_run(
 ) -> dict[str, Any]:
     """Pre-train a backbone; writes `backbone.safetensors` and `pretrain.json` into `out` and returns the latter.
 
+    Where `out` holds a checkpoint of the same run, cut short, it goes on from there, as if it had not been.
     Raises InputError for an unknown method, or fewer images than a batch.
     """
     if settings.method not in METHODS:
@@ -108,12 +112,9 @@ def pretrain_run(
         module = DINO(backbone, batch_size=settings.batch_size, **settings.options)
         views = dino_views(settings.size, settings.local_size, settings.local_crops)
     data = PretrainData(dataset, views, settings.batch_size, hardware.workers, seed)
-    curve = LossCurve(points=40)
-    started = time.perf_counter()
-    trainer = make_trainer(settings.epochs, out, hardware, [curve], progress)
-    trainer.fit(module, data)
-    _stop_if_interrupted(trainer)
-    seconds = time.perf_counter() - started
+    curve, clock = LossCurve(points=40), Clock()
+    trainer = make_trainer(settings.epochs, out, hardware, [curve, clock, StepSeed(seed)], progress)
+    fit(trainer, module, data, out)
     kept = module.teacher_backbone if isinstance(module, DINO) else backbone
     save_backbone(kept, out / BACKBONE_FILE)
     description = {
@@ -123,10 +124,11 @@ def pretrain_run(
         "seed": seed,
         "images": len(dataset),
         "steps": trainer.global_step,
-        "seconds": seconds,
+        "seconds": clock.seconds,
         "curve": curve.points,
     }
     write_json(out / PRETRAIN_FILE, description)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return description
 
 
@@ -143,7 +145,7 @@ def segment_run(
 ) -> dict[str, Any]:
     """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
 
-    The best epoch is the one of the highest mIoU on `val`.
+    The best epoch is the one of the highest mIoU on `val`. Goes on from a checkpoint as `pretrain_run` does.
     """
     classes = len(train.classes)
     L.seed_everything(seed, verbose=False)
@@ -151,20 +153,15 @@ def segment_run(
     task = SegmentationTask(model, classes, train.ignore_index, settings.lr, settings.backbone_lr)
     transform = TrainTransform(settings.size, train.ignore_index, settings.scale, jitter=settings.jitter)
     data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed)
-    best = ModelCheckpoint(out / "checkpoints", monitor="val_miou", mode="max", save_weights_only=True)
-    history = History()
-    started = time.perf_counter()
+    best = ModelCheckpoint(out / CHECKPOINTS, "best-{step}", monitor="val_miou", mode="max", save_weights_only=True)
+    history, clock = History(), Clock()
+    callbacks = [best, history, clock, StepSeed(seed)]
     trainer = make_trainer(
-        settings.epochs, out, hardware, [best, history], progress, check_val_every_n_epoch=settings.validate_every
+        settings.epochs, out, hardware, callbacks, progress, check_val_every_n_epoch=settings.validate_every
     )
-    trainer.fit(task, data)
-    _stop_if_interrupted(trainer)
-    seconds = time.perf_counter() - started
+    fit(trainer, task, data, out)
     task.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     _save_tensors(model, out / MODEL_FILE)
-    for file in (out / "checkpoints").glob("*.ckpt"):
-        file.unlink()
-    (out / "checkpoints").rmdir()
     description = {
         "regard": version("regard"),
         "backbone": {"name": backbone.name, "options": backbone.options},
@@ -174,12 +171,13 @@ def segment_run(
         "palette": np.asarray(train.palette).tolist(),
         "ignore_index": train.ignore_index,
         "seed": seed,
-        "seconds": seconds,
+        "seconds": clock.seconds,
         "best_epoch": max(history.points, key=lambda point: point["val_miou"])["epoch"],
         "curve": history.points,
         "parameters": parameters(model),
     }
     write_json(out / RUN_FILE, description)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return description
 
 
@@ -260,23 +258,71 @@ class LossCurve(L.Callback):
             self.points.append({"step": trainer.global_step, "loss": float(self._sum) / self._steps})
             self._sum, self._steps = None, 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"points": self.points, "sum": self._sum, "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.points, self._sum, self._steps = state_dict["points"], state_dict["sum"], state_dict["steps"]
+
+
+class StepSeed(L.Callback):
+    """Seeds torch at every step from (seed, step), so that a resumed run needs no random state but its step."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        """Dropout and stochastic depth of this step follow from it."""
+        torch.manual_seed(self.seed * 1_000_003 + trainer.global_step)
+
+
+class Clock(L.Callback):
+    """Seconds spent training, over all the parts of a run that was cut short."""
+
+    def __init__(self) -> None:
+        self._before, self._started = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """From a checkpoint."""
+        self._before = state_dict["seconds"]
+
 
 class History(L.Callback):
-    """Per epoch: training loss, and validation mIoU."""
+    """Per epoch that validates: the mean training loss of the epoch, and the validation mIoU."""
 
     def __init__(self) -> None:
         self.points: list[dict[str, float]] = []
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Kept on the device, read at the end of the epoch."""
+        self._losses.append(cast(dict[str, torch.Tensor], outputs)["loss"].detach())
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         """Lightning has validated by then, where the epoch is one that validates."""
-        seen = {key: float(value) for key, value in trainer.callback_metrics.items()}
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
-            point = {
-                "epoch": trainer.current_epoch + 1,
-                "train_loss": seen["loss"],
-                "val_miou": seen["val_miou"],
-            }
-            self.points.append(point)
+            loss, miou = float(torch.stack(self._losses).mean()), float(trainer.callback_metrics["val_miou"])
+            self.points.append({"epoch": trainer.current_epoch + 1, "train_loss": loss, "val_miou": miou})
+        self._losses = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"points": self.points, "losses": self._losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.points, self._losses = state_dict["points"], state_dict["losses"]
 
 
 class _Progress(RichProgressBar):
@@ -296,22 +342,30 @@ def make_trainer(
     """A Lightning Trainer that logs to CSV and TensorBoard in `out`, shows one bar, and says nothing else."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Small data needs no workers, and a loader of lists has no batch size: both are as meant.
-    for message in (".*does not have many workers.*", ".*number of training batches.*", ".*infer the `batch_size`.*"):
+    # A loader that cannot resume: ours does, see `data.modules._Resumable`. best-*.ckpt of the part before stay.
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*infer the `batch_size`.*",
+        ".*your dataloader is not resumable.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
     on_gpu = hardware.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     precision: Any = ("bf16-mixed" if on_gpu else "32-true") if hardware.precision == "auto" else hardware.precision
-    shutil.rmtree(out / "logs", ignore_errors=True)  # of a run that was cut short
-    checkpointing = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    part = len(list((out / "logs").glob("part-*"))) + 1  # a resumed run logs beside the part before
+    every = ModelCheckpoint(
+        out / CHECKPOINTS, "resume-{step}", train_time_interval=timedelta(minutes=hardware.checkpoint_minutes)
+    )
     return L.Trainer(
         accelerator=hardware.accelerator,
         devices=1,
         precision=precision,
         max_epochs=epochs,
-        logger=[CSVLogger(out, "logs", ""), TensorBoardLogger(out, "logs", "")],
-        callbacks=[*callbacks, *([_Progress(progress)] if hardware.bar else [])],
+        logger=[CSVLogger(out, "logs", f"part-{part}"), TensorBoardLogger(out, "logs", f"part-{part}")],
+        callbacks=[*callbacks, every, *([_Progress(progress)] if hardware.bar else [])],
         enable_progress_bar=hardware.bar,
-        enable_checkpointing=checkpointing,
         enable_model_summary=False,
         log_every_n_steps=25,
         num_sanity_val_steps=0,
@@ -320,23 +374,41 @@ def make_trainer(
     )
 
 
+def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:
+    """Train, from the last checkpoint in `out` where there is one. A run that was cut short must not look finished."""
+    checkpoints = sorted((out / CHECKPOINTS).glob("resume-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    trainer.fit(module, data, ckpt_path=checkpoints[-1] if checkpoints else None, weights_only=True)
+    if trainer.interrupted:  # Lightning swallows Ctrl-C
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder for one run. InputError when something is in it already; removed when the run fails on a wrong input."""
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already: choose another --out, or delete it")
+def run_folder(path: str | Path, settings: dict[str, Any], finished: str) -> Iterator[Path]:
+    """The folder of one run: new, or of the same run cut short, which then goes on.
+
+    Raises InputError when something else is in it, or the run is finished. Removed when the run fails on a wrong input.
+    """
+    folder, settings = Path(path), json.loads(json.dumps(settings))
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if (folder / finished).exists():
+        raise InputError(f"{folder} holds a finished run: choose another --out, or delete it")
+    if is_new:
+        write_json(folder / SETTINGS_FILE, settings)
+    elif not (folder / SETTINGS_FILE).is_file():
+        raise InputError(f"{folder} exists and holds no run to go on with: choose another --out, or delete it")
+    else:
+        before = read_json(folder / SETTINGS_FILE)
+        differs = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+        if differs:
+            raise InputError(
+                f"{folder} holds a run with other settings ({', '.join(differs)}): choose another --out, or delete it"
+            )
     try:
         yield folder
     except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _stop_if_interrupted(trainer: L.Trainer) -> None:
-    """Lightning swallows Ctrl-C; a run that was cut short must not look finished."""
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
 
 def _save_tensors(model: torch.nn.Module, path: Path) -> None:
