@@ -122,7 +122,22 @@ def test_wrong_data_is_one_line_and_nothing_is_written(command: str, bad, tmp_pa
         (["segment", "--data", "scenes", "--head", "segfromer"], "unknown head 'segfromer': did you mean 'segformer'"),
         (["segment", "--data", "scenes", "--weights", "none.pth"], "no weights file at none.pth"),
         (["pretrain", "--data", "scenes", "--method", "dinov9"], "unknown method 'dinov9'"),
-        (["pretrain", "--data", "scenes", "--size", "32", "--batch_size", "4096"], "fewer than one batch of 4096"),
+        (
+            ["pretrain", "--data", "scenes", "--size", "32", "--batch_size", "4096"],
+            "a batch of 4096 cannot be had",
+        ),
+        (["pretrain", "--data", "scenes", "--size", "32", "--batch_size", "1"], "a batch of 1 cannot be had"),
+        (["pretrain", "--data", "scenes", "--method_options", '{"lamda": 1}'], "did you mean 'lambda_'"),
+        (
+            ["pretrain", "--data", "scenes", "--method", "dino", "--optimizer", "lars"],
+            "is for Barlow Twins",
+        ),
+        (["segment", "--data", "scenes", "--epochs", "0"], "--epochs 0 is too small: take 1 or more"),
+        (["segment", "--data", "scenes", "--workers", "-1"], "--workers -1 is too small"),
+        (["segment", "--data", "scenes", "--accelerator", "abacus"], "accelerator"),
+        (["compare", "--data", "scenes", "--jobs", "-1"], "--jobs -1 is too small"),
+        (["compare", "--data", "scenes", "--seeds", "0"], "--seeds 0 is too small"),
+        (["segment", "--data", "scenes", "--size", "32", "--out", "/proc/x", "--backbone", "resnet18"], "/proc/x"),
         (["compare", "--data", "scenes", "--preset", "huge"], "unknown preset 'huge'"),
         (["compare", "--data", "scenes", "--size", "50"], "take a multiple of 32, such as 32 or 64"),
         (["evaluate", "--run", "nothing", "--data", "scenes"], "holds no finished segmentation"),
@@ -198,6 +213,26 @@ def test_from_images_to_masks(method: str, tmp_path, capsys) -> None:
 
     assert np.array_equal(regard.load_run(runs / "segment").predict(large), labels)
     assert "holds a finished run" in fails(capsys, "segment", "--data", str(data), "--out", str(runs / "segment"))
+
+
+def test_images_are_never_written_over(tmp_path, capsys) -> None:
+    data = tree(tmp_path / "data")
+    folder = data / "images" / "train"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    backbone = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", TINY_VIT, "--size", "32"]
+    line = fails(capsys, "attention", *backbone, "--images", str(folder), "--out", str(folder))
+    assert "would be written over" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    Image.fromarray(Scenes(1, size=32).image(0)).save(folder / "0.jpg")
+    line = fails(capsys, "attention", *backbone, "--images", str(folder), "--out", str(tmp_path / "out"))
+    assert "would both become" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_run_is_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "is damaged" in fails(capsys, "evaluate", "--run", str(tmp_path), "--data", "scenes")
 
 
 def test_options_from_a_file(tmp_path, capsys) -> None:

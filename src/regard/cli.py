@@ -15,6 +15,13 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from regard.errors import InputError, unknown
 
+Accelerator = Literal["auto", "cpu", "gpu"]
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+# The least that a number may be, wherever it is an option.
+LEAST = dict.fromkeys(("epochs", "batch_size", "size", "local_size", "seeds", "jobs"), 1) | dict.fromkeys(
+    ("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes"), 0
+)
+
 
 def demo(out: str = "runs/demo", jobs: int | None = None) -> str:
     """Run the whole path on the built-in scenes: pre-train, segment, compare, report. Minutes on two CPU cores.
@@ -35,22 +42,22 @@ def compare(
     size: int | None = None,
     jobs: int | None = None,
     workers: int = 0,
-    accelerator: str = "auto",
-    precision: str = "auto",
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
 ) -> str:
     """Compare backbones, pre-trainings and attention fusions on the same images, and write a report.
 
     Args:
         data: `scenes`, or a path whose layout is recognised: images/ + masks/, or VOC2012.
-        preset: `tiny` (minutes on a CPU), `small` (one GPU, under an hour) or `full` (ResNet-50, Swin-T, ViT-S/16).
+        preset: `tiny` (minutes on a CPU), `small` (for one GPU) or `full` (ResNet-50, Swin-T, ViT-S/16).
         out: Folder of the comparison; a second call goes on where the first one stopped.
         seeds: How many seeds each configuration is trained with; by default the preset's.
         baselines: Also the baselines: no fusion, another fusion, random weights.
         size: Short side of the images in pixels; by default the preset's.
         jobs: Trainings side by side; by default 1 on a GPU, and as many as the cores suit (at most 4) on a CPU.
         workers: Processes that load images, per training.
-        accelerator: Lightning's: `auto`, `cpu`, `gpu`, ...
-        precision: `auto` (bf16-mixed on a GPU, else 32-true), or Lightning's.
+        accelerator: `auto` takes a GPU where there is one.
+        precision: `auto` is bf16-mixed on a GPU, else 32-true.
     """
     from regard.data.layout import check_readable, open_source
     from regard.studies.compare import compare as run
@@ -60,13 +67,12 @@ def compare(
 
     scenes_size = choose(preset, size).segment.size
     source = open_source(data, scenes_size=scenes_size)
-    check_readable(source)
     hardware = Hardware(accelerator, precision, workers)
+    jobs = jobs or default_jobs(hardware)
+    check_readable(source)
     command = f"regard compare --data {shlex.quote(data)} --preset {preset} --out {shlex.quote(out)}"
     command += f" --seeds {seeds}" * bool(seeds) + f" --size {size}" * bool(size) + " --baselines" * baselines
-    report_path = run(
-        source, preset, Path(out), seeds, baselines, size, jobs or default_jobs(accelerator), hardware, command
-    )
+    report_path = run(source, preset, Path(out), seeds, baselines, size, jobs, hardware, command)
     return f"open {report_path} for the comparison"
 
 
@@ -86,9 +92,9 @@ def pretrain(
     pretrained: bool = False,
     seed: int = 0,
     workers: int = 4,
-    accelerator: str = "auto",
-    precision: str = "auto",
-    checkpoint_minutes: float = 10,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    checkpoint_minutes: float = 10.0,
     backbone_options: dict[str, Any] | None = None,
     method_options: dict[str, Any] | None = None,
 ) -> str:
@@ -110,8 +116,8 @@ def pretrain(
         pretrained: Start from timm's published weights.
         seed: Of weights, order and views.
         workers: Processes that load images.
-        accelerator: Lightning's: `auto`, `cpu`, `gpu`, ...
-        precision: `auto` (bf16-mixed on a GPU, else 32-true), or Lightning's.
+        accelerator: `auto` takes a GPU where there is one.
+        precision: `auto` is bf16-mixed on a GPU, else 32-true.
         checkpoint_minutes: How often to save what a killed run goes on from.
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
         method_options: Passed to the method, such as {"lambda_": 0.0051} or {"out_dim": 4096}.
@@ -128,14 +134,17 @@ def pretrain(
     _say(source.describe())
     torch.manual_seed(seed)
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {}))
-    options = dict(method_options or {})
-    if method == "barlow_twins":
-        options["optimizer"] = optimizer or ("adamw" if model.heads else "lars")
-        options.setdefault("lr", lr or (0.2 if options["optimizer"] == "lars" else 5e-4))
-    elif lr:
-        options["lr"] = lr
-    settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options)
     hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
+    options = dict(method_options or {}) | ({"lr": lr} if lr else {})
+    if method == "barlow_twins":
+        options = {"optimizer": optimizer or ("adamw" if model.heads else "lars")} | options
+        adamw = {"lr": 5e-4, "weight_decay": 0.05}  # as in the presets; LARS has its defaults in BarlowTwins
+        options = (adamw if options["optimizer"] == "adamw" else {}) | options
+    elif optimizer:
+        raise InputError("DINO trains with AdamW: --optimizer is for Barlow Twins")
+    else:  # the authors' advice for small batches
+        options = {"momentum": 0.9995 if batch_size <= 256 else 0.996} | options
+    settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options)
     started = {"data": source.root, "backbone": model.name, "options": model.options, "seed": seed, **asdict(settings)}
     with run_folder(out, started, PRETRAIN_FILE) as folder:
         pretrain_run(source.split("train"), model, settings, folder, seed, hardware)
@@ -158,9 +167,9 @@ def segment(
     pretrained: bool = False,
     seed: int = 0,
     workers: int = 4,
-    accelerator: str = "auto",
-    precision: str = "auto",
-    checkpoint_minutes: float = 10,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    checkpoint_minutes: float = 10.0,
     backbone_options: dict[str, Any] | None = None,
 ) -> str:
     """Train a segmentation on images with masks, and score the best epoch.
@@ -181,8 +190,8 @@ def segment(
         pretrained: timm's published weights for the backbone.
         seed: Of weights, order and crops.
         workers: Processes that load images.
-        accelerator: Lightning's: `auto`, `cpu`, `gpu`, ...
-        precision: `auto` (bf16-mixed on a GPU, else 32-true), or Lightning's.
+        accelerator: `auto` takes a GPU where there is one.
+        precision: `auto` is bf16-mixed on a GPU, else 32-true.
         checkpoint_minutes: How often to save what a killed run goes on from.
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
     """
@@ -254,11 +263,10 @@ def predict(run: str, images: list[str], out: str) -> str:
     from regard.studies.runs import load_run
 
     loaded = load_run(run)
-    files = _image_files(images)
-    for file, name in track(files, "segmenting", transient=True, console=_console()):
+    files = _outputs(images, out)
+    for file, path in track(files.items(), "segmenting", transient=True, console=_console()):
         mask = Image.fromarray(loaded.predict(file)).convert("P")
         mask.putpalette(loaded.palette.flatten().tolist())
-        path = (Path(out) / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         mask.save(path)
     return f"{len(files)} masks in {out}"
@@ -297,14 +305,13 @@ def attention(
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {})).eval()
     if not model.heads:
         raise InputError(f"{model.name} has no attention maps: use a ViT or a Swin")
-    files = _image_files(images)
-    for file, name in track(files, "drawing", transient=True, console=_console()):
+    files = _outputs(images, out)
+    for file, path in track(files.items(), "drawing", transient=True, console=_console()):
         pixels = read_image(file)
         pixels = resize(pixels, (0, 0, *pixels.shape[:2]), short_side(pixels.shape[:2], size))
         batch = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).unsqueeze(0)
         with torch.inference_mode():
             maps = model(normalize(batch), attention=True).attention
-        path = (Path(out) / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mosaic(pixels, [m.weights[0].numpy() for m in maps])).save(path)
     return f"{len(files)} mosaics of {maps[0].kind} attention in {out}: levels down, heads across"
@@ -385,7 +392,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     values = options[options.subcommand].as_dict()
     values.pop("config", None)
     try:
+        for name, value in values.items():
+            if name in LEAST and value is not None and value < LEAST[name]:
+                raise InputError(f"--{name} {value} is too small: take {LEAST[name]} or more")
         print(COMMANDS[options.subcommand](**values))
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"regard {options.subcommand}: {error.strerror or error}{where}", file=sys.stderr)
+        raise SystemExit(2) from None
     except InputError as error:
         # an error from a loading process comes with its traceback; the last line is the message
         line = str(error).strip().splitlines()[-1].removeprefix("regard.errors.InputError: ")
@@ -405,21 +419,32 @@ def _spread_images(arguments: list[str]) -> list[str]:
     return [*arguments[: start - 1], f"--images={json.dumps(arguments[start:end])}", *arguments[end:]]
 
 
-def _image_files(paths: Sequence[str]) -> list[tuple[Path, str]]:
-    """(file, name to keep) of every image in these files and folders; InputError for a path that is not there."""
+def _outputs(paths: Sequence[str], out: str) -> dict[Path, Path]:
+    """The PNG in `out` for every image in these files and folders, under its own name.
+
+    Raises InputError for a path that is not there, and where a PNG would take the place of an image or of another PNG.
+    """
     from regard.data.datasets import list_images
 
-    files: list[tuple[Path, str]] = []
+    made: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            files += [(path / name, name) for name in list_images(path)]
+            made |= {path / name: (Path(out) / name).with_suffix(".png") for name in list_images(path)}
         elif path.is_file():
-            files.append((path, path.name))
+            made[path] = (Path(out) / path.name).with_suffix(".png")
         else:
             raise InputError(f"no file or folder at {path}")
-    if not files:
+    if not made:
         raise InputError(f"no images in {', '.join(paths)}")
-    return files
+    sources = {file.resolve() for file in made}
+    targets: dict[Path, Path] = {}
+    for file, target in made.items():
+        if target.resolve() in sources:
+            raise InputError(f"{target} is one of the images, and would be written over: choose another --out")
+        if target in targets:
+            raise InputError(f"{file} and {targets[target]} would both become {target}: do them one after the other")
+        targets[target] = file
+    return made
 
 
 def _table(result: dict[str, Any], split: str) -> None:

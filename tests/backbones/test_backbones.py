@@ -1,5 +1,9 @@
 """Backbones: the contract, and attention maps equal to the matrix computed from a block's own weights."""
 
+import argparse
+import copy
+import json
+
 import pytest
 import timm
 import torch
@@ -7,7 +11,8 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import window_reverse
 
 from contracts import check_backbone
-from regard.backbones import build_backbone, save_backbone
+from regard.backbones import build_backbone, describe, from_description, normalize, save_backbone
+from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.errors import InputError
 
 TINY_VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -188,6 +193,223 @@ def test_a_shifted_window_does_not_see_the_opposite_edge(name: str) -> None:
     assert difference[20:].max() == 0
 
 
+SWINS = [name for name in MODELS if "swin" in name]
+
+
+def outputs(backbone, images: torch.Tensor) -> list[torch.Tensor]:
+    """Everything a backbone gives for these images."""
+    with torch.no_grad():
+        seen = backbone(images, attention=True, affinity=True)
+    return [*seen.pyramid, *(m.weights for m in seen.attention), *(m.affinity for m in seen.attention), seen.pooled]
+
+
+@pytest.mark.parametrize("name", SWINS)
+@pytest.mark.parametrize("size", [(52, 76), (68, 36)])  # multiples of a patch, not of the windows
+def test_what_swin_pads_with_is_not_seen(name: str, size: tuple[int, int]) -> None:
+    backbone = tiny(name)
+    images = torch.randn(2, 3, *size)
+    with_zeros = outputs(backbone, images)
+    pad = backbone.pad
+
+    def pad_with_noise(images: torch.Tensor) -> torch.Tensor:
+        padded = 3 * torch.randn_like(pad(images))
+        padded[..., : size[0], : size[1]] = images
+        return padded
+
+    backbone.pad = pad_with_noise
+    assert backbone.pad(images).shape[-1] > size[1]
+    for zeros, noise in zip(with_zeros, outputs(backbone, images), strict=True):
+        torch.testing.assert_close(zeros, noise, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SWINS)
+def test_how_far_swin_pads_does_not_matter(name: str) -> None:
+    """A window of nothing but padding, and another count of windows, change nothing and give no NaN."""
+    backbone = tiny(name)
+    images = torch.randn(2, 3, 52, 76)
+    once = outputs(backbone, images)
+    backbone.multiple *= 2
+    for near, far in zip(once, outputs(backbone, images), strict=True):
+        torch.testing.assert_close(near, far, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SWINS)
+def test_a_padded_size_leaves_nothing_behind(name: str) -> None:
+    backbone = tiny(name)
+    whole, odd = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 52, 76)
+    before = outputs(backbone, whole)
+    outputs(backbone, odd)
+    for first, again in zip(before, outputs(backbone, whole), strict=True):
+        assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("name", SWINS)
+def test_a_deep_copy_has_its_own_padding_and_weights(name: str) -> None:
+    backbone = tiny(name)
+    odd, other = torch.randn(1, 3, 52, 76), torch.randn(1, 3, 36, 64)
+    expected = outputs(backbone, odd)
+    teacher = copy.deepcopy(backbone)
+    for ours, copied in zip(expected, outputs(teacher, odd), strict=True):
+        assert torch.equal(ours, copied)
+
+    def in_between(*_) -> None:  # the copy runs another size in the middle of the original's forward
+        outputs(teacher, other)
+
+    hook = backbone.model.patch_embed.register_forward_hook(in_between)
+    with torch.no_grad():
+        again = backbone(odd)
+    hook.remove()
+    for ours, level in zip(expected, again.pyramid, strict=False):
+        assert torch.equal(ours, level)
+    assert torch.equal(expected[-1], again.pooled)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.zero_()
+    for ours, copied in zip(expected, outputs(teacher, odd), strict=True):
+        assert torch.equal(ours, copied)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "vit" in name or "swin" in name])
+def test_maps_under_bfloat16_autocast_are_read_in_float32(name: str) -> None:
+    """Only what the model itself rounds may differ: a map from bfloat16 queries and keys, each within 2^-8."""
+    backbone = tiny(name)
+    images = torch.randn(2, 3, 52, 76)
+    exact = outputs(backbone, images)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen = backbone(images, attention=True, affinity=True)
+    for level, attention in enumerate(seen.attention):
+        assert attention.weights.dtype == attention.affinity.dtype == torch.float32
+        ones = torch.ones(attention.weights.shape[:2])
+        torch.testing.assert_close(attention.weights.sum(dim=(-2, -1)), ones, rtol=1e-5, atol=1e-5)
+        reference = exact[len(seen.pyramid) + level]
+        torch.testing.assert_close(attention.weights, reference, rtol=0.15, atol=0.1 / reference[0, 0].numel())
+
+
+def test_a_pooled_map_is_multiplied_in_float32() -> None:
+    """Logits of 256 + 0.25 * key differ by less than bfloat16 can tell there."""
+    from regard.backbones.recorder import Attended
+
+    key = torch.stack([torch.full((8,), 256.0), torch.arange(8) / 4], dim=-1)[None, None]
+    attended = Attended(torch.ones(1, 1, 8, 2), key, None, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = attended.mean_weights()
+    torch.testing.assert_close(weights[0, 0], (torch.arange(8) / 4).softmax(0))
+
+
+@pytest.fixture
+def published(monkeypatch) -> None:
+    """timm's `pretrained=True` without a network: random weights, and the statistics that the real ones come with."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, **options))
+
+
+@pytest.mark.usefixtures("published")
+def test_pretrained_weights_get_the_statistics_they_were_trained_with(tmp_path) -> None:
+    name = "vit_tiny_patch16_224"
+    pixels = torch.randint(0, 256, (2, 3, 40, 64), dtype=torch.uint8)
+    backbone = build_backbone(name, pretrained=True, **TINY_VIT).eval()
+    assert backbone.statistics == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # augreg's
+    torch.testing.assert_close(backbone.pad(normalize(pixels)), pixels / 127.5 - 1, rtol=0, atol=1e-5)
+    odd = backbone.pad(normalize(pixels[..., :37, :]))
+    assert odd.shape[-2] == 40
+    assert (odd[..., 37:, :] == 0).all()
+    assert build_backbone(name, **TINY_VIT).statistics is None
+    assert build_backbone("resnet18", pretrained=True).statistics is None  # ImageNet's are what images come with
+
+    json.loads(json.dumps(describe(backbone)))
+    save_backbone(backbone, tmp_path / "backbone.safetensors")
+    images = normalize(pixels)
+    for again in (
+        build_backbone(tmp_path),
+        build_backbone(name, weights=tmp_path / "backbone.safetensors", **TINY_VIT),
+        copy.deepcopy(backbone),
+    ):
+        assert again.statistics == backbone.statistics
+        assert torch.equal(again.eval()(images).pooled, backbone(images).pooled)
+    again = from_description(json.loads(json.dumps(describe(backbone))))
+    assert (again.name, again.statistics) == (backbone.name, backbone.statistics)
+    again.load_state_dict(backbone.state_dict())
+    assert torch.equal(again.eval()(images).pooled, backbone(images).pooled)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_statistics_are_applied_in_every_backbone(name: str) -> None:
+    backbone = tiny(name)
+    pixels = torch.rand(1, 3, 64, 64)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = backbone((pixels - 0.3) / 0.4).pooled
+    backbone.statistics = ((0.3,) * 3, (0.4,) * 3)
+    torch.testing.assert_close(backbone((pixels - mean) / std).pooled, expected, rtol=1e-4, atol=1e-4)
+
+
+CANNOT_BE_READ = [
+    "vit_tiny_r_s16_p8_224",
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "convit_tiny",
+    "volo_d1_224",
+    "xcit_nano_12_p16_224",
+    "hiera_tiny_224",
+    "levit_128s",
+    "crossvit_tiny_240",
+    "coat_tiny",
+    "maxvit_rmlp_pico_rw_256",
+    "mvitv2_tiny",
+    "inception_v3",
+]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", CANNOT_BE_READ)
+def test_a_model_that_breaks_the_contract_is_refused_in_one_line(name: str) -> None:
+    if name not in timm.list_models():
+        pytest.skip(f"this timm has no {name}")
+    with pytest.raises(InputError, match=f"timm's {name} cannot be read here .*; ViT, DeiT, .* can$") as caught:
+        build_backbone(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_looking_at_a_model_leaves_no_trace(name: str, monkeypatch) -> None:
+    from regard import backbones
+
+    states = {}
+    for probe in (backbones._probe, lambda _: None):
+        monkeypatch.setattr(backbones, "_probe", probe)
+        torch.manual_seed(3)
+        backbone = build_backbone(name, **MODELS[name])
+        assert all(module.training for module in backbone.modules())
+        states[probe] = (*backbone.state_dict().values(), torch.get_rng_state())
+    for with_probe, without in zip(*states.values(), strict=True):
+        assert torch.equal(with_probe, without)
+
+
+def test_any_failure_of_timm_is_one_line(monkeypatch) -> None:
+    def fail(*_, **__):
+        raise KeyError("layer\nof many")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(InputError, match="timm cannot build resnet18: ") as caught:
+        build_backbone("resnet18")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", *SWINS])
+def test_gradient_checkpointing_with_attention_is_refused(name: str) -> None:
+    backbone = tiny(name).train()
+    backbone.model.set_grad_checkpointing(True)
+    images = torch.randn(1, 3, 64, 64)
+    for asked in ({"attention": True}, {"affinity": True}):
+        with pytest.raises(InputError, match="gradient checkpointing cannot give gradients with its attention maps"):
+            backbone(images, **asked)
+    backbone(images).pooled.sum().backward()
+    with torch.no_grad():
+        assert backbone(images, attention=True).attention
+    if name in SWINS:  # blocks run again would find the padding of whichever image came last
+        with pytest.raises(InputError, match="images that need padding"):
+            backbone(torch.randn(1, 3, 52, 76))
+
+
 def test_published_dino_vit_gives_the_recorded_tokens_and_attention(recorded, tmp_path) -> None:
     data = recorded("dino_vit")
     state = {key.removeprefix("state/"): value for key, value in data.items() if key.startswith("state/")}
@@ -254,3 +476,33 @@ def test_a_weights_file_cannot_run_code(tmp_path) -> None:
     with pytest.raises(InputError, match="must hold tensors only"):
         build_backbone("resnet18", weights=tmp_path / "trap.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_dinos_full_checkpoint_holds_a_namespace_and_opens(tmp_path) -> None:
+    teacher = build_backbone("vit_tiny_patch16_224", **TINY_VIT)
+    state = {f"backbone.{key}": value for key, value in teacher.model.state_dict().items()}
+    student = {f"module.{key}": torch.zeros_like(value) for key, value in state.items()}
+    args = argparse.Namespace(arch="vit_tiny", patch_size=8, local_crops_scale=(0.05, 0.4))
+    torch.save({"student": student, "teacher": state, "epoch": 800, "args": args}, tmp_path / "dino.pth")
+    again = build_backbone("vit_tiny_patch16_224", weights=tmp_path / "dino.pth", **TINY_VIT)
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again.eval()(images).pooled, teacher.eval()(images).pooled)
+
+
+@pytest.mark.parametrize("content", ["class", "function", "garbage", "empty"])
+def test_a_file_that_is_not_opened_is_named_in_our_own_words(tmp_path, content: str) -> None:
+    path = tmp_path / "weights.pth"
+    if content in ("class", "function"):
+        torch.save({"model": argparse.ArgumentParser if content == "class" else print}, path)
+    else:
+        path.write_bytes(b"no checkpoint" * (content == "garbage"))
+    with pytest.raises(
+        InputError, match=r"cannot read weights from .*weights\.pth: it .* must hold tensors only"
+    ) as caught:
+        build_backbone("resnet18", weights=path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "\x1b" not in message
+    assert not any(word in message for word in ("weights_only", "trust", "WeightsUnpickler", "pickle"))
+    if content == "class":
+        assert "argparse.ArgumentParser" in message

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from regard.backbones import build_backbone
+from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.segmentation.module import SegmentationModel, count_pixels, segmentation_loss
+from regard.studies.runs import Hardware, SegmentSettings, segment_run
 
 
 def small_resnet():
@@ -38,6 +40,24 @@ def test_a_frozen_backbone_stays_put_and_its_head_learns() -> None:
     running = thawed.backbone.model.bn1.running_mean.clone()
     thawed(torch.randn(4, 3, 32, 32))
     assert not torch.equal(running, thawed.backbone.model.bn1.running_mean)
+
+
+def test_a_frozen_backbone_stays_put_through_a_whole_training(tmp_path) -> None:
+    backbone = small_resnet()  # in training mode, as timm makes it
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    scenes, settings = Scenes(8, size=32), SegmentSettings(size=32, freeze=True, epochs=2, batch_size=4)
+    segment_run(scenes, scenes, backbone, "none", settings, tmp_path, hardware=Hardware(bar=False))
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("fusion", ["concat", "gate", "propagate"])
+def test_with_one_seed_the_head_starts_the_same_under_every_fusion(fusion: str) -> None:
+    heads = []
+    for name in ("none", fusion):
+        torch.manual_seed(3)
+        options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
+        heads.append(SegmentationModel(build_backbone("vit_tiny_patch16_224", **options), 3, name).head.state_dict())
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
 
 
 def test_counts_are_per_image_in_order_at_the_masks_own_size() -> None:

@@ -84,7 +84,7 @@ def plausible_results(size=64):
                     "std": scores.std(),
                     "low": scores.mean() - 0.022,
                     "high": scores.mean() + 0.021,
-                    "interval": "95%, bootstrap over images and seeds",
+                    "interval": "95%, over images and seeds",
                 },
                 "runs": runs,
             }

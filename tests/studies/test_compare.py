@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from regard.backbones import build_backbone
 from regard.data.layout import open_source
@@ -78,6 +79,23 @@ def test_a_comparison_from_start_to_report(source, tmp_path, monkeypatch, capsys
         compare(source, "tiny", out, hardware=QUIET)
 
 
+def test_data_that_changed_is_another_comparison(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "micro", micro)
+    monkeypatch.setattr(module, "CONFIGURATIONS", CONFIGURATIONS[:1])
+    scenes, data = Scenes(12, size=32), tmp_path / "data"
+    for split in ("train", "val"):
+        for kind, pixels in (("images", scenes.image), ("masks", scenes.mask)):
+            (data / kind / split).mkdir(parents=True)
+            for i in range(12):
+                Image.fromarray(pixels(i)).save(data / kind / split / f"{i}.png")
+    out = data / "runs" / "study"  # below the data itself: what is written there is no change
+    compare(open_source(data), "micro", out, seeds=1, hardware=QUIET)
+    compare(open_source(data), "micro", out, seeds=1, hardware=QUIET)
+    Image.fromarray(scenes.mask(1)).save(data / "masks" / "val" / "0.png")
+    with pytest.raises(InputError, match=r"holds another comparison \(data differ\)"):
+        compare(open_source(data), "micro", out, seeds=1, hardware=QUIET)
+
+
 @pytest.mark.slow
 def test_side_by_side_gives_what_one_after_the_other_gives(source, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(PRESETS, "micro", micro)
@@ -87,6 +105,24 @@ def test_side_by_side_gives_what_one_after_the_other_gives(source, tmp_path, mon
     one, two = (json.loads((tmp_path / str(jobs) / "results.json").read_text()) for jobs in (1, 2))
     for a, b in zip(one["configurations"], two["configurations"], strict=True):
         assert a["runs"][0]["miou"] == pytest.approx(b["runs"][0]["miou"], abs=1e-6)
+
+
+def test_an_interrupted_comparison_reports_the_seeds_that_are_whole(source, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "micro", micro)
+    monkeypatch.setattr(module, "CONFIGURATIONS", CONFIGURATIONS[:1])
+    train = segment_run
+
+    def interrupt_the_second(*args, **kwargs):
+        if args[6] == 1:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(module, "segment_run", interrupt_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        compare(source, "micro", tmp_path / "study", seeds=2, hardware=QUIET)
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert not results["complete"]
+    assert [run["seed"] for run in results["configurations"][0]["runs"]] == [0]
 
 
 def test_an_interrupted_comparison_keeps_what_is_finished(source, tmp_path, monkeypatch) -> None:

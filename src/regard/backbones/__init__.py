@@ -10,14 +10,31 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 
-from regard.backbones.base import AttentionMap, Backbone, Features, normalize
+from regard.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    AttentionMap,
+    Backbone,
+    Features,
+    Statistics,
+    normalize,
+)
 from regard.backbones.convnet import ConvNet
 from regard.backbones.swin import Swin
 from regard.backbones.vit import ViT, is_vit
 from regard.backbones.weights import BACKBONE_FILE, load_weights, read_description
 from regard.errors import InputError, unknown
 
-__all__ = ["AttentionMap", "Backbone", "Features", "build_backbone", "normalize"]
+__all__ = [
+    "AttentionMap",
+    "Backbone",
+    "Features",
+    "build_backbone",
+    "describe",
+    "from_description",
+    "normalize",
+    "save_backbone",
+]
 
 
 def build_backbone(
@@ -28,10 +45,12 @@ def build_backbone(
     name:         a timm model ("vit_small_patch16_224", "swin_tiny_patch4_window7_224", "resnet50", ...), or a run
                   folder or `backbone.safetensors` of `regard pretrain`, which knows its own name and options.
     pretrained:   fetch timm's published weights for that name (needs a network, or timm's cache).
-    weights:      a checkpoint file instead: Barlow Twins, DINO, torchvision, timm or ours; see `weights.py`.
+    weights:      a checkpoint file instead: Barlow Twins, DINO, torchvision, timm or ours; see `weights.py`. It is
+                  taken to expect ImageNet's mean and standard deviation, unless it is ours and says otherwise.
     timm_options: passed to `timm.create_model`: `img_size=64`, `patch_size=8`, `drop_path_rate=0.1`, ...
 
-    Raises InputError for an unknown name, weights that cannot be had or do not fit, or options timm does not take.
+    Raises InputError for an unknown name, weights that cannot be had or do not fit, options timm does not take, or a
+    model that does not keep the contract of `Backbone`: one small image goes through it to see.
     """
     description = read_description(Path(name))
     if description:
@@ -49,9 +68,35 @@ def build_backbone(
         raise InputError("choose one of pretrained and weights")
     backbone = _wrap(_create(name, pretrained, timm_options), name)
     backbone.options = timm_options
+    if pretrained:
+        backbone.statistics = _statistics(backbone.model.pretrained_cfg)
     if weights:
         load_weights(backbone.model, Path(weights))
+        backbone.statistics = _statistics((read_description(Path(weights)) or {}).get("statistics"))
     return backbone
+
+
+def describe(backbone: Backbone) -> dict[str, Any]:
+    """What `from_description` needs to build it again, weights aside: plain values, fit for JSON."""
+    statistics = None
+    if backbone.statistics is not None:
+        statistics = {"mean": list(backbone.statistics[0]), "std": list(backbone.statistics[1])}
+    return {"name": backbone.name, "options": dict(backbone.options), "statistics": statistics}
+
+
+def from_description(description: dict[str, Any]) -> Backbone:
+    """The backbone that `describe` described, with random weights."""
+    backbone = build_backbone(description["name"], **description["options"])
+    backbone.statistics = _statistics(description.get("statistics"))
+    return backbone
+
+
+def _statistics(found: dict[str, Any] | None) -> Statistics | None:
+    """`mean` and `std` out of timm's or our own record of them; None where they are ImageNet's, or not said."""
+    if not found or not found.get("mean") or not found.get("std"):
+        return None
+    statistics = tuple(found["mean"]), tuple(found["std"])
+    return None if statistics == (IMAGENET_MEAN, IMAGENET_STD) else statistics
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
@@ -63,25 +108,73 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             break
         except TypeError as error:
             if not extra or "dynamic_img_size" not in str(error):
-                raise InputError(f"timm cannot build {name} with {options}: {error}") from error
-        except (OSError, RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise InputError(f"timm cannot build {name} with {options}: {_reason(error)}") from error
+        except Exception as error:  # each model's code raises its own kinds
             remedy = "; give a local file with weights=, or pretrained=False" if pretrained else ""
-            raise InputError(f"timm cannot build {name}: {reason}{remedy}") from error
+            raise InputError(f"timm cannot build {name}: {_reason(error)}{remedy}") from error
     for module in model.modules():
         if isinstance(getattr(module, "fused_attn", None), bool):  # off by default in Swin
             setattr(module, "fused_attn", True)  # noqa: B010 (a plain attribute, which nn.Module's types do not know)
     return model
 
 
-def _wrap(model: nn.Module, name: str) -> Backbone:
+def _wrap(model: Any, name: str) -> Backbone:
+    """The model behind our contract; InputError unless it keeps it."""
+    try:
+        backbone = _kind_of(model)(model, name)
+        _probe(backbone)
+    except Exception as error:  # a model that is not what we take it for can fail in any way
+        raise InputError(
+            f"timm's {name} cannot be read here ({_reason(error)}); "
+            "ViT, DeiT, DINO(v2, v3), SigLIP, EVA, Swin and convnets such as ResNet and ConvNeXt can"
+        ) from error
+    return backbone
+
+
+def _kind_of(model: Any) -> type[ViT] | type[Swin] | type[ConvNet]:
     if isinstance(model, SwinTransformer | SwinTransformerV2):
-        return Swin(model, name)
+        return Swin
     if is_vit(model):
-        return ViT(model, name)
+        return ViT
     if hasattr(model, "forward_intermediates") and hasattr(model, "feature_info"):
-        return ConvNet(model, name)
-    raise InputError(f"timm's {name} does not give its intermediate features; choose a ViT, a Swin or a convnet")
+        return ConvNet
+    raise InputError("it does not give its intermediate features")
+
+
+@torch.no_grad()
+def _probe(backbone: Backbone) -> None:
+    """Send one small image that is not square through the backbone, and compare all shapes with what it publishes.
+
+    Leaves no trace: training modes and random states are as before.
+    """
+    device, stride = device_of(backbone), max(backbone.strides)
+    height, width = 2 * stride, 3 * stride
+    training = [module for module in backbone.modules() if module.training]
+    backbone.eval()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            images = torch.zeros(1, 3, height, width, device=device, dtype=next(backbone.parameters()).dtype)
+            seen = backbone(images, attention=bool(backbone.heads))
+    finally:
+        for module in training:
+            module.training = True
+    grids = [backbone.grid(height, width, level) for level in range(len(backbone.strides))]
+    expected = [(1, channels, *grid) for channels, grid in zip(backbone.channels, grids, strict=True)]
+    found = [tuple(features.shape) for features in seen.pyramid]
+    if found != expected:
+        raise InputError(f"an image of {height} x {width} gives features {found}, not {expected}")
+    expected = [(1, heads, *grid) for heads, grid in zip(backbone.heads, grids if backbone.heads else (), strict=True)]
+    found = [tuple(attention.weights.shape) for attention in seen.attention]
+    if found != expected:
+        raise InputError(f"an image of {height} x {width} gives attention maps {found}, not {expected}")
+    if seen.pooled.shape != (1, backbone.dim):
+        raise InputError(f"its pooled vector is {tuple(seen.pooled.shape)}, not {(1, backbone.dim)}")
+
+
+def _reason(error: Exception) -> str:
+    """An error's own first line, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _backbone_file(path: Path) -> Path:
@@ -89,10 +182,10 @@ def _backbone_file(path: Path) -> Path:
 
 
 def save_backbone(backbone: Backbone, path: Path) -> None:
-    """Write weights, name and options as one safetensors file, whole or not at all; `build_backbone(path)` reads it."""
+    """Write weights and description as one safetensors file, whole or not at all; `build_backbone(path)` reads it."""
     from safetensors.torch import save_file
 
-    description = json.dumps({"name": backbone.name, "options": backbone.options})
+    description = json.dumps(describe(backbone))
     tensors = {key: value.contiguous() for key, value in backbone.model.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={"regard": description})

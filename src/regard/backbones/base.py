@@ -12,8 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in [0, 1]; as all published weights
+from regard.errors import InputError
 
+# RGB in [0, 1]. Images come normalised by these; weights that were trained with others say so (`Backbone.statistics`).
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, RGB in [0, 1]
 Kind = Literal["cls", "pooled"]
 
 
@@ -22,8 +26,11 @@ class AttentionMap:
     """Where the heads of one block look.
 
     weights:  >= 0; each head sums to 1 over its grid. float32, differentiable.
-    kind:     how the map was read. `cls`: the CLS token's query against every patch. `pooled`: the query of the
-              mean token against every position of the grid. Tables never mix kinds.
+    kind:     how the map was read. `cls`: the CLS token's query against every patch. `pooled`: the mean of
+              the queries, as the block uses them, against every position of the grid. That is the mean token's query
+              where queries are linear in the tokens; in SwinV2, and wherever a block normalises or rotates its queries,
+              it is the mean of those. In a ViT without CLS the mean is over all tokens, registers too.
+              Tables never mix kinds.
     affinity: token to token, rows are queries and sum to 1 over the grid (n = h * w, row-major); only when asked for.
               In a window transformer it is zero between tokens of different windows.
     """
@@ -58,6 +65,8 @@ class Backbone(nn.Module, ABC):
     dim:      length of the pooled vector.
     multiple: images are padded (zeros, at the right and the bottom) to a multiple of this, and all outputs cropped
               back to the image.
+    statistics: mean and std that the weights were trained with; None where they are ImageNet's. Callers need not care:
+              images come ImageNet-normalised, and `pad` brings them to these.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Backbone(nn.Module, ABC):
     kind: Kind | None
     dim: int
     multiple: int
+    statistics: Statistics | None = None
     model: Any  # timm's; its parts are its own business, so they are not typed here
 
     @abstractmethod
@@ -81,9 +91,27 @@ class Backbone(nn.Module, ABC):
         return -(-height // self.strides[level]), -(-width // self.strides[level])
 
     def pad(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Images with zeros (the mean colour, after normalisation) up to the next multiple of `self.multiple`."""
+        """Images as the weights expect them: normalised by `self.statistics`, then zeros (the mean colour) up to the
+        next multiple of `self.multiple`.
+        """
+        if self.statistics is not None:
+            ours = (images.new_tensor(value).view(-1, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
+            theirs = (images.new_tensor(value).view(-1, 1, 1) for value in self.statistics)
+            (mean, std), (their_mean, their_std) = ours, theirs
+            images = (images * std + mean - their_mean) / their_std
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+
+    def refuse_checkpointing(self, what: str) -> None:
+        """InputError when gradient checkpointing is on and gradients are wanted: it would run blocks again in the
+        backward pass, without the state that `what` needs.
+        """
+        on = any(getattr(module, "grad_checkpointing", False) for module in self.model.modules())
+        if on and torch.is_grad_enabled():
+            raise InputError(
+                f"{self.name} with gradient checkpointing cannot give gradients with {what}; "
+                "switch it off: backbone.model.set_grad_checkpointing(False)"
+            )
 
 
 def normalize(images: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:

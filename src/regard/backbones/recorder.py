@@ -40,12 +40,15 @@ class Attended:
                 logits = logits + self.bias[..., rows, :].float()
             return logits.softmax(dim=-1)
 
-    def mean_query(self) -> Tensor:
-        """The mean of the queries, scaled, (batch, heads, head_dim) float32.
+    def mean_weights(self) -> Tensor:
+        """Softmax row of the mean of the queries against every key, without the bias (a mean query has no place),
+        (batch, heads, tokens), in float32 whatever the autocast.
 
-        Where queries are a linear projection of the tokens, this is the query of the mean token.
+        Where queries are a linear projection of the tokens, the mean query is the query of the mean token.
         """
-        return self.query.float().mean(dim=2) * self.scale
+        with torch.autocast(self.query.device.type, enabled=False):
+            mean = self.query.float().mean(dim=2, keepdim=True) * self.scale
+            return (mean @ self.key.float().transpose(-2, -1)).softmax(dim=-1)[:, :, 0]
 
 
 class Recorder(TorchFunctionMode):

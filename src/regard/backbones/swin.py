@@ -1,10 +1,14 @@
 """timm's Swin Transformer v1 (Liu et al. 2021) and v2 (Liu et al. 2022), with fused kernels and readable attention.
 
-Departures from timm, all exact (tests compare with timm's own forward):
-- v1's fused path, off by default in timm, is on; v2, which has none, gets one.
+Departures from timm:
+- v1's fused path, off by default in timm, is on; v2, which has none, gets one. Exact: tests compare with timm's own
+  forward, which is what runs when the grid of every stage divides by its window.
 - timm rolls the grid before it pads it, so that with a grid that the window does not divide, the mask of the shifted
-  windows is misaligned and padding absorbs attention. We pad the *image* instead, until the grid of every stage divides
-  by its window, and crop all outputs back.
+  windows is misaligned, and padded tokens are keys like any other, which absorb attention. We pad the *image* instead,
+  until the grid of every stage divides by its window, and crop all outputs back. Padded tokens are computed, but never
+  seen: no key outside the image is attended to, and patch merging finds zeros there (as timm pads an odd grid). So
+  padding costs compute only, up to that of the next multiple of `Swin.multiple`: 224 x 224 for an image of 64 x 64
+  when windows are 7 wide. Here such a grid gives other features than timm's own forward, on purpose.
 """
 
 import math
@@ -22,12 +26,17 @@ from torch import Tensor
 from regard.backbones.base import AttentionMap, Backbone, Features, crop
 from regard.backbones.recorder import Attended, Recorder
 
+# Added to the logit of a key that may not be seen. Far below timm's -100 between the parts of a shifted window, within
+# float16, and finite: a window of nothing but padding has a softmax too.
+HIDDEN = -1e4
+
 
 class Swin(Backbone):
     """A pyramid of the stages; the attention of a level is that of its stage's last block, of kind `pooled`.
 
     The mean token's query is taken over the whole grid and compared with the keys of the whole grid, so the map is not
     bound to windows; relative position bias, which a mean token does not have, takes no part.
+    Images are padded to `multiple`, where every stage's grid divides by its window; no token sees the padding.
     Window and shift of each stage are those of the size that the model was built for (`img_size`), at any image size.
     """
 
@@ -43,7 +52,13 @@ class Swin(Backbone):
         self.multiple = math.lcm(
             *(s * w for s, stage in zip(self.strides, stages, strict=True) for w in stage.blocks[0].window_size)
         )
+        for stage in stages:
+            stage.downsample.image_grid = None
+            stage.downsample.register_forward_pre_hook(_zero_padding)
         for block in (block for stage in stages for block in stage.blocks):
+            block.image_grid = None
+            block.dynamic_mask = True  # the mask is asked for at each forward
+            block.get_attn_mask = MethodType(_mask_of_windows_and_padding, block)
             if isinstance(block.attn, CosineWindowAttention):
                 block.attn.forward = MethodType(_fused_cosine_attention, block.attn)
         self.depth = sum(len(stage.blocks) for stage in stages)
@@ -63,6 +78,9 @@ class Swin(Backbone):
             return self._map(attended, level, whole[level], grids[level], affinity)
 
         if attention or affinity:
+            self.refuse_checkpointing("its attention maps")
+        self._hide_padding(grids, whole)
+        if attention or affinity:
             with Recorder(self.last_blocks, read) as recorder:
                 last, pyramid = self.model.forward_intermediates(padded, norm=True)
             maps = tuple(recorder.finish(self.depth, self.name))
@@ -75,6 +93,21 @@ class Swin(Backbone):
             attention=maps,
             pooled=self.model.forward_head(last[:, :rows, :columns], pre_logits=True),  # NHWC
         )
+
+    def _hide_padding(self, grids: list[tuple[int, int]], whole: list[tuple[int, int]]) -> None:
+        """Tell each part of the model which tokens are the image's, of the `whole` grid of each stage.
+
+        It is kept on the parts themselves, so that a copy.deepcopy of the backbone has its own.
+        """
+        if grids != whole:
+            self.refuse_checkpointing(f"images that need padding: give it sizes that are multiples of {self.multiple}")
+        before = None  # the grid that a stage's downsample takes in; the first stage has none
+        for stage, grid, all_tokens in zip(self.model.layers, grids, whole, strict=True):
+            image_grid = None if grid == all_tokens else grid
+            stage.downsample.image_grid = before
+            for block in stage.blocks:
+                block.image_grid = image_grid
+            before = image_grid
 
     def _map(
         self, attended: Attended, level: int, whole: tuple[int, int], grid: tuple[int, int], affinity: bool
@@ -91,8 +124,7 @@ class Swin(Backbone):
             return torch.empty_like(x).index_copy(2, order.flatten(), x)
 
         query, key = to_grid(attended.query)[:, :, inside], to_grid(attended.key)[:, :, inside]
-        mean = Attended(query, key, None, attended.scale).mean_query().unsqueeze(2)
-        weights = (mean @ key.float().transpose(-2, -1)).softmax(dim=-1)[:, :, 0].unflatten(-1, grid)
+        weights = Attended(query, key, None, attended.scale).mean_weights().unflatten(-1, grid)
 
         pairs = None
         if affinity:
@@ -109,6 +141,29 @@ def _window_order(grid: tuple[int, int], window: tuple[int, int], shift: tuple[i
     index = torch.arange(grid[0] * grid[1]).view(1, *grid, 1)
     rolled = torch.roll(index, shifts=(-shift[0], -shift[1]), dims=(1, 2))
     return window_partition(rolled, window).view(-1, window[0] * window[1])
+
+
+def _mask_of_windows_and_padding(self: Any, x: Tensor | None = None, **like: Any) -> Tensor | None:
+    """A block's `get_attn_mask`: timm's mask of the shifted windows, and beside it one that hides keys of the padding.
+
+    x: the rolled tokens, (batch, H, W, dim). Returns (windows, area, area), added to the logits; None for no mask.
+    """
+    mask = type(self).get_attn_mask(self, x, **like)
+    if x is None or self.image_grid is None:
+        return mask
+    hidden = x.new_full((1, *x.shape[1:3], 1), HIDDEN)
+    hidden[:, : self.image_grid[0], : self.image_grid[1]] = 0
+    hidden = torch.roll(hidden, shifts=(-self.shift_size[0], -self.shift_size[1]), dims=(1, 2))
+    hidden = window_partition(hidden, self.window_size).view(-1, 1, self.window_area)  # (windows, any query, key)
+    return (hidden if mask is None else mask + hidden).expand(-1, self.window_area, -1).contiguous()
+
+
+def _zero_padding(downsample: Any, args: tuple[Tensor]) -> tuple[Tensor] | None:
+    """Forward pre-hook of a stage's downsample: zeros in place of the padded tokens of (batch, H, W, dim)."""
+    if downsample.image_grid is None:
+        return None
+    (x,), (rows, columns) = args, downsample.image_grid
+    return (F.pad(x[:, :rows, :columns], (0, 0, 0, x.shape[2] - columns, 0, x.shape[1] - rows)),)
 
 
 def _fused_cosine_attention(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:

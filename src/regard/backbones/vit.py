@@ -48,6 +48,7 @@ class ViT(Backbone):
             return self._map(attended, tokens, grid, affinity)
 
         if attention or affinity:
+            self.refuse_checkpointing("its attention maps")
             with Recorder(self.blocks, read) as recorder:
                 last, pyramid = self.model.forward_intermediates(padded, indices=list(self.blocks), norm=True)
             maps = tuple(recorder.finish(len(self.model.blocks), self.name))
@@ -65,8 +66,7 @@ class ViT(Backbone):
         if self.kind == "cls":
             row = attended.weights(rows=slice(0, 1))[:, :, 0, self.prefix :]
         else:
-            query = attended.mean_query().unsqueeze(2)
-            row = (query @ attended.key.float().transpose(-2, -1)).softmax(dim=-1)[:, :, 0, self.prefix :]
+            row = attended.mean_weights()[..., self.prefix :]
         weights = crop(row.unflatten(-1, tokens), grid)
         pairs = None
         if affinity:

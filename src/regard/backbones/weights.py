@@ -1,9 +1,13 @@
 """Reads checkpoints into timm models: the published Barlow Twins and DINO ones, torchvision's, timm's and our own.
 
-A file is read as data only (`weights_only=True`, or safetensors), so that opening it never runs code from it.
+A file is read as data only (`weights_only=True`, or safetensors), so that opening it never runs code from it. The one
+class let through besides torch's own is `argparse.Namespace`, a bag of values, which DINO's full checkpoint holds.
 """
 
+import argparse
 import json
+import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,11 +70,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"no weights file at {path}")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken or an unsafe file
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"cannot read weights from {path}: {reason}. It must hold tensors only (.pth, .pt, .ckpt, .safetensors)"
+            f"cannot read weights from {path}: {_why(error)}. "
+            "It must hold tensors only (.pth, .pt, .ckpt, .safetensors)"
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -82,6 +87,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return state
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file, in our words: torch's go on to tell how to open an unsafe file all the same."""
+    unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))  # the class or function that the file asks for
+    if unsafe:
+        return f"it asks for {unsafe[1]}, which could run code"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds objects that are not tensors, or is not a checkpoint"
+    return "it is broken, or not a checkpoint"
 
 
 def _few(keys: list[str], most: int = 3) -> str:

@@ -18,11 +18,15 @@ Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
 Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
 
 cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's own threads would fight with them
+ORDER, VIEW, CROP = 1, 2, 3  # purposes of a draw
 GREY = np.array([[0.299, 0.587, 0.114]], dtype=np.float32)  # ITU-R 601, as PIL and torchvision
 
 
 def draws(*key: int) -> np.random.Generator:
-    """The generator of one (seed, epoch, image, view)."""
+    """The generator of one key, such as (PURPOSE, seed, epoch, image, view).
+
+    Keys of different length are told apart only by their purpose: NumPy takes (1, 2) and (1, 2, 0) for the same.
+    """
     return np.random.default_rng(key)
 
 
@@ -63,19 +67,17 @@ class View:
         return np.ascontiguousarray(view)
 
 
-def barlow_twins_views(size: int = 224, min_scale: float = 0.08) -> tuple[View, View]:
+def barlow_twins_views(size: int = 224) -> tuple[View, View]:
     """The two published views; for another size than 224 the blur shrinks with the view, so that it hides as much."""
-    first = _scaled_blur(View(size, (min_scale, 1.0), blur=1.0, solarize=0.0), size)
+    first = _scaled_blur(View(size, (0.08, 1.0), blur=1.0, solarize=0.0), size)
     return first, replace(first, blur=0.1, solarize=0.2)
 
 
-def dino_views(
-    size: int = 224, local_size: int = 96, local_crops: int = 8, global_scale: float = 0.4, local_scale: float = 0.05
-) -> tuple[View, ...]:
-    """The published multi-crop: two global crops above `global_scale`, and local ones between the two scales."""
-    first = _scaled_blur(View(size, (global_scale, 1.0), blur=1.0, solarize=0.0), size)
+def dino_views(size: int = 224, local_size: int = 96, local_crops: int = 8) -> tuple[View, ...]:
+    """The published multi-crop: two global crops of at least 0.4 of the image, and local ones of 0.05 to 0.4."""
+    first = _scaled_blur(View(size, (0.4, 1.0), blur=1.0, solarize=0.0), size)
     second = replace(first, blur=0.1, solarize=0.2)
-    local = replace(first, size=local_size, scale=(local_scale, global_scale), blur=0.5)
+    local = replace(first, size=local_size, scale=(0.05, 0.4), blur=0.5)
     return first, second, *([local] * local_crops)
 
 

@@ -216,24 +216,47 @@ def check_readable(source: Source) -> None:
     """Read every image and mask once, so that a long training does not stop at a bad one; shows a progress bar.
 
     Raises InputError for the first that cannot be used: unreadable, a mask of another size than its image, or with a
-    value that is no class. The built-in scenes need no check.
+    value that is no class; and for a split without a labelled pixel. The built-in scenes need no check.
     """
     if source.layout == "scenes":
         return
     tasks = [(dataset, i) for dataset in source.splits.values() for i in range(len(dataset))]
 
-    def read(task: tuple[Dataset, int]) -> None:
+    def read(task: tuple[Dataset, int]) -> bool:
+        """Whether any pixel is labelled."""
         dataset, i = task
         dataset.image(i)
-        if isinstance(dataset, MaskDataset):
-            dataset.mask(i)
+        return isinstance(dataset, MaskDataset) and bool((dataset.mask(i) != dataset.ignore_index).any())
 
     console = Console(stderr=True)
     with ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter's lock
         results = pool.map(read, tasks)
         try:
-            for _ in track(results, "checking images and masks", len(tasks), transient=True, console=console):
-                pass
+            labelled = list(track(results, "checking images and masks", len(tasks), transient=True, console=console))
         except InputError:
             pool.shutdown(cancel_futures=True)
             raise
+    for split, dataset in source.splits.items():
+        if source.has_masks and not any(some for some, (of, _) in zip(labelled, tasks, strict=True) if of is dataset):
+            raise InputError(
+                f"every pixel of the {split} masks of {source.root} is void: there is nothing to learn or score"
+            )
+
+
+def fingerprint(source: Source, besides: Path) -> str:
+    """Changes whenever a file below the source changes: its path, size or time; files are not read.
+
+    besides: a folder that may lie below the source and does not count. The scenes' tells their counts and size.
+    """
+    digest = hashlib.sha256()
+    if source.layout == "scenes":
+        parts = sorted((split, len(dataset), dataset.image(0).shape) for split, dataset in source.splits.items())
+        digest.update(repr(parts).encode())
+        return digest.hexdigest()
+    for folder, folders, files in os.walk(source.root, followlinks=True):
+        folders[:] = sorted(name for name in folders if Path(folder, name).resolve() != besides.resolve())
+        for file in sorted(files):
+            status = os.stat(os.path.join(folder, file))
+            path = os.path.relpath(os.path.join(folder, file), source.root)
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -10,10 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from regard.data.augment import TrainTransform, View, draws, resize_pair, short_side
+from regard.data.augment import CROP, ORDER, VIEW, TrainTransform, View, draws, resize_pair, short_side
 from regard.data.datasets import Dataset, MaskDataset
-
-CACHE_BYTES = 2**30  # decoded images kept in memory, at most; a larger dataset is decoded again every epoch
 
 
 class EpochSampler(Sampler):
@@ -34,7 +32,7 @@ class EpochSampler(Sampler):
         return self.count
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order, self.skip = draws(self.seed, self.epoch).permutation(self.count)[self.skip :], 0
+        order, self.skip = draws(ORDER, self.seed, self.epoch).permutation(self.count)[self.skip :], 0
         return ((self.epoch, int(index)) for index in order)
 
 
@@ -61,13 +59,13 @@ class _Resumable(L.LightningDataModule):
 
 
 class Cached:
-    """A dataset whose decoded images and masks are kept in memory, until `CACHE_BYTES` are full."""
+    """A dataset whose decoded images and masks are kept in memory, until `limit` bytes are full."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, limit: int = 2**30) -> None:
         self.dataset = dataset
         self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
         self._kept: dict[tuple[str, int], np.ndarray] = {}
-        self._free = CACHE_BYTES
+        self._free = limit
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -107,7 +105,7 @@ class Views(TorchDataset):
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
         epoch, index = key
         image = self.dataset.image(index)
-        return [_tensor(view(image, draws(self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
+        return [_tensor(view(image, draws(VIEW, self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
 
 
 class PretrainData(_Resumable):
@@ -138,7 +136,7 @@ class TrainPairs(TorchDataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
-        rng = draws(self.seed, epoch, index, 0)
+        rng = draws(CROP, self.seed, epoch, index)
         image, mask = self.transform(self.dataset.image(index), self.dataset.mask(index), rng)
         return _tensor(image), torch.from_numpy(mask).long()
 

@@ -63,22 +63,29 @@ class NoFusion(Fusion):
 
 
 class ConcatFusion(Fusion):
-    """Maps, projected, are concatenated to the features of their level and mixed back to its channels."""
+    """Maps, projected, are concatenated to the features of their level, and a linear layer brings both back.
+
+    A linear layer on the concatenation of x and p is W x + V p. W is left to the head, whose first layer is linear
+    too: it is fixed at the identity here, so that nothing is gained over `none` but what the maps carry.
+    """
 
     def level(self, channels: int, heads: int) -> nn.Module:
-        """Project, concatenate, mix."""
+        """Project, concatenate."""
         return _Concat(channels, heads)
 
 
 class _Concat(nn.Module):
+    """x + V p, p being a learned, nonlinear projection of the salience of all heads."""
+
     def __init__(self, channels: int, heads: int, width: int = 32) -> None:
         super().__init__()
         self.project = nn.Sequential(nn.Conv2d(heads, width, kernel_size=1), nn.GELU())
-        self.mix = _zero(nn.Conv2d(channels + width, channels, kernel_size=1))
+        self.mix = nn.Conv2d(width, channels, kernel_size=1, bias=False)
+        nn.init.zeros_(self.mix.weight)
 
     def forward(self, x: Float[Tensor, "b c h w"], attention: AttentionMap) -> Float[Tensor, "b c h w"]:
-        """x + mix(x, projected salience)."""
-        return x + self.mix(torch.cat([x, self.project(salience(attention))], dim=1))
+        """x, with what the maps say added to it."""
+        return x + self.mix(self.project(salience(attention)))
 
 
 class GateFusion(Fusion):
@@ -128,13 +135,6 @@ class _Propagate(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)  # (b, h * w, c)
         averaged = (affinity.to(tokens.dtype) @ tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
         return x + self.strength.view(-1, 1, 1) * (averaged - x)
-
-
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 FUSIONS: dict[str, type[Fusion]] = {

@@ -32,8 +32,8 @@ class SegmentationModel(nn.Module):
         # the head first: with one seed it then starts the same under every fusion
         self.head = build_head(head, backbone.channels, classes, **head_options)
         self.fusion = build_fusion(fusion, backbone)
-        if freeze:
-            backbone.requires_grad_(False)
+        if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
+            backbone.requires_grad_(False).eval()
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
         """Logits of normalised images of any size."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.backbones import Backbone, normalize
+from regard.errors import unknown
 from regard.ssl.optimizers import LARS, set_lr, split_parameters
 from regard.ssl.schedules import warmup_cosine
 
@@ -81,6 +82,8 @@ class BarlowTwins(L.LightningModule):
         warmup: float = 0.01,
     ) -> None:
         super().__init__()
+        if optimizer not in ("lars", "adamw"):
+            raise unknown("optimizer", optimizer, ("lars", "adamw"))
         self.save_hyperparameters(ignore="backbone")
         self.backbone = backbone
         self.projector = projector((backbone.dim, *widths))

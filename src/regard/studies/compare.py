@@ -13,7 +13,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,8 @@ from jaxtyping import Int
 
 from regard.backbones import build_backbone, device_of, normalize, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.layout import Source, require_masks
+from regard.data.augment import short_side
+from regard.data.layout import Source, fingerprint, require_masks
 from regard.errors import InputError
 from regard.evaluation.scores import majority_counts, scores
 from regard.studies.examples import choose_examples
@@ -33,6 +34,7 @@ from regard.studies.jobs import console, run_all
 from regard.studies.presets import CONFIGURATIONS, QUESTIONS, Configuration, Preset, preset
 from regard.studies.report import write_report
 from regard.studies.runs import (
+    MODEL_FILE,
     PRETRAIN_FILE,
     RUN_FILE,
     Hardware,
@@ -44,8 +46,9 @@ from regard.studies.runs import (
     summary,
     write_json,
 )
-from regard.studies.statistics import bootstrap_miou, interval
+from regard.studies.statistics import Counts, estimate_difference, estimate_miou
 
+MIN_IMAGES = 8  # a batch that batch statistics can be taken over
 STUDY_FILE, RESULTS_FILE, COUNTS_FILE, CELL_FILE = "study.json", "results.json", "counts.npz", "cell.json"
 
 
@@ -70,8 +73,9 @@ def compare(
         source.split(split)
     chosen = preset(preset_name, size)
     wanted = [c for c in CONFIGURATIONS if baselines or not c.baseline]
-    seeds = seeds or chosen.seeds
-    _claim(out, source, preset_name, chosen)
+    seeds = chosen.seeds if seeds is None else seeds
+    _check_enough(source)
+    _claim(out, source, preset_name, chosen, hardware)
 
     console.print(f"[bold]data[/]     {source.describe()}")
     console.print(f"[bold]compare[/]  {len(wanted)} configurations x {seeds} seeds, preset {preset_name}, into {out}")
@@ -80,19 +84,33 @@ def compare(
         "weights": [(_pretrain, key, (key,)) for key in sorted(keys, key=_is_barlow_twins)],  # DINO, the longest, first
         "training": [(_cell, f"{c.name}, seed {seed}", (c, seed)) for seed in range(seeds) for c in wanted],
     }
-    run_all(stages, Study(source, chosen, out, hardware), jobs)
-
-    results = _collect(source, preset_name, chosen, wanted, seeds, out, command)
+    try:
+        run_all(stages, Study(source, chosen, out, hardware), jobs)
+    except KeyboardInterrupt:
+        whole = next((seed for seed in range(seeds) if not all(_finished(out, c, seed) for c in wanted)), seeds)
+        if whole:  # a report of the seeds that every configuration has finished
+            results = _collect(source, preset_name, chosen, wanted, whole, out, command, hardware, complete=False)
+            write_json(out / RESULTS_FILE, results)
+            write_report(out)
+        raise
+    results = _collect(source, preset_name, chosen, wanted, seeds, out, command, hardware, complete=True)
     write_json(out / RESULTS_FILE, results)
     return write_report(out)
 
 
-def _claim(out: Path, source: Source, preset_name: str, chosen: Preset) -> None:
+def _check_enough(source: Source) -> None:
+    """InputError where there are too few images to pre-train on at all."""
+    images = len(source.split("train"))
+    if images < MIN_IMAGES:
+        raise InputError(f"{images} training images are too few to compare anything: take {MIN_IMAGES} or more")
+
+
+def _claim(out: Path, source: Source, preset_name: str, chosen: Preset, hardware: Hardware) -> None:
     """A folder belongs to one study: its cells must not mix with those of another."""
     study = {
         "source": source.root,
-        "images": {split: len(dataset) for split, dataset in source.splits.items()},
-        "classes": list(source.classes),
+        "data": fingerprint(source, besides=out),
+        "precision": [hardware.device, hardware.precision],
         "preset": preset_name,
         "settings": asdict(chosen),
     }
@@ -130,7 +148,9 @@ def _pretrain(study: Study, title: str, key: str) -> str:
     folder = out / "pretraining" / key
     if (folder / PRETRAIN_FILE).is_file():
         return "finished before"
+    train = study.source.split("train")
     settings = chosen.pretrainings[key]
+    settings = replace(settings, batch_size=min(settings.batch_size, len(train)))
     choice = chosen.backbones[key.rsplit("-", 1)[1]]
     reason = "no weights are published for a backbone this small" if settings.method == "dino" else ""
     if key in chosen.published:
@@ -145,13 +165,10 @@ def _pretrain(study: Study, title: str, key: str) -> str:
             origin = f"published weights: timm {published}"
             write_json(folder / PRETRAIN_FILE, {"origin": origin, "seconds": 0.0, "curve": []})
             return origin
+    origin = f"pre-trained here: {settings.epochs} epochs of {len(train)} images, without labels"
+    origin += f" ({reason})" if reason else ""
     torch.manual_seed(0)
-    train = study.source.split("train")
-    made = pretrain_run(train, choice.build(), settings, folder, 0, study.hardware, title)
-    origin = f"pre-trained here: {settings.epochs} epochs of {len(train)} images, without labels" + (
-        f" ({reason})" if reason else ""
-    )
-    write_json(folder / PRETRAIN_FILE, made | {"origin": origin})
+    made = pretrain_run(train, choice.build(), settings, folder, 0, study.hardware, title, origin)
     return f"{origin}, {made['seconds']:.0f} s"
 
 
@@ -159,7 +176,7 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
     """Train and score one configuration with one seed; `cell.json` comes last. Says what came."""
     chosen, out = study.preset, study.out
     folder = cell_folder(out, configuration.name, seed)
-    if (folder / CELL_FILE).is_file():
+    if _finished(out, configuration, seed):
         return "finished before"
     splits = require_masks(study.source)
     torch.manual_seed(seed)
@@ -167,23 +184,24 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
         backbone = build_backbone(out / "pretraining" / configuration.pretraining)
     else:
         backbone = chosen.backbones[configuration.backbone].build()
-    if torch.cuda.is_available():
+    if study.hardware.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     segment_run(
         splits["train"], splits["val"], backbone, configuration.fusion, chosen.segment, folder, seed, study.hardware,
         title,
     )  # fmt: skip
-    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
-    run = load_run(folder)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if study.hardware.on_gpu else None
+    run = load_run(folder, study.hardware.device)
     counts = run.evaluate(splits[_scored(splits)])
     np.savez_compressed(folder / COUNTS_FILE, counts=counts)
-    cell = {
-        **summary(run, counts),
-        "peak_memory_mb": peak,
-        "milliseconds_per_image": milliseconds_per_image(run, chosen.segment.size),
-    }
+    cell = {**summary(run, counts), "peak_memory_mb": peak}
     write_json(folder / CELL_FILE, cell)
     return f"mIoU {100 * cell['miou']:.1f}%"
+
+
+def _finished(out: Path, configuration: Configuration, seed: int) -> bool:
+    folder = cell_folder(out, configuration.name, seed)
+    return all((folder / file).is_file() for file in (RUN_FILE, MODEL_FILE, COUNTS_FILE, CELL_FILE))
 
 
 def cell_folder(out: Path, configuration: str, seed: int) -> Path:
@@ -196,10 +214,10 @@ def _scored(splits: Mapping[str, Any]) -> str:
 
 
 @torch.inference_mode()
-def milliseconds_per_image(run: Run, size: int, batch: int = 8, repeats: int = 7) -> float:
-    """Median time of a forward pass over a batch of square images, per image, after one to warm up."""
+def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repeats: int = 7) -> float:
+    """Median time of a forward pass over a batch of (height, width) images, per image, after one to warm up."""
     device = device_of(run.model)
-    images = normalize(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device))
+    images = normalize(torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, device=device))
     times = []
     for _ in range(repeats + 1):
         if device.type == "cuda":
@@ -220,26 +238,27 @@ def _collect(
     seeds: int,
     out: Path,
     command: str,
+    hardware: Hardware,
+    complete: bool,
 ) -> dict[str, Any]:
     """Everything the report needs, read back from the folders; the schema is `report.py`'s."""
     splits = require_masks(source)
     split = _scored(splits)
+    runs = {c.name: load_run(cell_folder(out, c.name, 0), hardware.device) for c in wanted}
+    # timed here, one after the other, and not beside other trainings; at the size of the first image that is scored
+    size = short_side(splits[split].image(0).shape[:2], chosen.segment.size)
+    milliseconds = {name: milliseconds_per_image(run, size) for name, run in runs.items()}
     counts = {c.name: np.stack([_counts(out, c.name, seed) for seed in range(seeds)]) for c in wanted}
-    replicates = bootstrap_miou(counts)
     truth = next(iter(counts.values()))[0].sum(axis=0)
     majority = scores(majority_counts(truth))
     pairs = [(a, b) for a, b in QUESTIONS if a in counts and b in counts]
     first, *rest = sorted(counts, key=lambda name: -_mious(counts[name]).mean())
     if rest and not {(first, rest[0]), (rest[0], first)} & set(pairs):
         pairs.insert(0, (first, rest[0]))
-    differences = [
-        {"a": a, "b": b, "mean": float(_mious(counts[a]).mean() - _mious(counts[b]).mean())}
-        | dict(zip(("low", "high"), interval(replicates[a] - replicates[b]), strict=True))
-        for a, b in pairs
-    ]
+    differences = [{"a": a, "b": b, **asdict(estimate_difference(counts[a], counts[b]))} for a, b in pairs]
     keys = dict.fromkeys(c.pretraining for c in wanted if c.pretraining)
     pretrainings = [_described_pretraining(out, key, chosen) for key in keys]
-    configurations = [_described(c, chosen, seeds, replicates[c.name], out) for c in wanted]
+    configurations = [_described(c, chosen, counts[c.name], milliseconds[c.name], out) for c in wanted]
     return {
         "regard": version("regard"),
         "commit": _commit(),
@@ -247,7 +266,7 @@ def _collect(
         "command": command,
         "seconds": sum(p["seconds"] for p in pretrainings)
         + sum(run["train_seconds"] for c in configurations for run in c["runs"]),
-        "complete": True,
+        "complete": complete,
         "environment": environment(),
         "data": {
             "source": source.root,
@@ -273,7 +292,7 @@ def _collect(
         "configurations": configurations,
         "differences": differences,
         "examples_note": "Evenly spaced images, not picked by how well they come out; predictions of seed 0.",
-        "examples": choose_examples(splits[split], {c.name: load_run(cell_folder(out, c.name, 0)) for c in wanted}),
+        "examples": choose_examples(splits[split], runs),
     }
 
 
@@ -297,13 +316,13 @@ def _described_pretraining(out: Path, key: str, chosen: Preset) -> dict[str, Any
 
 
 def _described(
-    configuration: Configuration, chosen: Preset, seeds: int, replicates: np.ndarray, out: Path
+    configuration: Configuration, chosen: Preset, counts: Counts, milliseconds: float, out: Path
 ) -> dict[str, Any]:
+    seeds = len(counts)
     folders = [cell_folder(out, configuration.name, seed) for seed in range(seeds)]
     runs = [read_json(folder / RUN_FILE) for folder in folders]
     cells = [read_json(folder / CELL_FILE) for folder in folders]
-    mious = [cell["miou"] for cell in cells]
-    low, high = interval(replicates)
+    estimate = estimate_miou(counts)
     return {
         "name": configuration.name,
         "backbone": chosen.backbones[configuration.backbone].label,
@@ -312,14 +331,12 @@ def _described(
         "head": chosen.segment.head,
         "baseline": configuration.baseline,
         "parameters": runs[0]["parameters"],
-        "milliseconds_per_image": float(np.median([cell["milliseconds_per_image"] for cell in cells])),
+        "milliseconds_per_image": milliseconds,
         "peak_memory_mb": cells[0]["peak_memory_mb"],
         "miou": {
-            "mean": float(np.mean(mious)),
-            "std": float(np.std(mious, ddof=1)) if seeds > 1 else 0.0,
-            "low": low,
-            "high": high,
-            "interval": "95%, bootstrap over images and seeds" if seeds > 1 else "95%, bootstrap over images",
+            **asdict(estimate),
+            "std": float(np.std([cell["miou"] for cell in cells], ddof=1)) if seeds > 1 else 0.0,
+            "interval": "95%, over images and seeds" if seeds > 1 else "95%, over images",
         },
         "runs": [
             {

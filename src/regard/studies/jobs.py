@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from regard.data.modules import Cached
+from regard.studies.runs import Hardware
 
+CACHE_BYTES = 2**31  # decoded images kept in memory by all processes together; the rest is decoded every epoch
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 Task = tuple[Callable[..., str], str, tuple[Any, ...]]  # (function of (study, title, *arguments), title, arguments)
 
 
-def default_jobs(accelerator: str) -> int:
+def default_jobs(hardware: Hardware) -> int:
     """One training at a time on a GPU. On a CPU one per core, four at most: tiny models leave a second thread idle."""
-    on_gpu = accelerator not in ("auto", "cpu") or (accelerator == "auto" and torch.cuda.is_available())
-    return 1 if on_gpu else min(4, os.cpu_count() or 1)
+    return 1 if hardware.on_gpu else min(4, os.cpu_count() or 1)
 
 
 def run_all(stages: Mapping[str, Sequence[Task]], study: Any, jobs: int) -> None:
@@ -30,7 +31,7 @@ def run_all(stages: Mapping[str, Sequence[Task]], study: Any, jobs: int) -> None
     A task that raises ends the whole, after those that run beside it; what was finished stays.
     """
     if jobs == 1:
-        study = _with_cache(study)
+        study = _with_cache(study, jobs)
         for stage, tasks in stages.items():
             for number, (function, title, arguments) in enumerate(tasks, 1):
                 _say(stage, number, len(tasks), title, function(study, title, *arguments))
@@ -40,7 +41,7 @@ def run_all(stages: Mapping[str, Sequence[Task]], study: Any, jobs: int) -> None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, console=console, transient=True) as progress,
-        ProcessPoolExecutor(jobs, context, _start, (study, max(1, (os.cpu_count() or 1) // jobs))) as pool,
+        ProcessPoolExecutor(jobs, context, _start, (study, jobs)) as pool,
     ):
         for stage, tasks in stages.items():
             bar = progress.add_task(stage, total=len(tasks))
@@ -61,16 +62,17 @@ def _say(word: str, number: int, total: int, title: str, outcome: str) -> None:
 _study: Any = None  # of this worker process: opened once, so that decoded images serve all of its tasks
 
 
-def _start(study: Any, threads: int) -> None:
+def _start(study: Any, jobs: int) -> None:
     global _study
-    torch.set_num_threads(threads)
-    _study = _with_cache(replace(study, hardware=replace(study.hardware, bar=False)))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    _study = _with_cache(replace(study, hardware=replace(study.hardware, bar=False)), jobs)
 
 
 def _run(function: Callable[..., str], title: str, arguments: tuple[Any, ...]) -> str:
     return function(_study, title, *arguments)
 
 
-def _with_cache(study: Any) -> Any:
-    splits = {name: Cached(dataset) for name, dataset in study.source.splits.items()}
+def _with_cache(study: Any, jobs: int) -> Any:
+    limit = CACHE_BYTES // jobs // len(study.source.splits)
+    splits = {name: Cached(dataset, limit) for name, dataset in study.source.splits.items()}
     return replace(study, source=replace(study.source, splits=splits))

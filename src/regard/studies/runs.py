@@ -3,6 +3,7 @@
 A run's description is written last and whole, so a folder that has one is finished, and one that has none is not.
 """
 
+import inspect
 import json
 import logging
 import os
@@ -24,9 +25,18 @@ from jaxtyping import Int, UInt8
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from regard.backbones import Backbone, build_backbone, device_of, normalize, parameters, save_backbone
+from regard.backbones import (
+    Backbone,
+    describe,
+    device_of,
+    from_description,
+    normalize,
+    parameters,
+    save_backbone,
+)
 from regard.backbones.weights import BACKBONE_FILE
 from regard.data.augment import TrainTransform, barlow_twins_views, dino_views, resize, short_side
 from regard.data.datasets import Dataset, MaskDataset, read_image
@@ -51,6 +61,18 @@ class Hardware:
     workers: int = 0
     bar: bool = True  # a progress bar per training
     checkpoint_minutes: float = 10.0  # how much work a killed run loses at most
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a CUDA device. InputError when one is asked for and there is none."""
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise InputError("no GPU is to be seen here: use --accelerator cpu, or auto")
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    @property
+    def device(self) -> str:
+        """Where a finished model is scored: where it was trained."""
+        return "cuda" if self.on_gpu else "cpu"
 
 
 @dataclass(frozen=True)
@@ -80,7 +102,6 @@ class SegmentSettings:
     batch_size: int = 16
     lr: float = 1e-3
     backbone_lr: float = 1e-4
-    validate_every: int = 1
 
 
 def pretrain_run(
@@ -91,25 +112,31 @@ def pretrain_run(
     seed: int = 0,
     hardware: Hardware = Hardware(),
     progress: str = "pre-training",
+    origin: str = "",
 ) -> dict[str, Any]:
     """Pre-train a backbone; writes `backbone.safetensors` and `pretrain.json` into `out` and returns the latter.
 
+    origin: a note on where the weights come from, kept in the description.
     Where `out` holds a checkpoint of the same run, cut short, it goes on from there, as if it had not been.
     Raises InputError for an unknown method, or fewer images than a batch.
     """
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
-    if len(dataset) < settings.batch_size:
+    if settings.batch_size < 2 or len(dataset) < settings.batch_size:
         raise InputError(
-            f"{len(dataset)} images are fewer than one batch of {settings.batch_size}: "
-            f"use --batch_size {max(2, len(dataset) // 4)} or more images"
+            f"a batch of {settings.batch_size} cannot be had of {len(dataset)} images: "
+            f"both losses need a batch of at least 2, and whole batches"
         )
     L.seed_everything(seed, verbose=False)
+    method = BarlowTwins if settings.method == "barlow_twins" else DINO
+    known = set(inspect.signature(method).parameters) - {"backbone", "batch_size"}
+    for option in settings.options:
+        if option not in known:
+            raise unknown(f"option of {settings.method}", option, known)
+    module: L.LightningModule = method(backbone, batch_size=settings.batch_size, **settings.options)
     if settings.method == "barlow_twins":
-        module: L.LightningModule = BarlowTwins(backbone, batch_size=settings.batch_size, **settings.options)
         views = barlow_twins_views(settings.size)
     else:
-        module = DINO(backbone, batch_size=settings.batch_size, **settings.options)
         views = dino_views(settings.size, settings.local_size, settings.local_crops)
     data = PretrainData(dataset, views, settings.batch_size, hardware.workers, seed)
     curve, clock = LossCurve(points=40), Clock()
@@ -119,7 +146,8 @@ def pretrain_run(
     save_backbone(kept, out / BACKBONE_FILE)
     description = {
         "regard": version("regard"),
-        "backbone": {"name": backbone.name, "options": backbone.options},
+        "backbone": describe(backbone),
+        "origin": origin,
         "settings": asdict(settings),
         "seed": seed,
         "images": len(dataset),
@@ -156,15 +184,13 @@ def segment_run(
     best = ModelCheckpoint(out / CHECKPOINTS, "best-{step}", monitor="val_miou", mode="max", save_weights_only=True)
     history, clock = History(), Clock()
     callbacks = [best, history, clock, StepSeed(seed)]
-    trainer = make_trainer(
-        settings.epochs, out, hardware, callbacks, progress, check_val_every_n_epoch=settings.validate_every
-    )
+    trainer = make_trainer(settings.epochs, out, hardware, callbacks, progress)
     fit(trainer, task, data, out)
     task.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     _save_tensors(model, out / MODEL_FILE)
     description = {
         "regard": version("regard"),
-        "backbone": {"name": backbone.name, "options": backbone.options},
+        "backbone": describe(backbone),
         "fusion": fusion,
         "settings": asdict(settings),
         "classes": list(train.classes),
@@ -216,21 +242,32 @@ class Run:
         return torch.stack(counts).cpu().numpy()
 
 
-def load_run(path: str | Path) -> Run:
-    """A segmentation made by `regard segment` or `regard compare`, ready to predict; InputError when it is none."""
+def load_run(path: str | Path, device: str | None = None) -> Run:
+    """A segmentation made by `regard segment` or `regard compare`, ready to predict; InputError when it is none.
+
+    device: "cpu", "cuda", ...; by default a GPU where there is one.
+    """
     path = Path(path)
     if not (path / RUN_FILE).is_file() or not (path / MODEL_FILE).is_file():
         raise InputError(
             f"{path} holds no finished segmentation ({RUN_FILE}, {MODEL_FILE}): make one with regard segment"
         )
     description = read_json(path / RUN_FILE)
-    settings = description["settings"]
-    backbone = build_backbone(description["backbone"]["name"], **description["backbone"]["options"])
-    model = SegmentationModel(
-        backbone, len(description["classes"]), description["fusion"], settings["head"], **settings["head_options"]
-    )
-    model.load_state_dict(load_file(path / MODEL_FILE))
-    return Run(model.to("cuda" if torch.cuda.is_available() else "cpu"), description)
+    try:
+        settings, classes = description["settings"], description["classes"]
+        model = SegmentationModel(
+            from_description(description["backbone"]),
+            len(classes),
+            description["fusion"],
+            settings["head"],
+            **settings["head_options"],
+        )
+        model.load_state_dict(load_file(path / MODEL_FILE))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return Run(model.to(device), description)
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is damaged, or of another version of regard ({reason}): make it again") from error
 
 
 def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> dict[str, Any]:
@@ -299,7 +336,7 @@ class Clock(L.Callback):
 
 
 class History(L.Callback):
-    """Per epoch that validates: the mean training loss of the epoch, and the validation mIoU."""
+    """Per epoch: the mean training loss of the epoch, and the validation mIoU."""
 
     def __init__(self) -> None:
         self.points: list[dict[str, float]] = []
@@ -310,10 +347,9 @@ class History(L.Callback):
         self._losses.append(cast(dict[str, torch.Tensor], outputs)["loss"].detach())
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        """Lightning has validated by then, where the epoch is one that validates."""
-        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
-            loss, miou = float(torch.stack(self._losses).mean()), float(trainer.callback_metrics["val_miou"])
-            self.points.append({"epoch": trainer.current_epoch + 1, "train_loss": loss, "val_miou": miou})
+        """Lightning has validated by then."""
+        loss, miou = float(torch.stack(self._losses).mean()), float(trainer.callback_metrics["val_miou"])
+        self.points.append({"epoch": trainer.current_epoch + 1, "train_loss": loss, "val_miou": miou})
         self._losses = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -337,29 +373,31 @@ class _Progress(RichProgressBar):
 
 
 def make_trainer(
-    epochs: int, out: Path, hardware: Hardware, callbacks: Iterable[L.Callback], progress: str, **options: Any
+    epochs: int, out: Path, hardware: Hardware, callbacks: Iterable[L.Callback], progress: str
 ) -> L.Trainer:
     """A Lightning Trainer that logs to CSV and TensorBoard in `out`, shows one bar, and says nothing else."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Small data needs no workers, and a loader of lists has no batch size: both are as meant.
+    # Small data needs no workers, and a loader of lists has no batch size: a frozen backbone is in eval mode: all as meant.
     # A loader that cannot resume: ours does, see `data.modules._Resumable`. best-*.ckpt of the part before stay.
     for message in (
         ".*does not have many workers.*",
         ".*number of training batches.*",
         ".*infer the `batch_size`.*",
         ".*your dataloader is not resumable.*",
+        ".*in eval mode at the start of training.*",
         ".*Checkpoint directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
-    on_gpu = hardware.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    precision: Any = ("bf16-mixed" if on_gpu else "32-true") if hardware.precision == "auto" else hardware.precision
+    precision: Any = hardware.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if hardware.on_gpu else "32-true"
     part = len(list((out / "logs").glob("part-*"))) + 1  # a resumed run logs beside the part before
     every = ModelCheckpoint(
         out / CHECKPOINTS, "resume-{step}", train_time_interval=timedelta(minutes=hardware.checkpoint_minutes)
     )
     return L.Trainer(
-        accelerator=hardware.accelerator,
+        accelerator="gpu" if hardware.on_gpu else "cpu",
         devices=1,
         precision=precision,
         max_epochs=epochs,
@@ -370,7 +408,6 @@ def make_trainer(
         log_every_n_steps=25,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        **options,
     )
 
 
@@ -390,6 +427,7 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str) -> Ite
     """
     folder, settings = Path(path), json.loads(json.dumps(settings))
     is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
     if (folder / finished).exists():
         raise InputError(f"{folder} holds a finished run: choose another --out, or delete it")
     if is_new:
@@ -407,7 +445,7 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str) -> Ite
         yield folder
     except InputError:
         if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(made[-1] if made else folder, ignore_errors=True)
         raise
 
 
