@@ -63,7 +63,7 @@ def compare(
     from regard.studies.compare import compare as run
     from regard.studies.jobs import default_jobs
     from regard.studies.presets import preset as choose
-    from regard.studies.runs import Hardware
+    from regard.studies.training import Hardware
 
     scenes_size = choose(preset, size).segment.size
     source = open_source(data, scenes_size=scenes_size)
@@ -126,7 +126,9 @@ def pretrain(
 
     from regard.backbones import build_backbone
     from regard.data.layout import open_source
-    from regard.studies.runs import METHODS, PRETRAIN_FILE, Hardware, PretrainSettings, pretrain_run, run_folder
+    from regard.studies.folders import run_folder
+    from regard.studies.runs import METHODS, PRETRAIN_FILE, PretrainSettings, pretrain_run
+    from regard.studies.training import Hardware
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -201,7 +203,9 @@ def segment(
     from regard.data.layout import check_readable, open_source, require_masks
     from regard.segmentation.fusion import build_fusion
     from regard.segmentation.heads import HEADS
-    from regard.studies.runs import RUN_FILE, Hardware, SegmentSettings, load_run, run_folder, segment_run, summary
+    from regard.studies.folders import run_folder
+    from regard.studies.runs import RUN_FILE, SegmentSettings, load_run, segment_run, summary
+    from regard.studies.training import Hardware
 
     if head not in HEADS:
         raise unknown("head", head, HEADS)
@@ -235,7 +239,8 @@ def evaluate(run: str, data: str, split: str | None = None) -> str:
         split: train, val or test; by default test where there is one, else val.
     """
     from regard.data.layout import open_source, require_masks
-    from regard.studies.runs import load_run, summary, write_json
+    from regard.studies.folders import write_json
+    from regard.studies.runs import load_run, summary
 
     loaded = load_run(run)
     source = open_source(data, scenes_size=loaded.size)

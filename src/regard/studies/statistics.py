@@ -12,8 +12,8 @@ errs towards wide intervals.
 How far to trust it: simulated with normal noise, 5 seeds or more cover 94 to 95%, 3 seeds 92 to 95%, 2 seeds 88 to 95%;
 least where seeds make nine tenths of the variance.
 
-Why not resample seeds too: the percentile interval of 3 resampled seeds goes from the least to the greatest of them, and
-the truth is outside in a quarter of the studies (all three above it or all below), not in a twentieth.
+Why not resample seeds too: the percentile interval of 3 resampled seeds goes from the least to the greatest of them,
+and the truth is outside in a quarter of the studies (all three above it or all below), not in a twentieth.
 """
 
 from dataclasses import dataclass

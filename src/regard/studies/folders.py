@@ -1,0 +1,59 @@
+"""Files that are whole or not there, and folders that belong to one run."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from regard.errors import InputError
+
+SETTINGS_FILE = "settings.json"
+
+
+@contextmanager
+def run_folder(path: str | Path, settings: dict[str, Any], finished: str) -> Iterator[Path]:
+    """The folder of one run: new, or of the same run cut short, which then goes on.
+
+    Raises InputError when something else is in it, or the run is finished. Removed when the run fails on a wrong input.
+    """
+    folder, settings = Path(path), json.loads(json.dumps(settings))
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
+    if (folder / finished).exists():
+        raise InputError(f"{folder} holds a finished run: choose another --out, or delete it")
+    if is_new:
+        write_json(folder / SETTINGS_FILE, settings)
+    elif not (folder / SETTINGS_FILE).is_file():
+        raise InputError(f"{folder} exists and holds no run to go on with: choose another --out, or delete it")
+    else:
+        before = read_json(folder / SETTINGS_FILE)
+        differs = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+        if differs:
+            raise InputError(
+                f"{folder} holds a run with other settings ({', '.join(differs)}): choose another --out, or delete it"
+            )
+    try:
+        yield folder
+    except InputError:
+        if is_new:
+            shutil.rmtree(made[-1] if made else folder, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; InputError when it is not whole."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
