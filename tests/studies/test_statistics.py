@@ -129,9 +129,9 @@ def test_of_one_seed_it_is_the_classical_interval_of_the_images_where_miou_is_li
 
 def test_seeds_and_images_combine_as_welch_and_satterthwaite_say() -> None:
     # the seeds' means are 60, 64 and 71: s²/3 = 31/3; the images' means over seeds are 45 to 85: 250/5 = 50.
-    # (31/3 + 50)² / ((31/3)²/2 + 50²/4) = 5.37 degrees of freedom, of which Student's t is 2.5181
-    counts = np.stack([spread(*(right + np.array([40, 50, 60, 70, 80]))) for right in (0, 4, 11)])
-    half = 2.5181 * np.sqrt(31 / 3 + 50) / 200
+    # (31/3 + 50)² / ((31/3)²/2 + 50²/4) = 5.37 degrees of freedom, of which Student's t is 2.5188
+    counts = np.stack([spread(30, 45, 60, 75, 90), spread(44, 54, 64, 74, 84), spread(61, 66, 71, 76, 81)])
+    half = 2.5188 * np.sqrt(31 / 3 + 50) / 200
     found = estimate_miou(counts)
     assert found.mean == pytest.approx(0.325)
     assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
