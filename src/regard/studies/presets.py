@@ -97,13 +97,13 @@ def _tiny(size: int = 64) -> Preset:
     """Minutes on two CPU cores: the same three families, tens of times smaller."""
     window = size // 16  # so that every stage of the Swin divides into windows
     transformer = {"optimizer": "adamw", "lr": 8e-3, "weight_decay": 0.01, "warmup": 0.1, "widths": (256, 256, 256)}
-    pretrain = PretrainSettings("barlow_twins", size, epochs=6, batch_size=32, options=transformer)
+    pretrain = PretrainSettings("barlow_twins", size, epochs=5, batch_size=32, options=transformer)
     dino = PretrainSettings(
         "dino",
         size,
         local_size=size // 2,
         local_crops=2,
-        epochs=5,
+        epochs=4,
         batch_size=32,
         options={
             "out_dim": 256,
@@ -141,7 +141,7 @@ def _tiny(size: int = 64) -> Preset:
             scale=(1.0, 1.0),  # a few hundred steps: nothing to regularise yet
             jitter=0.0,
             head_options={"width": 48},
-            epochs=6,
+            epochs=5,
             batch_size=8,
             lr=3e-3,
             backbone_lr=3e-3,
