@@ -11,16 +11,13 @@ COLOURS = (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
 GAP = 4  # white pixels between the cells of a mosaic
 
 
-def heat_map(
-    weights: Float[np.ndarray, "h w"], size: tuple[int, int], smooth: bool = False
-) -> UInt8[np.ndarray, "height width 3"]:
+def heat_map(weights: Float[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     """One head's map in colours, black to yellow, scaled to its own maximum.
 
-    size: (height, width) of the picture; the grid is up-sampled nearest (as published for DINO), or bilinear.
+    size: (height, width) of the picture; the grid is up-sampled nearest, as published for DINO.
     """
     scaled = (255 * weights / max(float(weights.max()), 1e-12)).astype(np.uint8)
-    interpolation = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
-    return COLOURS[np.asarray(cv2.resize(scaled, size[::-1], interpolation=interpolation), dtype=np.uint8)]
+    return COLOURS[np.asarray(cv2.resize(scaled, size[::-1], interpolation=cv2.INTER_NEAREST), dtype=np.uint8)]
 
 
 def overlay(
