@@ -11,7 +11,7 @@ MAY = {
     "data": set(),
     "backbones": set(),
     "attention": {"backbones"},
-    "ssl": {"backbones", "attention"},
+    "ssl": {"backbones", "attention", "evaluation"},
     "evaluation": {"backbones"},
     "segmentation": {"backbones", "attention", "evaluation"},
     "studies": {"data", "backbones", "attention", "ssl", "evaluation", "segmentation"},

@@ -4,6 +4,7 @@ torch is imported inside the functions, not here, so that `--help` answers at on
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,14 +14,14 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from regard.errors import InputError, unknown
+from regard.errors import InputError, Interrupted, TrainingStopped, unknown
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 # The least that a number may be, wherever it is an option.
-LEAST = dict.fromkeys(("epochs", "batch_size", "size", "local_size", "seeds", "jobs"), 1) | dict.fromkeys(
-    ("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes"), 0
-)
+LEAST = dict.fromkeys(
+    ("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate", "knn_every"), 1
+) | dict.fromkeys(("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes"), 0)
 
 
 def demo(out: str = "runs/demo", jobs: int | None = None) -> str:
@@ -91,9 +92,19 @@ def pretrain(
     weights: str | None = None,
     pretrained: bool = False,
     seed: int = 0,
+    resume: Literal["auto", "never"] = "auto",
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    knn_every: int | None = None,
+    logger: list[str] = ["csv", "tensorboard"],  # noqa: B006 (never changed)
     workers: int = 4,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
+    accumulate: int = 1,
+    compile: bool = False,
+    checkpoint_activations: bool = False,
     checkpoint_minutes: float = 10.0,
     backbone_options: dict[str, Any] | None = None,
     method_options: dict[str, Any] | None = None,
@@ -104,10 +115,10 @@ def pretrain(
         data: `scenes`, or a path: any folder of images will do.
         method: `barlow_twins` or `dino`.
         backbone: A timm model (`resnet50`, `vit_small_patch16_224`, `swin_tiny_patch4_window7_224`, ...) or a run.
-        out: Folder for `backbone.safetensors` and the logs; a second call goes on with a run cut short.
+        out: Folder for `backbone.safetensors` and the logs.
         size: Side of the (global) views in pixels.
         epochs: Passes over the images.
-        batch_size: Images per step.
+        batch_size: Images per step, over all devices and accumulated parts.
         local_size: Side of DINO's local crops in pixels.
         local_crops: How many local crops DINO takes of an image.
         optimizer: Barlow Twins' `lars` (default for convnets) or `adamw` (default for transformers).
@@ -115,9 +126,19 @@ def pretrain(
         weights: A checkpoint file to start from.
         pretrained: Start from timm's published weights.
         seed: Of weights, order and views.
-        workers: Processes that load images.
+        resume: `auto` goes on with a run that was cut short in the same folder; `never` refuses such a folder.
+        on_bad_image: `skip` takes another image for one that cannot be read and names it, up to 1% of the images.
+        knn_every: Epochs between kNN scores, where the images lie in class folders; by default 20 scores in all.
+        logger: Any of csv, tensorboard.
+        workers: Processes that load images, per device.
         accelerator: `auto` takes a GPU where there is one.
         precision: `auto` is bf16-mixed on a GPU, else 32-true.
+        devices: Processes (GPUs) on each machine.
+        nodes: Machines.
+        strategy: How Lightning joins the processes, such as `ddp`.
+        accumulate: Forward passes per step; see the README for what that does to Barlow Twins.
+        compile: Compile the networks with torch.compile.
+        checkpoint_activations: Spend time to save memory: compute activations again in the backward pass.
         checkpoint_minutes: How often to save what a killed run goes on from.
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
         method_options: Passed to the method, such as {"lambda_": 0.0051} or {"out_dim": 4096}.
@@ -127,7 +148,7 @@ def pretrain(
     from regard.backbones import build_backbone
     from regard.data.layout import open_source
     from regard.studies.folders import run_folder
-    from regard.studies.runs import METHODS, PRETRAIN_FILE, PretrainSettings, pretrain_run
+    from regard.studies.pretraining import METHODS, PRETRAIN_FILE, PretrainSettings, Watch, pretrain_run
     from regard.studies.training import Hardware
 
     if method not in METHODS:
@@ -136,7 +157,10 @@ def pretrain(
     _say(source.describe())
     torch.manual_seed(seed)
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {}))
-    hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
+    hardware = Hardware(
+        accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes, devices=devices, nodes=nodes,
+        strategy=strategy, compile=compile, checkpoint_activations=checkpoint_activations,
+    )  # fmt: skip
     options = dict(method_options or {}) | ({"lr": lr} if lr else {})
     if method == "barlow_twins":
         options = {"optimizer": optimizer or ("adamw" if model.heads else "lars")} | options
@@ -146,10 +170,16 @@ def pretrain(
         raise InputError("DINO trains with AdamW: --optimizer is for Barlow Twins")
     else:  # the authors' advice for small batches
         options = {"momentum": 0.9995 if batch_size <= 256 else 0.996} | options
-    settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options)
+    settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options, accumulate)
     started = {"data": source.root, "backbone": model.name, "options": model.options, "seed": seed, **asdict(settings)}
-    with run_folder(out, started, PRETRAIN_FILE) as folder:
-        pretrain_run(source.split("train"), model, settings, folder, seed, hardware)
+    watch = Watch(tuple(logger), on_bad_image, knn_every)
+    queries = source.splits.get("val", source.splits.get("test")) if source.has_labels else None
+    with run_folder(out, started, PRETRAIN_FILE, may_resume=resume == "auto" or not _is_first_process()) as folder:
+        made = pretrain_run(
+            source.split("train"), model, settings, folder, seed, hardware, watch=watch, queries=queries
+        )
+    if made["skipped"]:
+        _say(f"{len(made['skipped'])} images could not be read: they are named in {out}/pretrain.json")
     return f"pre-trained backbone in {out}: regard segment --backbone {out} --data ..."
 
 
@@ -400,7 +430,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, value in values.items():
             if name in LEAST and value is not None and value < LEAST[name]:
                 raise InputError(f"--{name} {value} is too small: take {LEAST[name]} or more")
-        print(COMMANDS[options.subcommand](**values))
+        made = COMMANDS[options.subcommand](**values)
+        if _is_first_process():
+            print(made)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         print(f"regard {options.subcommand}: {error.strerror or error}{where}", file=sys.stderr)
@@ -410,6 +442,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         line = str(error).strip().splitlines()[-1].removeprefix("regard.errors.InputError: ")
         print(f"regard {options.subcommand}: {line}", file=sys.stderr)
         raise SystemExit(2) from None
+    except TrainingStopped as error:
+        print(f"regard {options.subcommand}: {error}", file=sys.stderr)
+        raise SystemExit(128 + error.signum if isinstance(error, Interrupted) else 1) from None
     except KeyboardInterrupt:
         print(f"regard {options.subcommand}: interrupted; what was finished is kept", file=sys.stderr)
         raise SystemExit(130) from None
@@ -465,7 +500,13 @@ def _table(result: dict[str, Any], split: str) -> None:
 
 
 def _say(line: str) -> None:
-    _console().print(line)
+    if _is_first_process():
+        _console().print(line)
+
+
+def _is_first_process() -> bool:
+    """Not one of the further processes that train with several devices starts: they run the same command."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _console() -> Any:

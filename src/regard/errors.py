@@ -1,4 +1,4 @@
-"""The one exception that a wrong input raises; the command line prints it as one line and exits with status 2."""
+"""What the command line prints as one line: a wrong input (exit status 2), and a training that cannot go on (1)."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,21 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """What was wrong, and what would work, in one line."""
+
+
+class TrainingStopped(RuntimeError):
+    """Why a training was stopped, and what to do about it, in one line. What it had saved stays."""
+
+
+class Interrupted(TrainingStopped):
+    """A signal asked the run to stop, and it has saved what it needs to go on. signum: which signal."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message, signum)  # both, so that it survives the way out of a process
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:

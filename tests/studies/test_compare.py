@@ -16,7 +16,8 @@ from regard.evaluation.scores import scores
 from regard.studies import compare as module
 from regard.studies.compare import compare
 from regard.studies.presets import CONFIGURATIONS, PRESETS, QUESTIONS, preset
-from regard.studies.runs import load_run, pretrain_run, segment_run
+from regard.studies.pretraining import pretrain_run
+from regard.studies.runs import load_run, segment_run
 from regard.studies.training import Hardware
 
 QUIET = Hardware(bar=False)

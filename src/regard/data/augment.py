@@ -81,6 +81,11 @@ def dino_views(size: int = 224, local_size: int = 96, local_crops: int = 8) -> t
     return first, second, *([local] * local_crops)
 
 
+def supervised_views(size: int = 224) -> tuple[View]:
+    """The one view of supervised training on ImageNet (He et al. 2016, section 3.4): random crop and flip."""
+    return (View(size, (0.08, 1.0), blur=0.0, solarize=0.0, jitter=0.0, grey=0.0),)
+
+
 def _scaled_blur(view: View, size: int) -> View:
     low, high = view.sigma
     return replace(view, sigma=(low * size / 224, high * size / 224))
@@ -169,6 +174,14 @@ class TrainTransform:
         if rng.random() < self.jitter:
             image = jitter_colour(np.ascontiguousarray(image), self.strength, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+
+def centre_crop(image: Image, size: int) -> Image:
+    """The middle square, `size` pixels wide, of the image brought to a short side of 256/224 of that."""
+    height, width = short_side(image.shape[:2], round(size * 256 / 224))
+    image = resize(image, (0, 0, *image.shape[:2]), (height, width))
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size]
 
 
 def short_side(shape: tuple[int, int], size: int) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """What a Trainer is fed: batches of views for pre-training, batches of images and masks for segmentation."""
 
+import signal
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -10,36 +12,52 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from regard.data.augment import CROP, ORDER, VIEW, TrainTransform, View, draws, resize_pair, short_side
-from regard.data.datasets import Dataset, MaskDataset
+from regard.data.augment import (
+    CROP,
+    ORDER,
+    VIEW,
+    TrainTransform,
+    View,
+    centre_crop,
+    draws,
+    resize_pair,
+    short_side,
+)
+from regard.data.datasets import Dataset, LabelDataset, MaskDataset
+from regard.errors import InputError
 
 
 class EpochSampler(Sampler):
-    """Yields (epoch, index): the order of an epoch is a function of (seed, epoch), known to every worker.
+    """Yields (epoch, index): the order of an epoch is a function of (seed, epoch), known to every worker and rank.
 
     Lightning calls `set_epoch` at the start of each epoch.
-    skip: images of the first epoch that a resumed run has seen already.
+
+    batch:       images per optimizer step, over all ranks; images of an epoch that do not fill one are left out.
+    rank, world: of `world` processes, this one takes every world-th image. So the images of a step, all ranks
+                 together, are the same for any number of ranks.
+    skip:        images of this rank in the first epoch that a resumed run has seen already.
     """
 
-    def __init__(self, count: int, seed: int, skip: int = 0) -> None:
-        self.count, self.seed, self.skip, self.epoch = count, seed, skip, 0
+    def __init__(self, count: int, seed: int, batch: int = 1, rank: int = 0, world: int = 1, skip: int = 0) -> None:
+        self.count, self.used, self.seed, self.epoch = count, count - count % batch, seed, 0
+        self.rank, self.world, self.skip = rank, world, skip
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.count
+        return len(range(self.rank, self.used, self.world))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order, self.skip = draws(ORDER, self.seed, self.epoch).permutation(self.count)[self.skip :], 0
+        order = draws(ORDER, self.seed, self.epoch).permutation(self.count)[self.rank : self.used : self.world]
+        order, self.skip = order[self.skip :], 0
         return ((self.epoch, int(index)) for index in order)
 
 
 class _Resumable(L.LightningDataModule):
     """Remembers in a checkpoint how many batches of the epoch are done, so that a resumed run goes on behind them."""
 
-    batch_size: int
     done = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -53,9 +71,15 @@ class _Resumable(L.LightningDataModule):
         """Go on from there."""
         self.done = state_dict["done"]
 
-    def sampler(self, count: int, seed: int) -> EpochSampler:
-        """The order of the images, from where a checkpoint left off."""
-        return EpochSampler(count, seed, self.done * self.batch_size)
+    @property
+    def rank(self) -> int:
+        """Which of the processes that train together this one is."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world(self) -> int:
+        """How many processes train together."""
+        return self.trainer.world_size if self.trainer else 1
 
 
 class Cached:
@@ -96,36 +120,141 @@ def _tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-class Views(TorchDataset):
-    """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor."""
+class SkipUnreadable:
+    """A dataset that gives the next readable image, and its label, in the place of one that cannot be read.
 
-    def __init__(self, dataset: Dataset, views: Sequence[View], seed: int) -> None:
-        self.dataset, self.views, self.seed = dataset, views, seed
+    record: a file that gets the name of each such image, a line each; shared by all loading processes of a run.
+    share:  of the images, how many may be unreadable. One more is an InputError: then it is not a stray bad file.
+    """
+
+    def __init__(self, dataset: Dataset, record: Path, share: float = 0.01) -> None:
+        self.dataset, self.record, self.share = dataset, record, share
+        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
+        self._instead: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, i: int) -> str:
+        """As the dataset."""
+        return self.dataset.name(i)
+
+    def image(self, i: int) -> np.ndarray:
+        """Image `i`, or the next one that can be read."""
+        while True:
+            index = self._instead.get(i, i)
+            try:
+                return self.dataset.image(index)
+            except InputError as error:
+                self._note(self.dataset.name(index), error)
+                self._instead[i] = (index + 1) % len(self)
+
+    def label(self, i: int) -> int:
+        """The label of what `image(i)` gave; to be called after it."""
+        return cast(LabelDataset, self.dataset).label(self._instead.get(i, i))
+
+    def _note(self, name: str, error: InputError) -> None:
+        known = skipped(self.record)
+        if name not in known:
+            known.append(name)
+            with self.record.open("a") as file:
+                file.write(name + "\n")
+        if len(known) > self.share * len(self):
+            raise InputError(
+                f"{len(known)} of {len(self)} images cannot be read, more than {self.share:.0%}: mend or remove those "
+                f"named in {self.record.name}; the last: {error}"
+            ) from error
+
+
+def skipped(record: Path) -> list[str]:
+    """The images named in a record of `SkipUnreadable`."""
+    return sorted(set(record.read_text().splitlines())) if record.is_file() else []
+
+
+class Views(TorchDataset):
+    """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor; then, if `labelled`, the class index."""
+
+    def __init__(self, dataset: Dataset, views: Sequence[View], seed: int, labelled: bool = False) -> None:
+        self.dataset, self.views, self.seed, self.labelled = dataset, views, seed, labelled
 
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
         epoch, index = key
         image = self.dataset.image(index)
-        return [_tensor(view(image, draws(VIEW, self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
+        views = [_tensor(view(image, draws(VIEW, self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
+        if not self.labelled:
+            return views
+        return [*views, torch.tensor(cast(LabelDataset, self.dataset).label(index))]
+
+
+class CentreCrops(TorchDataset):
+    """Number -> the middle square of an image, uint8 (3, size, size), and its class; as kNN and linear probes see it.
+
+    The short side is brought to 256/224 of `size` first, as is usual for ImageNet.
+    indices: the images to use. Numbers past their end give an empty image of class -1, so that ranks come out even.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int], size: int) -> None:
+        self.dataset, self.indices, self.size = dataset, indices, size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        if number >= len(self.indices):
+            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1
+        index = self.indices[number]
+        crop = centre_crop(self.dataset.image(index), self.size)
+        return _tensor(crop), cast(LabelDataset, self.dataset).label(index)
 
 
 class PretrainData(_Resumable):
-    """Batches for Barlow Twins and DINO: a list with one uint8 tensor (batch, 3, size, size) per view."""
+    """Batches for pre-training: a list with one uint8 tensor (batch, 3, size, size) per view; labels last, if labelled.
+
+    batch_size: images per optimizer step, over all processes and `accumulate` parts: a forward pass gets its share.
+    bank, queries: labelled images for kNN, validated with: each query asks the bank. None where nothing is labelled.
+    """
 
     def __init__(
-        self, dataset: Dataset, views: Sequence[View], batch_size: int, workers: int = 0, seed: int = 0
+        self,
+        dataset: Dataset,
+        views: Sequence[View],
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        accumulate: int = 1,
+        labelled: bool = False,
+        bank: CentreCrops | None = None,
+        queries: CentreCrops | None = None,
     ) -> None:
         super().__init__()
         self.dataset, self.views, self.batch_size, self.workers, self.seed = dataset, views, batch_size, workers, seed
+        self.accumulate, self.labelled = accumulate, labelled
+        self.probes = [probe for probe in (bank, queries) if probe is not None]
+
+    @property
+    def share(self) -> int:
+        """Images per forward pass of one process."""
+        return self.batch_size // (self.world * self.accumulate)
 
     def train_dataloader(self) -> DataLoader:
-        """Whole batches only: the batch is part of both losses."""
+        """Whole batches only: the batch is part of the losses."""
+        skip = self.done * self.share
         return DataLoader(
-            Views(self.dataset, self.views, self.seed),
-            self.batch_size,
-            sampler=self.sampler(len(self.dataset), self.seed),
+            Views(self.dataset, self.views, self.seed, self.labelled),
+            self.share,
+            sampler=EpochSampler(len(self.dataset), self.seed, self.batch_size, self.rank, self.world, skip),
             drop_last=True,
             **_loading(self.workers),
         )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """The bank, then the queries, shared out among the ranks; no loaders where nothing is labelled."""
+        loaders = []
+        for probe in self.probes:
+            padded = len(probe) + -len(probe) % self.world
+            numbers = range(self.rank, padded, self.world)
+            loaders.append(DataLoader(probe, 128, sampler=numbers, **_loading(self.workers)))
+        return loaders
 
 
 class TrainPairs(TorchDataset):
@@ -180,7 +309,7 @@ class SegmentationData(_Resumable):
         return DataLoader(
             TrainPairs(self.train, self.transform, self.seed),
             self.batch_size,
-            sampler=self.sampler(len(self.train), self.seed),
+            sampler=EpochSampler(len(self.train), self.seed, skip=self.done * self.batch_size),
             drop_last=len(self.train) > self.batch_size,
             **_loading(self.workers),
         )
@@ -196,4 +325,16 @@ def whole_loader(dataset: MaskDataset, size: int, batch_size: int, workers: int 
 
 
 def _loading(workers: int) -> dict[str, Any]:
-    return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _leave_signals_to_the_run,
+    }
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A job manager may signal every process of a run; the training process answers, and then ends its workers."""
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):  # SIGUSR1 is not known on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

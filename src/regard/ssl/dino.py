@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from regard.backbones import Backbone, normalize
+from regard.ssl.distributed import mean_over_processes
 from regard.ssl.optimizers import set_lr, split_parameters
+from regard.ssl.pretraining import Pretraining
 from regard.ssl.schedules import cosine, dino_warmup_cosine, teacher_temperature
 
 
@@ -68,8 +69,12 @@ def dino_loss(
 def update_center(
     center: Float[Tensor, "1 dim"], teacher: Float[Tensor, "rows dim"], momentum: float = 0.9
 ) -> Float[Tensor, "1 dim"]:
-    """The center after a batch: a running mean of the teacher's logits (equation 4); called after the loss."""
-    return center * momentum + teacher.detach().float().mean(dim=0, keepdim=True) * (1 - momentum)
+    """The center after a batch: a running mean of the teacher's logits (equation 4); called after the loss.
+
+    The mean is over the batches of all processes.
+    """
+    mean = mean_over_processes(teacher.detach().float().mean(dim=0, keepdim=True))
+    return center * momentum + mean * (1 - momentum)
 
 
 def clip_each(parameters: list[nn.Parameter], max_norm: float) -> None:
@@ -79,7 +84,7 @@ def clip_each(parameters: list[nn.Parameter], max_norm: float) -> None:
             parameter.grad.mul_((max_norm / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
 
 
-class DINO(L.LightningModule):
+class DINO(Pretraining):
     """Trains a student to predict, from any crop, what its momentum teacher says of the global crops.
 
     A batch is a list of uint8 tensors of crops, (batch, 3, h, w) each: the two global crops first.
@@ -117,13 +122,19 @@ class DINO(L.LightningModule):
         self.register_buffer("center", torch.zeros(1, out_dim))
         self.center: Tensor
 
-    def training_step(self, crops: list[Tensor], batch_index: int) -> Tensor:
+    @property
+    def kept(self) -> Backbone:
+        """The teacher's: better than the student throughout training (section 5.2)."""
+        return self.teacher_backbone
+
+    def training_step(self, crops: list[Tensor], batch_index: int) -> dict[str, Any]:
         """The loss of one batch of crops."""
-        settings, step, total = self.hparams, self.global_step, int(self.trainer.estimated_stepping_batches)
-        peak = settings["lr"] * settings["batch_size"] / 256
-        lr = dino_warmup_cosine(step, total, round(settings["warmup"] * total), peak, settings["final_lr"])
+        settings, step, total = self.hparams, self.global_step, self.total_steps
         optimizer: torch.optim.Optimizer = self.optimizers()  # type: ignore[assignment]
-        set_lr(optimizer, lr, lr)
+        if not self.fixed_lr:
+            peak = settings["lr"] * settings["batch_size"] / 256
+            lr = dino_warmup_cosine(step, total, round(settings["warmup"] * total), peak, settings["final_lr"])
+            set_lr(optimizer, lr, lr)
         optimizer.param_groups[0]["weight_decay"] = cosine(step, total, *settings["weight_decay"])
         temperature = teacher_temperature(
             self.current_epoch, *settings["teacher_temp"], warmup_epochs=settings["teacher_warmup"]
@@ -131,11 +142,13 @@ class DINO(L.LightningModule):
         images = [normalize(crop) for crop in crops]
         with torch.no_grad():
             teacher = self.teacher_head(self.teacher_backbone(torch.cat(images[:2])).pooled)
-        student = self.head(torch.cat([self.backbone(batch).pooled for batch in _by_size(images)]))
-        loss = dino_loss(student, teacher, self.center, len(crops), temperature)
-        self.center = update_center(self.center, teacher)
+        pooled = torch.cat([self.backbone(batch).pooled for batch in _by_size(images)])
+        loss = dino_loss(self.head(pooled), teacher, self.center, len(crops), temperature)
+        said = {"logits": teacher, "center": self.center.clone(), "temperature": temperature}
+        self.center.copy_(update_center(self.center, teacher))
         self.log_dict({"loss": loss, "temperature": temperature})
-        return loss
+        first, second = pooled.detach().split(len(crops[0]))[:2]
+        return {"loss": loss, "embeddings": (first, second), "teacher": said}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip, and hold the prototypes still in the first epoch."""
@@ -150,7 +163,7 @@ class DINO(L.LightningModule):
 
         Here, and not at the end of the batch: there a checkpoint would be written between the two.
         """
-        momentum = cosine(self.global_step, int(self.trainer.estimated_stepping_batches), self.hparams["momentum"], 1.0)
+        momentum = cosine(self.global_step, self.total_steps, self.hparams["momentum"], 1.0)
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             for student, teacher in ((self.backbone, self.teacher_backbone), (self.head, self.teacher_head)):

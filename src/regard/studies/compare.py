@@ -4,7 +4,7 @@ The folder of a study, every part of which is written whole or not at all, so th
 one stopped:
 
     study.json                    what is compared; a folder belongs to one study
-    pretraining/KEY/              a pre-training, done once and shared: `runs.pretrain_run`
+    pretraining/KEY/              a pre-training, done once and shared: `pretraining.pretrain_run`
     cells/CONFIGURATION/seed-N/   one training: `runs.segment_run`, and counts.npz, its confusion counts per image
     results.json, report.html     all of it, and the page made from it
 """
@@ -18,21 +18,14 @@ import torch
 from regard.backbones import build_backbone, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
 from regard.data.layout import Source, fingerprint, require_masks
-from regard.errors import InputError
+from regard.errors import InputError, Interrupted
 from regard.studies.folders import read_json, write_json
 from regard.studies.jobs import console, run_all
 from regard.studies.presets import CONFIGURATIONS, Configuration, Preset, preset
+from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.studies.report import write_report
 from regard.studies.results import CELL_FILE, COUNTS_FILE, cell_folder, collect, plain, scored_split
-from regard.studies.runs import (
-    MODEL_FILE,
-    PRETRAIN_FILE,
-    RUN_FILE,
-    load_run,
-    pretrain_run,
-    segment_run,
-    summary,
-)
+from regard.studies.runs import MODEL_FILE, RUN_FILE, load_run, segment_run, summary
 from regard.studies.training import Hardware
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over
@@ -73,7 +66,7 @@ def compare(
     }
     try:
         run_all(stages, Study(source, chosen, out, hardware), jobs)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         whole = next((seed for seed in range(seeds) if not all(_finished(out, c, seed) for c in wanted)), seeds)
         if whole:  # a report of the seeds that every configuration has finished
             results = collect(source, preset_name, chosen, wanted, whole, out, command, hardware, complete=False)

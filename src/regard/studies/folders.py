@@ -14,8 +14,8 @@ SETTINGS_FILE = "settings.json"
 
 
 @contextmanager
-def run_folder(path: str | Path, settings: dict[str, Any], finished: str) -> Iterator[Path]:
-    """The folder of one run: new, or of the same run cut short, which then goes on.
+def run_folder(path: str | Path, settings: dict[str, Any], finished: str, may_resume: bool = True) -> Iterator[Path]:
+    """The folder of one run: new, or, if it `may_resume`, of the same run cut short, which then goes on.
 
     Raises InputError when something else is in it, or the run is finished. Removed when the run fails on a wrong input.
     """
@@ -28,6 +28,8 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str) -> Ite
         write_json(folder / SETTINGS_FILE, settings)
     elif not (folder / SETTINGS_FILE).is_file():
         raise InputError(f"{folder} exists and holds no run to go on with: choose another --out, or delete it")
+    elif not may_resume:
+        raise InputError(f"{folder} holds a run that was cut short: --resume auto would go on with it")
     else:
         before = read_json(folder / SETTINGS_FILE)
         differs = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
@@ -46,7 +48,7 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str) -> Ite
 def write_json(path: Path, value: Any) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes that train together write the same
     partial.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(partial, path)
 

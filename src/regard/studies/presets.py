@@ -6,7 +6,8 @@ from typing import Any
 
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError, unknown
-from regard.studies.runs import PretrainSettings, SegmentSettings
+from regard.studies.pretraining import PretrainSettings
+from regard.studies.runs import SegmentSettings
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from regard.evaluation.scores import majority_counts, scores
 from regard.studies.examples import choose_examples
 from regard.studies.folders import read_json
 from regard.studies.presets import QUESTIONS, Configuration, Preset
-from regard.studies.runs import PRETRAIN_FILE, RUN_FILE, Run, load_run
+from regard.studies.pretraining import PRETRAIN_FILE
+from regard.studies.runs import RUN_FILE, Run, load_run
 from regard.studies.statistics import Counts, estimate_difference, estimate_miou
 from regard.studies.training import Hardware
 

@@ -1,9 +1,8 @@
-"""One pre-training or one segmentation as a folder: made by `pretrain_run` and `segment_run`, read by `load_run`.
+"""One segmentation as a folder: made by `segment_run`, read by `load_run`.
 
 A run's description is written last and whole, so a folder that has one is finished, and one that has none is not.
 """
 
-import inspect
 import shutil
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -26,35 +25,17 @@ from regard.backbones import (
     from_description,
     normalize,
     parameters,
-    save_backbone,
 )
-from regard.backbones.weights import BACKBONE_FILE
-from regard.data.augment import TrainTransform, barlow_twins_views, dino_views, resize, short_side
-from regard.data.datasets import Dataset, MaskDataset, read_image
-from regard.data.modules import PretrainData, SegmentationData, whole_loader
-from regard.errors import InputError, unknown
+from regard.data.augment import TrainTransform, resize, short_side
+from regard.data.datasets import MaskDataset, read_image
+from regard.data.modules import SegmentationData, whole_loader
+from regard.errors import InputError
 from regard.evaluation.scores import scores
 from regard.segmentation.module import SegmentationModel, SegmentationTask, count_pixels, predict_at
-from regard.ssl.barlow_twins import BarlowTwins
-from regard.ssl.dino import DINO
 from regard.studies.folders import read_json, write_json
-from regard.studies.training import CHECKPOINTS, Clock, Hardware, History, LossCurve, StepSeed, fit, make_trainer
+from regard.studies.training import CHECKPOINTS, Clock, Hardware, History, StepSeed, fit, make_trainer
 
-PRETRAIN_FILE, RUN_FILE, MODEL_FILE = "pretrain.json", "run.json", "model.safetensors"
-METHODS = ("barlow_twins", "dino")
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """A pre-training: method, views, length; `options` go to `BarlowTwins` or `DINO`."""
-
-    method: str = "barlow_twins"
-    size: int = 224
-    local_size: int = 96
-    local_crops: int = 8
-    epochs: int = 100
-    batch_size: int = 256
-    options: dict[str, Any] = field(default_factory=dict)
+RUN_FILE, MODEL_FILE = "run.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -71,62 +52,6 @@ class SegmentSettings:
     batch_size: int = 16
     lr: float = 1e-3
     backbone_lr: float = 1e-4
-
-
-def pretrain_run(
-    dataset: Dataset,
-    backbone: Backbone,
-    settings: PretrainSettings,
-    out: Path,
-    seed: int = 0,
-    hardware: Hardware = Hardware(),
-    progress: str = "pre-training",
-    origin: str = "",
-) -> dict[str, Any]:
-    """Pre-train a backbone; writes `backbone.safetensors` and `pretrain.json` into `out` and returns the latter.
-
-    origin: a note on where the weights come from, kept in the description.
-    Where `out` holds a checkpoint of the same run, cut short, it goes on from there, as if it had not been.
-    Raises InputError for an unknown method, or fewer images than a batch.
-    """
-    if settings.method not in METHODS:
-        raise unknown("method", settings.method, METHODS)
-    if settings.batch_size < 2 or len(dataset) < settings.batch_size:
-        raise InputError(
-            f"a batch of {settings.batch_size} cannot be had of {len(dataset)} images: "
-            f"both losses need a batch of at least 2, and whole batches"
-        )
-    L.seed_everything(seed, verbose=False)
-    method = BarlowTwins if settings.method == "barlow_twins" else DINO
-    known = set(inspect.signature(method).parameters) - {"backbone", "batch_size"}
-    for option in settings.options:
-        if option not in known:
-            raise unknown(f"option of {settings.method}", option, known)
-    module: L.LightningModule = method(backbone, batch_size=settings.batch_size, **settings.options)
-    if settings.method == "barlow_twins":
-        views = barlow_twins_views(settings.size)
-    else:
-        views = dino_views(settings.size, settings.local_size, settings.local_crops)
-    data = PretrainData(dataset, views, settings.batch_size, hardware.workers, seed)
-    curve, clock = LossCurve(points=40), Clock()
-    trainer = make_trainer(settings.epochs, out, hardware, [curve, clock, StepSeed(seed)], progress)
-    fit(trainer, module, data, out)
-    kept = module.teacher_backbone if isinstance(module, DINO) else backbone
-    save_backbone(kept, out / BACKBONE_FILE)
-    description = {
-        "regard": version("regard"),
-        "backbone": describe(backbone),
-        "origin": origin,
-        "settings": asdict(settings),
-        "seed": seed,
-        "images": len(dataset),
-        "steps": trainer.global_step,
-        "seconds": clock.seconds,
-        "curve": curve.points,
-    }
-    write_json(out / PRETRAIN_FILE, description)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    return description
 
 
 def segment_run(

@@ -1,0 +1,61 @@
+"""What the methods share: which backbone is kept, how a rate is scheduled, and kNN as validation."""
+
+import lightning as L
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from regard.backbones import Backbone, normalize
+from regard.evaluation.probes import knn
+from regard.ssl.distributed import gather
+
+
+class Pretraining(L.LightningModule):
+    """A LightningModule that trains `backbone`.
+
+    `training_step` returns {"loss": scalar, "embeddings": (of one view, of another)}, the latter without gradient, for
+    `monitors`; DINO adds what its teacher said. Validation batches are (images, labels): first all of the bank, then
+    the queries; they give `knn_top1` and `knn_top5`, percent (`evaluation.probes.knn`, k = 20 or all of the bank).
+
+    fixed_lr: leave the rates of the optimizer as they are: the search for one sets them.
+    """
+
+    backbone: Backbone
+    fixed_lr: bool = False
+
+    @property
+    def kept(self) -> Backbone:
+        """The backbone to keep after training."""
+        return self.backbone
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return int(self.trainer.estimated_stepping_batches)
+
+    def on_validation_epoch_start(self) -> None:
+        """No features yet."""
+        self._features: list[tuple[list[Tensor], list[Tensor]]] = [([], []), ([], [])]
+
+    def validation_step(
+        self, batch: tuple[UInt8[Tensor, "batch 3 h w"], Tensor], batch_index: int, dataloader_idx: int
+    ) -> None:
+        """Keep the features of the bank (loader 0) and of the queries (loader 1)."""
+        images, labels = batch
+        features, kept_labels = self._features[dataloader_idx]
+        features.append(self.kept(normalize(images)).pooled.float())
+        kept_labels.append(labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """kNN over what all processes saw."""
+        (bank, bank_labels), (queries, query_labels) = (
+            self._without_padding(gather(torch.cat(features)), gather(torch.cat(labels)))
+            for features, labels in self._features
+        )
+        top1, top5 = knn(bank, bank_labels, queries, query_labels, k=min(20, len(bank)))
+        self.log_dict({"knn_top1": top1, "knn_top5": top5}, sync_dist=False, rank_zero_only=False)
+        self._features = []
+
+    @staticmethod
+    def _without_padding(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return features[labels >= 0], labels[labels >= 0]
