@@ -87,15 +87,19 @@ def pretrain(
     batch_size: int = 256,
     local_size: int = 96,
     local_crops: int = 8,
-    optimizer: Literal["lars", "adamw"] | None = None,
+    optimizer: Literal["lars", "adamw", "sgd"] | None = None,
+    loss: str | None = None,
+    average: Literal["none", "ema", "swa"] = "none",
     lr: float | None = None,
+    tune: Literal["lr", "batch_size"] | None = None,
     weights: str | None = None,
     pretrained: bool = False,
     seed: int = 0,
     resume: Literal["auto", "never"] = "auto",
     on_bad_image: Literal["raise", "skip"] = "raise",
     knn_every: int | None = None,
-    logger: list[str] = ["csv", "tensorboard"],  # noqa: B006 (never changed)
+    on_collapse: Literal["warn", "stop"] = "warn",
+    logger: Literal["wandb"] | None = None,
     workers: int = 4,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
@@ -109,11 +113,11 @@ def pretrain(
     backbone_options: dict[str, Any] | None = None,
     method_options: dict[str, Any] | None = None,
 ) -> str:
-    """Train a backbone on images without labels.
+    """Train a backbone on images without labels, or, as the baseline, on class folders with them.
 
     Args:
-        data: `scenes`, or a path: any folder of images will do.
-        method: `barlow_twins` or `dino`.
+        data: `scenes`, or a path: any folder of images will do; for `supervised`, class folders.
+        method: `barlow_twins`, `dino`, or `supervised`.
         backbone: A timm model (`resnet50`, `vit_small_patch16_224`, `swin_tiny_patch4_window7_224`, ...) or a run.
         out: Folder for `backbone.safetensors` and the logs.
         size: Side of the (global) views in pixels.
@@ -121,15 +125,20 @@ def pretrain(
         batch_size: Images per step, over all devices and accumulated parts.
         local_size: Side of DINO's local crops in pixels.
         local_crops: How many local crops DINO takes of an image.
-        optimizer: Barlow Twins' `lars` (default for convnets) or `adamw` (default for transformers).
-        lr: Peak rate at a batch of 256; scaled by batch / 256. By default 0.2 for LARS and 5e-4 for AdamW.
+        optimizer: Barlow Twins' `lars` or supervised `sgd` (defaults for convnets), or `adamw` (for transformers).
+        loss: Of `supervised`: cross_entropy (default), angular, arcface or subcenter_arcface.
+        average: Keep an average of the weights: `ema` over the steps, `swa` over the epochs of the last quarter.
+        lr: Peak rate at a batch of 256; scaled by batch / 256. By default 0.2 for LARS and 5e-4 for AdamW;
+            supervised, 0.1 for SGD and 2.5e-4 for AdamW.
+        tune: First choose `lr` or `batch_size` by short trials, in the place of --lr or --batch_size, and draw them.
         weights: A checkpoint file to start from.
         pretrained: Start from timm's published weights.
         seed: Of weights, order and views.
         resume: `auto` goes on with a run that was cut short in the same folder; `never` refuses such a folder.
         on_bad_image: `skip` takes another image for one that cannot be read and names it, up to 1% of the images.
-        knn_every: Epochs between kNN scores, where the images lie in class folders; by default 20 scores in all.
-        logger: Any of csv, tensorboard.
+        knn_every: Epochs between kNN scores, where the images lie in class folders; by default 20 or more in all.
+        on_collapse: When the embeddings collapse, say so or stop.
+        logger: `wandb` (Weights & Biases), beside CSV and TensorBoard.
         workers: Processes that load images, per device.
         accelerator: `auto` takes a GPU where there is one.
         precision: `auto` is bf16-mixed on a GPU, else 32-true.
@@ -148,39 +157,58 @@ def pretrain(
     from regard.backbones import build_backbone
     from regard.data.layout import open_source
     from regard.studies.folders import run_folder
-    from regard.studies.pretraining import METHODS, PRETRAIN_FILE, PretrainSettings, Watch, pretrain_run
+    from regard.studies.pretraining import (
+        METHODS,
+        PRETRAIN_FILE,
+        PretrainSettings,
+        Watch,
+        labelled_splits,
+        pretrain_run,
+    )
     from regard.studies.training import Hardware
+    from regard.studies.tuning import tuned
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     source = open_source(data, scenes_size=size)
     _say(source.describe())
+    queries = source.splits.get("val", source.splits.get("test")) if source.has_labels else None
+    train = source.split("train")
+    if method == "supervised":
+        train, queries = labelled_splits(source)
+        if "val" not in source.splits:
+            _say(f"no val/, so a fixed fifth of the images, {len(queries):,}, is held out of training")
     torch.manual_seed(seed)
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {}))
     hardware = Hardware(
         accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes, devices=devices, nodes=nodes,
         strategy=strategy, compile=compile, checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
-    options = dict(method_options or {}) | ({"lr": lr} if lr else {})
+    options = dict(method_options or {}) | ({"lr": lr} if lr else {}) | ({"loss": loss} if loss else {})
     if method == "barlow_twins":
         options = {"optimizer": optimizer or ("adamw" if model.heads else "lars")} | options
         adamw = {"lr": 5e-4, "weight_decay": 0.05}  # as in the presets; LARS has its defaults in BarlowTwins
         options = (adamw if options["optimizer"] == "adamw" else {}) | options
+    elif method == "supervised":
+        options = ({"optimizer": optimizer} if optimizer else {}) | options
     elif optimizer:
         raise InputError("DINO trains with AdamW: --optimizer is for Barlow Twins")
-    else:  # the authors' advice for small batches
-        options = {"momentum": 0.9995 if batch_size <= 256 else 0.996} | options
-    settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options, accumulate)
+    if tune == "lr" and lr:
+        raise InputError("--tune lr chooses the rate: leave out --lr, or --tune")
+    settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options, accumulate, average)
     started = {"data": source.root, "backbone": model.name, "options": model.options, "seed": seed, **asdict(settings)}
-    watch = Watch(tuple(logger), on_bad_image, knn_every)
-    queries = source.splits.get("val", source.splits.get("test")) if source.has_labels else None
+    started["tune"] = tune  # and not what it chose: a run cut short is the same run before and after the choice
+    watch = Watch(logger, on_bad_image, knn_every, on_collapse)
     with run_folder(out, started, PRETRAIN_FILE, may_resume=resume == "auto" or not _is_first_process()) as folder:
-        made = pretrain_run(
-            source.split("train"), model, settings, folder, seed, hardware, watch=watch, queries=queries
-        )
+        if tune:
+            settings = tuned(tune, train, model, settings, folder, seed, hardware, watch, _say)
+        made = pretrain_run(train, model, settings, folder, seed, hardware, watch=watch, queries=queries)
     if made["skipped"]:
         _say(f"{len(made['skipped'])} images could not be read: they are named in {out}/pretrain.json")
-    return f"pre-trained backbone in {out}: regard segment --backbone {out} --data ..."
+    scores = ", ".join(f"{name} {score:.1f}%" for name, score in made["final"].items())
+    return (
+        f"pre-trained backbone in {out}{f' ({scores})' if scores else ''}: regard segment --backbone {out} --data ..."
+    )
 
 
 def segment(

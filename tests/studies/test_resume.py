@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3, "drop_path_rate": 0.2}'
 PRETRAIN = [
     "pretrain", "--data", "scenes", "--size", "32", "--local_size", "16", "--local_crops", "2", "--batch_size", "32",
-    "--epochs", "3", "--workers", "0", "--seed", "1", "--backbone", "vit_tiny_patch16_224", "--backbone_options", VIT,
+    "--epochs", "3", "--workers", "1", "--seed", "1", "--backbone", "vit_tiny_patch16_224", "--backbone_options", VIT,
 ]  # fmt: skip
 RUNS = {
     "barlow_twins": [*PRETRAIN, "--method", "barlow_twins", "--method_options", '{"widths": [32, 32]}'],

@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ BACKBONE_FILE = "backbone.safetensors"
 
 # Where published checkpoints keep the weights, best first: DINO's full checkpoint has both a teacher and a student, and
 # its paper evaluates the teacher (section 3.1).
-WRAPPERS = ("teacher", "student", "state_dict", "model", "model_state_dict")
+WRAPPERS = ("teacher", "student", "backbone_weights", "state_dict", "model", "model_state_dict")
+# What goes before the backbone's names beside other parts, best first: our DINO's teacher, our other methods, theirs.
+PREFIXES = ("teacher_backbone.model.", "backbone.model.", "backbone.")
 # Parts of a checkpoint that are not the backbone: classifiers, and the heads that pre-training throws away.
-HEADS = ("fc.", "head.", "classifier.", "projector.", "bn.")
+HEADS = ("fc.", "head.", "head_dist.", "classifier.", "projector.", "bn.")
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
@@ -44,13 +47,15 @@ def read_description(path: Path) -> dict[str, Any] | None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a checkpoint into a timm model, strictly.
 
-    Position embeddings and bias tables of another size are resampled (timm's own filter). Classifiers and pre-training
-    heads in the file are passed over. Raises InputError that names what is missing or left over.
+    Position embeddings, patch embeddings and bias tables of another size are resampled (timm's own filter).
+    Classifiers and pre-training heads in the file are passed over. Raises InputError that names what is missing or left
+    over; the model is then as it was.
     """
     state = read_state(path)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
-        state = convert(state, model)
+        with suppress(Exception):  # it may stumble over names that are not its own; they are named below
+            state = convert(state, model)
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     left_over = sorted(key for key in state.keys() - own.keys() if not key.startswith(HEADS))
@@ -83,9 +88,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no weights that are known here: expected one of {', '.join(WRAPPERS)}")
-    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-    if any(key.startswith("backbone.") for key in state):
-        state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    state = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    for prefix in PREFIXES:
+        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if inside:
+            return inside
     return state
 
 

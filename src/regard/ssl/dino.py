@@ -22,9 +22,18 @@ class DINOHead(nn.Module):
 
     The published head keeps the prototypes' norm as a parameter frozen at 1; so do we, under torch's newer
     parametrisation (`last_layer.parametrizations.weight.original0` is `weight_g`, `original1` is `weight_v`).
+
+    norm_last_layer: keep that norm at 1; False lets it be learnt, which the authors did for their best ViT-S.
     """
 
-    def __init__(self, dim: int, out_dim: int = 65536, hidden_dim: int = 2048, bottleneck_dim: int = 256) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        norm_last_layer: bool = True,
+    ) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden_dim),
@@ -40,10 +49,10 @@ class DINOHead(nn.Module):
         self.last_layer = weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
         norm = dict(self.last_layer.named_parameters())["parametrizations.weight.original0"]
         norm.data.fill_(1)
-        norm.requires_grad = False
+        norm.requires_grad = not norm_last_layer
 
     def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch out_dim"]:
-        """Logits over the prototypes; a cosine similarity, in [-1, 1]."""
+        """Logits over the prototypes: cosine similarities, times the prototypes' norms where those are learnt."""
         return self.last_layer(F.normalize(self.mlp(x), dim=-1))
 
 
@@ -102,6 +111,7 @@ class DINO(Pretraining):
         out_dim: int = 65536,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        norm_last_layer: bool = True,
         lr: float = 5e-4,
         final_lr: float = 1e-6,
         weight_decay: Sequence[float] = (0.04, 0.4),
@@ -116,7 +126,7 @@ class DINO(Pretraining):
         super().__init__()
         self.save_hyperparameters(ignore="backbone")
         self.backbone = backbone
-        self.head = DINOHead(backbone.dim, out_dim, hidden_dim, bottleneck_dim)
+        self.head = DINOHead(backbone.dim, out_dim, hidden_dim, bottleneck_dim, norm_last_layer)
         self.teacher_backbone = _without_drop_path(copy.deepcopy(backbone)).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("center", torch.zeros(1, out_dim))

@@ -2,7 +2,6 @@
 
 import lightning as L
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from regard.backbones import Backbone, normalize
@@ -37,9 +36,7 @@ class Pretraining(L.LightningModule):
         """No features yet."""
         self._features: list[tuple[list[Tensor], list[Tensor]]] = [([], []), ([], [])]
 
-    def validation_step(
-        self, batch: tuple[UInt8[Tensor, "batch 3 h w"], Tensor], batch_index: int, dataloader_idx: int
-    ) -> None:
+    def validation_step(self, batch: list[Tensor], batch_index: int, dataloader_idx: int) -> None:
         """Keep the features of the bank (loader 0) and of the queries (loader 1)."""
         images, labels = batch
         features, kept_labels = self._features[dataloader_idx]
@@ -48,13 +45,17 @@ class Pretraining(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """kNN over what all processes saw."""
+        top1, top5 = self.knn_of_features()
+        self.log_dict({"knn_top1": top1, "knn_top5": top5})
+
+    def knn_of_features(self) -> tuple[float, float]:
+        """(top-1, top-5) in percent of the features kept since validation started."""
         (bank, bank_labels), (queries, query_labels) = (
             self._without_padding(gather(torch.cat(features)), gather(torch.cat(labels)))
             for features, labels in self._features
         )
-        top1, top5 = knn(bank, bank_labels, queries, query_labels, k=min(20, len(bank)))
-        self.log_dict({"knn_top1": top1, "knn_top5": top5}, sync_dist=False, rank_zero_only=False)
         self._features = []
+        return knn(bank, bank_labels, queries, query_labels, k=min(20, len(bank)))
 
     @staticmethod
     def _without_padding(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,30 +3,42 @@
 Its description is written last and whole, so a folder that has one is finished, and one that has none is not.
 """
 
+import copy
 import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 
 from regard.backbones import Backbone, describe, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.augment import View, barlow_twins_views, dino_views
-from regard.data.datasets import Dataset
+from regard.data.augment import View, barlow_twins_views, dino_views, supervised_views
+from regard.data.datasets import ClassFolders, Dataset, LabelDataset
+from regard.data.layout import WORDS, Source, hold_out
 from regard.data.modules import CentreCrops, PretrainData, SkipUnreadable, skipped
 from regard.errors import InputError, unknown
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO
+from regard.ssl.monitors import CollapseMonitor, Pictures
 from regard.ssl.pretraining import Pretraining
+from regard.ssl.supervised import Supervised
+from regard.studies.averaging import make_averaging
 from regard.studies.folders import write_json
-from regard.studies.training import CHECKPOINTS, Clock, Hardware, LossCurve, StepSeed, fit, make_trainer
+from regard.studies.logs import wandb_logger
+from regard.studies.training import CHECKPOINTS, Clock, Hardware, LossCurve, Scores, StepSeed, fit, make_trainer
 
 PRETRAIN_FILE, SKIPPED_FILE = "pretrain.json", "skipped.txt"
-METHODS: Mapping[str, type[Pretraining]] = {"barlow_twins": BarlowTwins, "dino": DINO}
+METHODS: Mapping[str, type[Pretraining]] = {
+    "barlow_twins": BarlowTwins,
+    "dino": DINO,
+    "supervised": Supervised,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class PretrainSettings:
     """What a pre-training comes to: method, views, length; `options` go to the method's class.
 
     batch_size: images per optimizer step, over all processes and `accumulate` forward passes.
+    average:    what is kept: the last weights, or an average over the training (`averaging`).
     """
 
     method: str = "barlow_twins"
@@ -44,20 +57,23 @@ class PretrainSettings:
     batch_size: int = 256
     options: dict[str, Any] = field(default_factory=dict)
     accumulate: int = 1
+    average: Literal["none", "ema", "swa"] = "none"
 
 
 @dataclass(frozen=True)
 class Watch:
     """What is looked at while training; none of it changes what is learnt.
 
-    loggers:      "csv", "tensorboard".
+    logger:       beside CSV and TensorBoard.
     on_bad_image: stop at an image that cannot be read, or take another one in its place and name it in skipped.txt.
-    knn_every:    epochs between kNN scores, where images are labelled; None: about twenty scores in all.
+    knn_every:    epochs between scores, where images are labelled; None: twenty scores or more in all.
+    on_collapse:  say that embeddings collapse, or stop (`ssl.monitors`).
     """
 
-    loggers: Sequence[str] = ("csv", "tensorboard")
+    logger: Literal["wandb"] | None = None
     on_bad_image: Literal["raise", "skip"] = "raise"
     knn_every: int | None = None
+    on_collapse: Literal["warn", "stop"] = "warn"
 
 
 def pretrain_run(
@@ -74,6 +90,7 @@ def pretrain_run(
 ) -> dict[str, Any]:
     """Pre-train a backbone; writes `backbone.safetensors` and `pretrain.json` into `out` and returns the latter.
 
+    dataset: labelled, for `supervised`.
     origin:  a note on where the weights come from, kept in the description.
     queries: labelled images, whose classes kNN asks of `dataset`, then labelled too, while training.
 
@@ -81,11 +98,14 @@ def pretrain_run(
     Raises InputError for an unknown method or option, or a batch that cannot be had; TrainingStopped when the loss is
     not finite; Interrupted when a signal stopped it.
     """
-    _check_batch(settings, hardware, len(dataset))
+    check_batch(settings, hardware, len(dataset))
     L.seed_everything(seed, verbose=False)
+    classes = len(dataset.classes) if isinstance(dataset, LabelDataset) else 0
     if watch.on_bad_image == "skip":
         dataset = SkipUnreadable(dataset, out / SKIPPED_FILE)
-    module = build_method(backbone, settings)
+    module = build_method(backbone, settings, classes)
+    averaging = make_averaging(settings.average, module, settings.epochs)
+    loggers = [wandb_logger(out, asdict(settings) | {"seed": seed})] if watch.logger == "wandb" else []
     data = PretrainData(
         dataset,
         build_views(settings),
@@ -93,21 +113,25 @@ def pretrain_run(
         hardware.workers,
         seed,
         settings.accumulate,
+        labelled=settings.method == "supervised",
         bank=None if queries is None else CentreCrops(dataset, range(len(dataset)), settings.size),
         queries=None if queries is None else CentreCrops(queries, range(len(queries)), settings.size),
     )
-    curve, clock = LossCurve(points=40), Clock()
+    curve, clock, scores = LossCurve(points=40), Clock(), Scores()
+    # A classifier has one view of an image, and labels to tell how it does.
+    monitors = [] if settings.method == "supervised" else [CollapseMonitor(_warn, watch.on_collapse)]
+    pictures = Pictures(out / "pictures", max(1, settings.epochs // 10))
     trainer = make_trainer(
         settings.epochs,
         out,
         hardware,
-        [curve, clock, StepSeed(seed)],
+        [curve, clock, scores, StepSeed(seed), *averaging, *monitors, pictures],
         progress,
         settings.accumulate,
-        watch.knn_every or max(1, settings.epochs // 20),
-        watch.loggers,
+        watch.knn_every or scoring_interval(settings.epochs),
+        loggers,
     )
-    _prepare(module, hardware)
+    prepare(module, hardware)
     fit(trainer, module, data, out)
     description = {
         "regard": version("regard"),
@@ -120,6 +144,9 @@ def pretrain_run(
         "steps": trainer.global_step,
         "seconds": clock.seconds,
         "curve": curve.points,
+        "monitor": monitors[0].points if monitors else [],
+        "scores": scores.points,
+        "final": scores.final,
     }
     if trainer.is_global_zero:
         save_backbone(module.kept, out / BACKBONE_FILE)
@@ -128,26 +155,67 @@ def pretrain_run(
     return description
 
 
-def build_method(backbone: Backbone, settings: PretrainSettings) -> Pretraining:
-    """The LightningModule of a pre-training; InputError for a method or an option that it does not have."""
+def _warn(line: str) -> None:
+    if rank_zero_only.rank == 0:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold]warning[/]  {line}")
+
+
+def scoring_interval(epochs: int) -> int:
+    """The largest part of the epochs, up to a twentieth, that divides them: so the finished backbone is scored too."""
+    return next(part for part in range(max(1, epochs // 20), 0, -1) if epochs % part == 0)
+
+
+def labelled_splits(source: Source) -> tuple[Dataset, Dataset]:
+    """(train, val) of class folders; without a val/, val is a fixed fifth of train. InputError without labels."""
+    if not source.has_labels:
+        needs = "it needs class folders: DATA/CLASS/IMAGE, with or without train/ and val/ above the classes"
+        raise InputError(f"{source.root} ({WORDS[source.layout]}) has no classes for supervised training: {needs}")
+    train = cast(ClassFolders, source.split("train"))
+    if "val" in source.splits:
+        return train, source.splits["val"]
+    train_paths, val_paths = hold_out(train.paths)
+    return _only(train, train_paths), _only(train, val_paths)
+
+
+def _only(folders: ClassFolders, paths: Sequence[str]) -> ClassFolders:
+    """These images, with the classes of all."""
+    labels, part = dict(zip(folders.paths, folders.labels, strict=True)), copy.copy(folders)
+    part.paths, part.labels = tuple(paths), tuple(labels[path] for path in paths)
+    return part
+
+
+def build_method(backbone: Backbone, settings: PretrainSettings, classes: int = 0) -> Pretraining:
+    """The LightningModule of a pre-training; InputError for a method or an option that it does not have.
+
+    classes: of the labelled images that `supervised` learns from.
+
+    DINO's momentum is by default what its authors advise for the batch.
+    """
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
     method = METHODS[settings.method]
-    known = set(inspect.signature(method).parameters) - {"backbone", "batch_size"}
+    given: dict[str, Any] = {"batch_size": settings.batch_size}
+    if settings.method == "supervised":
+        given["classes"] = classes
+    usual = {"momentum": 0.9995 if settings.batch_size <= 256 else 0.996} if settings.method == "dino" else {}
+    known = set(inspect.signature(method).parameters) - {"backbone", *given}
     for option in settings.options:
         if option not in known:
             raise unknown(f"option of {settings.method}", option, known)
-    return method(backbone, batch_size=settings.batch_size, **settings.options)
+    return method(backbone, **given, **(usual | settings.options))
 
 
 def build_views(settings: PretrainSettings) -> tuple[View, ...]:
     """The views of an image that a method learns from."""
     if settings.method == "dino":
         return dino_views(settings.size, settings.local_size, settings.local_crops)
+    if settings.method == "supervised":
+        return supervised_views(settings.size)
     return barlow_twins_views(settings.size)
 
 
-def _check_batch(settings: PretrainSettings, hardware: Hardware, images: int) -> None:
+def check_batch(settings: PretrainSettings, hardware: Hardware, images: int) -> None:
+    """InputError for a batch that cannot be had of so many images."""
     batch, parts = settings.batch_size, hardware.processes * settings.accumulate
     if batch < 2 or images < batch:
         raise InputError(
@@ -161,7 +229,7 @@ def _check_batch(settings: PretrainSettings, hardware: Hardware, images: int) ->
         )
 
 
-def _prepare(module: Pretraining, hardware: Hardware) -> None:
+def prepare(module: Pretraining, hardware: Hardware) -> None:
     """Compile, and save memory, as asked."""
     if hardware.checkpoint_activations:
         try:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
-from regard.errors import InputError, Interrupted, TrainingStopped, unknown
+from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.ssl.distributed import SharedBatchStatistics
+from regard.studies.logs import make_loggers
 
 CHECKPOINTS = "checkpoints"  # the folder of a run that is not finished
 
@@ -76,7 +77,7 @@ class LossCurve(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Add on the device; read only at the end of a stretch, so that no step waits for the host."""
-        loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach()
+        loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach() * trainer.accumulate_grad_batches  # undivided
         self._sum = loss if self._sum is None else self._sum + loss
         self._steps += 1
         total = int(trainer.estimated_stepping_batches)
@@ -266,6 +267,35 @@ class History(L.Callback):
         self.points, self._losses = state_dict["points"], state_dict["losses"]
 
 
+class Scores(L.Callback):
+    """What each validation of a pre-training gave, in percent: {"epoch", "knn_top1", ...}, those of `names` it has."""
+
+    names = ("knn_top1", "knn_top5", "accuracy", "accuracy_top5")
+
+    def __init__(self) -> None:
+        self.points: list[dict[str, float]] = []
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The last scores; {} where nothing was validated."""
+        return {name: score for name, score in self.points[-1].items() if name != "epoch"} if self.points else {}
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        """The module has logged them by then."""
+        scores = {
+            name: float(trainer.callback_metrics[name]) for name in self.names if name in trainer.callback_metrics
+        }
+        self.points.append({"epoch": trainer.current_epoch + 1, **scores})
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"points": self.points}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.points = state_dict["points"]
+
+
 class _Progress(RichProgressBar):
     """One bar per epoch, with the run's name, on stderr; it vanishes when done."""
 
@@ -285,12 +315,13 @@ def make_trainer(
     progress: str,
     accumulate: int = 1,
     validate_every: int = 1,
-    loggers: Sequence[str] = ("csv", "tensorboard"),
+    loggers: Sequence[Logger] = (),
 ) -> L.Trainer:
     """A Lightning Trainer that logs into `out`, shows one bar, saves and stops as it should, and says nothing else.
 
     accumulate:     forward passes per optimizer step.
     validate_every: epochs between validations, where the data has a validation loader.
+    loggers:        beside CSV and TensorBoard.
     """
     for chatty in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -327,7 +358,7 @@ def make_trainer(
         accumulate_grad_batches=accumulate,
         check_val_every_n_epoch=validate_every,
         default_root_dir=out,
-        logger=make_loggers(loggers, out),
+        logger=[*make_loggers(out), *loggers],
         callbacks=[*callbacks, FiniteLoss(), Checkpoints(out / CHECKPOINTS, hardware.checkpoint_minutes), *bar],
         enable_progress_bar=hardware.bar,
         enable_model_summary=False,
@@ -335,16 +366,6 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-def make_loggers(names: Sequence[str], out: Path) -> list[Logger]:
-    """Loggers that write into `out`/logs."""
-    part = len(list((out / "logs").glob("part-*"))) + 1  # a resumed run logs beside the part before
-    known = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
-    for name in names:
-        if name not in known:
-            raise unknown("logger", name, known)
-    return [known[name](out, "logs", f"part-{part}") for name in names]
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:

@@ -1,0 +1,112 @@
+"""Averages of the weights while training, by Lightning's `WeightAveraging`; kNN then scores, and a run keeps, those.
+
+ema: an exponential moving average over the steps.
+swa: the equal average of the weights at the ends of the epochs of the last quarter (Izmailov et al. 2018,
+     https://arxiv.org/abs/1803.05407). A departure: the rate goes on falling there; theirs is constant or cyclic.
+
+Batch statistics are averaged along with the weights while training. At its end they are taken anew, from the data.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from regard.backbones import normalize
+from regard.errors import InputError, unknown
+from regard.ssl.dino import DINO
+from regard.ssl.pretraining import Pretraining
+
+STATISTICS_BATCHES = 200  # as detectron2's PREC_BN.NUM_ITER
+
+
+def make_averaging(average: str, module: Pretraining, epochs: int) -> list[WeightAveraging]:
+    """The callback, if any. InputError for an average that is not known, or that this training cannot have."""
+    if average == "none":
+        return []
+    if average not in ("ema", "swa"):
+        raise unknown("average", average, ("none", "ema", "swa"))
+    if isinstance(module, DINO):
+        raise InputError(f"--average {average} is not for DINO: its teacher is an average of the weights already")
+    if average == "ema":
+        return [Averaging(ema_weight)]
+    if epochs < 5:
+        raise InputError("--average swa averages the last quarter of the epochs: take --epochs 5 or more")
+    before = epochs - -(-epochs // 4)
+    return [Averaging(lambda n: 1 / max(1, n - before + 1), each_step=False)]
+
+
+def ema_weight(n: int, decay: float = 0.999) -> float:
+    """The weight of the newest weights after `n` averaged ones. It starts high, so that a short run forgets its start:
+    https://www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage (num_updates).
+    """
+    return 1 - min(decay, (1 + n) / (10 + n))
+
+
+class Averaging(WeightAveraging):
+    """The average moves towards the weights by `weight(n)`, the n-th time, n from 0: 1 makes it equal to them.
+
+    Every process has the same weights, and so the same average.
+
+    each_step: after each step, else after the last one of each epoch: before Lightning validates and saves.
+    """
+
+    def __init__(self, weight: Callable[[int], float], each_step: bool = True) -> None:
+        @torch.no_grad()
+        def move(averages: Sequence[Tensor], news: Sequence[Tensor], n: Tensor) -> None:
+            for average, new in zip(averages, news, strict=True):
+                if average.is_floating_point():
+                    average.lerp_(new, weight(int(n)))
+                else:  # how many batches a batch norm has seen
+                    average.copy_(new)
+
+        super().__init__(multi_avg_fn=move)
+        self.each_step = each_step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Average, when an optimizer step was taken."""
+        if self.each_step or batch_idx + 1 == trainer.num_training_batches:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        """Not yet the weights in training again: the module has not computed its scores."""
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        """Now."""
+        super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        """Leave the averaged weights in the module, with statistics of their own."""
+        super().on_train_end(trainer, pl_module)
+        loader: Any = trainer.train_dataloader
+        loader.sampler.set_epoch(trainer.max_epochs)  # the views that would come next
+        batches = (trainer.strategy.batch_to_device(batch) for batch in islice(loader, STATISTICS_BATCHES))
+        with trainer.precision_plugin.forward_context():
+            renew_statistics(cast(Pretraining, pl_module), batches)
+
+
+@torch.no_grad()
+def renew_statistics(module: Pretraining, batches: Iterable[Sequence[Tensor]]) -> None:
+    """Give each batch norm of backbone and projector the mean, over batches and views, of their means and variances.
+
+    Where several processes train, each passes its own part of the batches through batch norms that share statistics
+    (`ssl.distributed`), so all get those of one process. Nothing is dropped out. Leaves the module in eval mode.
+    """
+    module.eval()
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.training, norm.momentum = True, None  # None: the mean of all batches
+    projector = getattr(module, "projector", nn.Identity())
+    for batch in batches:
+        for view in batch:
+            if view.ndim == 4:  # not the labels
+                projector(module.backbone(normalize(view)).pooled)
+    module.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

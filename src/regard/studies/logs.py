@@ -1,0 +1,84 @@
+"""Where a training logs to: CSV files and TensorBoard always, Weights & Biases (an extra) where asked for."""
+
+import netrc
+import os
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from regard.errors import InputError
+
+
+def make_loggers(out: Path) -> list[Logger]:
+    """Loggers that write into `out`/logs."""
+    part = len(list((out / "logs").glob("part-*"))) + 1  # a resumed run logs beside the part before
+    return [kind(out, "logs", f"part-{part}") for kind in (CSVLogger, TensorBoardLogger)]
+
+
+def wandb_logger(out: Path, config: dict[str, Any]) -> WandbLogger:
+    """Logs into `out`/wandb, and from there to the server, unless WANDB_MODE=offline; nothing is written yet.
+
+    A run that goes on in `out` goes on in W&B. Project and entity are WANDB_PROJECT (else "regard") and WANDB_ENTITY.
+    Raises InputError where the package or the key is missing.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise InputError("--logger wandb needs the package wandb: pip install 'regard[wandb]'") from error
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    if os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled") and not _has_key(host):
+        raise InputError(
+            f"--logger wandb has no key for {host}: run `wandb login` or set WANDB_API_KEY; or set WANDB_MODE=offline"
+        )
+    logger = _Wandb(
+        out.resolve().name,
+        out,
+        project=os.environ.get("WANDB_PROJECT", "regard"),
+        id=_run_id(out),
+        config=config,
+        # The console is the progress bar's, and neither sources nor the address of a repository are ours to send.
+        settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
+    )
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it, wandb prints a warning at it even when silent
+    return logger
+
+
+class _Wandb(WandbLogger):
+    """One line about where the run is, in the place of wandb's many; and the run ends with the training."""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Lightning calls this once, at the start."""
+        super().log_hyperparams(params)
+        run = self.experiment
+        if not run.disabled:
+            folder = shlex.quote(str(Path(run.dir).parent))
+            where = f"offline; send it by `wandb sync {folder}`" if run.offline else run.url
+            print(f"Weights & Biases: {where}", file=sys.stderr)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Lightning leaves the run open: a second training in this process would then log into it."""
+        super().finalize(status)
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=int(status != "success"))
+
+
+def _has_key(host: str) -> bool:
+    """As wandb looks for it: in the environment, then in the netrc file that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    with suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser()).authenticators(host) is not None
+    return False
+
+
+def _run_id(out: Path) -> str | None:
+    """Of the part of this run before, from what wandb left in `out`; None leaves it to wandb, as sweeps need."""
+    return next((file.stem.removeprefix("run-") for file in (out / "wandb").glob("*run-*/run-*.wandb")), None)

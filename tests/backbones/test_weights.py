@@ -1,0 +1,253 @@
+"""Checkpoints in the layouts in which they were published, and in ours: what loads, what is refused, what is named."""
+
+import argparse
+import os
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from regard.backbones import build_backbone, save_backbone
+from regard.backbones.weights import load_weights
+from regard.errors import InputError
+from regard.ssl.barlow_twins import BarlowTwins
+from regard.ssl.dino import DINO
+
+OPTIONS = {
+    "resnet50": {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)},
+    "vit_small_patch16_224": {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 3},
+    "deit_tiny_distilled_patch16_224": {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)},
+    "convnext_atto": {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)},
+}
+RESNET, VIT = "resnet50", "vit_small_patch16_224"
+State = dict[str, Tensor]
+
+
+def tiny(name: str, **extra: Any) -> nn.Module:
+    """A small timm model in which no two tensors are alike, buffers included: what is not loaded is seen."""
+    model = timm.create_model(name, **OPTIONS[name], **({"num_classes": 0} | extra))
+    for key, value in model.state_dict().items():
+        value.copy_(torch.rand_like(value) if value.is_floating_point() else torch.randint_like(value, 1, 99))
+        assert value.unique().numel() > 1 or value.numel() == 1, key
+    return model
+
+
+def assert_loads(path: Path, name: str, expected: State) -> None:
+    model = tiny(name)
+    load_weights(model, path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def dino_head() -> State:
+    """Names of the published head, which still has the older weight norm."""
+    shapes = {"mlp.0.weight": (6, 24), "mlp.0.bias": (6,), "last_layer.weight_g": (9, 1), "last_layer.weight_v": (9, 6)}
+    return {f"head.{key}": torch.rand(shape) for key, shape in shapes.items()}
+
+
+def optimizer() -> dict[str, Any]:
+    parameter = nn.Parameter(torch.ones(3))
+    adam = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    adam.step()
+    return adam.state_dict()
+
+
+def barlow_twins(state: State) -> dict[str, Any]:
+    """`checkpoint.pth` of main.py: the model under DistributedDataParallel; fc is an Identity; bn has no parameters."""
+    norm = {"running_mean": torch.rand(5), "running_var": torch.rand(5), "num_batches_tracked": torch.tensor(3)}
+    head = {"0.weight": torch.rand(5, 8), "1.running_mean": torch.rand(5), "3.weight": torch.rand(5, 5)}
+    model = under("backbone.", state) | under("projector.", head) | under("bn.", norm)
+    return {"epoch": 1000, "model": under("module.", model), "optimizer": optimizer()}
+
+
+def dino(state: State, teacher: str) -> dict[str, Any]:
+    """`checkpoint.pth` of main_dino.py. The teacher is under DistributedDataParallel only where it has BatchNorms."""
+    student = {key: torch.zeros_like(value) for key, value in state.items()}
+    return {
+        "student": under("module.", under("backbone.", student) | dino_head()),
+        "teacher": under(teacher, under("backbone.", state) | dino_head()),
+        "optimizer": optimizer(),
+        "epoch": 100,
+        "args": argparse.Namespace(arch="vit_small", patch_size=16, local_crops_scale=(0.05, 0.4), use_fp16=True),
+        "dino_loss": {"center": torch.rand(1, 9)},
+        "fp16_scaler": torch.amp.GradScaler("cpu", enabled=False).state_dict(),
+    }
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[State], Any]]] = {
+    "Barlow Twins, resnet50.pth": (RESNET, dict),
+    "Barlow Twins, checkpoint.pth": (RESNET, barlow_twins),
+    "DINO, dino_deitsmall16_pretrain.pth": (VIT, dict),
+    "DINO, dino_deitsmall16_pretrain_full_checkpoint.pth": (VIT, lambda state: dino(state, teacher="")),
+    "DINO, dino_resnet50_pretrain.pth": (RESNET, dict),
+    "DINO, dino_resnet50_pretrain_full_checkpoint.pth": (RESNET, lambda state: dino(state, teacher="module.")),
+    "DINO ResNet, teacher not wrapped": (RESNET, lambda state: dino(state, teacher="")),
+    "a student alone": (VIT, lambda state: {"student": under("module.backbone.", state) | dino_head()}),
+    "backbone_weights": (VIT, lambda state: {"backbone_weights": state, "state_dict": {"linear.bias": torch.ones(2)}}),
+    "torchvision, with a classifier": (RESNET, lambda state: state | {"fc.weight": torch.ones(5, 8)}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_layouts_load_whole(tmp_path, layout: str) -> None:
+    name, written_as = LAYOUTS[layout]
+    state = tiny(name).state_dict()
+    torch.save(written_as(state), tmp_path / "weights.pth")
+    assert_loads(tmp_path / "weights.pth", name, state)
+
+
+@pytest.mark.parametrize("format", ["zip", "legacy", "safetensors"])
+def test_all_file_formats_load(tmp_path, format: str) -> None:
+    state = tiny(VIT).state_dict()
+    path = tmp_path / ("weights.safetensors" if format == "safetensors" else "weights.pth")
+    if format == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=format == "zip")
+    assert_loads(path, VIT, state)
+
+
+def test_timms_resnet_has_torchvisions_names_and_shapes() -> None:
+    """What Barlow Twins and DINO publish for ResNet-50 is torchvision's, without fc."""
+    with torch.device("meta"):
+        theirs, ours = torchvision.models.resnet50(), timm.create_model("resnet50", num_classes=0)
+    shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
+
+
+def test_timms_vit_has_dinos_names(recorded) -> None:
+    published = {key.removeprefix("state/") for key in recorded("dino_vit") if key.startswith("state/")}
+    ours = timm.create_model("vit_tiny_patch16_224", num_classes=0, embed_dim=24, depth=3, num_heads=3)
+    assert ours.state_dict().keys() == published
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_timms_own_state_loads_without_its_classifier(tmp_path, name: str, wrapper: str | None) -> None:
+    state = tiny(name, num_classes=7).state_dict()
+    torch.save({wrapper: state} if wrapper else state, tmp_path / "timm.pth")
+    assert_loads(tmp_path / "timm.pth", name, state)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_our_own_file_loads(tmp_path, name: str) -> None:
+    backbone = build_backbone(name, **OPTIONS[name])
+    save_backbone(backbone, tmp_path / "backbone.safetensors")
+    assert_loads(tmp_path / "backbone.safetensors", name, backbone.model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's: of workers, and of what it calls in torch
+@pytest.mark.parametrize("name", [RESNET, VIT])
+@pytest.mark.parametrize("method", ["barlow_twins", "dino"])
+def test_our_own_training_checkpoints_load(tmp_path, name: str, method: str) -> None:
+    backbone = build_backbone(name, **OPTIONS[name])
+    module = (
+        BarlowTwins(backbone, widths=(8, 8), batch_size=4)
+        if method == "barlow_twins"
+        else DINO(backbone, out_dim=8, hidden_dim=8, bottleneck_dim=4, momentum=0.5, batch_size=4)
+    )
+    views = DataLoader(TensorDataset(*torch.randint(0, 256, (2, 8, 3, 64, 64), dtype=torch.uint8)), batch_size=4)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, **quiet)  # type: ignore[arg-type]
+    trainer.fit(module, views)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert_loads(tmp_path / "run.ckpt", name, module.kept.model.state_dict())
+    if method == "dino":
+        with pytest.raises(AssertionError):
+            assert_loads(tmp_path / "run.ckpt", name, module.backbone.model.state_dict())
+
+
+class Trap:
+    """Pickles as a call that makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["root", "weights", "beside"])
+def test_a_file_that_would_run_code_is_refused(tmp_path, place: str, zipped: bool) -> None:
+    trap, state = Trap(tmp_path / "ran"), tiny(VIT).state_dict()
+    content = {"root": trap, "weights": state | {"norm.bias": trap}, "beside": {"teacher": state, "args": trap}}[place]
+    torch.save(content, tmp_path / "trap.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"it asks for \w+\.mkdir, which could run code"):
+        load_weights(tiny(VIT), tmp_path / "trap.pth")
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "trap.pth", weights_only=False)
+    assert (tmp_path / "ran").exists()  # it was a trap
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.9, 0.999])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_truncated_file_is_named(tmp_path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save(tiny(VIT).state_dict(), path)
+    else:
+        save_backbone(build_backbone(VIT, **OPTIONS[VIT]), path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(InputError, match=rf"weights\.{suffix}: it is broken, or not a checkpoint") as caught:
+        load_weights(tiny(VIT), path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"epoch": 3}, [torch.ones(1)], torch.ones(1), None])
+def test_a_file_without_weights_says_where_they_were_looked_for(tmp_path, content: Any) -> None:
+    torch.save(content, tmp_path / "none.pth")
+    with pytest.raises(InputError, match="holds no weights that are known here: expected one of teacher, student, "):
+        load_weights(tiny(VIT), tmp_path / "none.pth")
+
+
+NEARLY_ONE = {VIT, "deit_tiny_distilled_patch16_224"}
+PAIRS = [(a, b) for a, b in permutations(OPTIONS, 2) if {a, b} != NEARLY_ONE]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_another_architecture_names_what_is_missing_and_left_over(tmp_path, ours: str, theirs: str) -> None:
+    model, state = tiny(ours), tiny(theirs).state_dict()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(
+        InputError, match=r"does not fit .*: missing [\w.]+.*; left over [\w.]+.*another arch"
+    ) as caught:
+        load_weights(model, tmp_path / "other.pth")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_one_tensor_too_few_too_many_or_of_another_shape_is_named(tmp_path) -> None:
+    state = tiny(VIT).state_dict()
+    for change, message in (
+        ({"norm.bias": None}, "missing norm.bias. Is"),
+        ({"blocks.9.norm1.bias": torch.ones(24)}, "left over blocks.9.norm1.bias. Is"),
+        ({"norm.bias": torch.ones(23)}, "another shape in norm.bias. Is"),
+    ):
+        torch.save({k: v for k, v in (state | change).items() if v is not None}, tmp_path / "odd.pth")
+        with pytest.raises(InputError, match=message):
+            load_weights(tiny(VIT), tmp_path / "odd.pth")
+
+
+def test_a_linear_head_of_dinos_evaluation_is_not_taken_for_a_backbone(tmp_path) -> None:
+    head = {"module.linear.weight": torch.ones(3, 24), "module.linear.bias": torch.ones(3)}
+    torch.save({"epoch": 100, "state_dict": head, "optimizer": optimizer(), "best_acc": 77.0}, tmp_path / "linear.pth")
+    with pytest.raises(InputError, match=r"missing .* more; left over linear\.bias, linear\.weight"):
+        load_weights(tiny(VIT), tmp_path / "linear.pth")

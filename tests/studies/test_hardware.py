@@ -1,0 +1,78 @@
+"""What `Hardware` says reaches Lightning and the networks, and leaves what is learnt as it is."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from regard.backbones import build_backbone
+from regard.data.scenes import Scenes
+from regard.errors import InputError
+from regard.studies.pretraining import PretrainSettings, pretrain_run
+from regard.studies.training import Hardware, make_trainer
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+
+def losses(out: Path, backbone: str = "vit_tiny_patch16_224", **hardware) -> list[float]:
+    """The curve of three steps of Barlow Twins."""
+    torch.manual_seed(0)
+    model = build_backbone(backbone, **(VIT if backbone.startswith("vit") else {}))
+    method = {"widths": (32, 32), "optimizer": "adamw", "lr": 1e-2}
+    settings = PretrainSettings(size=32, epochs=3, batch_size=16, options=method)
+    made = pretrain_run(Scenes(16, size=32), model, settings, out, hardware=Hardware("cpu", bar=False, **hardware))
+    return [point["loss"] for point in made["curve"]]
+
+
+def test_the_flags_reach_lightning(tmp_path) -> None:
+    hardware = Hardware("cpu", "bf16-mixed", bar=False, devices=2, nodes=3, strategy="ddp_find_unused_parameters_true")
+    trainer = make_trainer(7, tmp_path, hardware, [], "", accumulate=4)
+    assert (trainer.precision, trainer.num_devices, trainer.num_nodes) == ("bf16-mixed", 2, 3)
+    assert trainer.world_size == 6
+    assert trainer.strategy._ddp_kwargs == {"find_unused_parameters": True}
+    assert (trainer.max_epochs, trainer.accumulate_grad_batches) == (7, 4)
+
+
+def test_checkpointed_activations_leave_the_training_as_it_is(tmp_path) -> None:
+    plain = losses(tmp_path / "plain")
+    saved = losses(tmp_path / "saved", checkpoint_activations=True)
+    assert saved == pytest.approx(plain, rel=1e-6)
+
+
+def test_mixed_precision_trains_to_nearly_the_same_loss(tmp_path) -> None:
+    plain, mixed = losses(tmp_path / "plain"), losses(tmp_path / "mixed", precision="bf16-mixed")
+    assert mixed == pytest.approx(plain, rel=0.03)  # bfloat16 has 8 bits; measured 0.01
+    assert mixed != plain
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_train_to_the_same_loss(tmp_path) -> None:
+    """In a process without the run-time type checks of the tests, which torch.compile cannot see through."""
+    command = [
+        sys.executable, "-m", "regard", "pretrain", "--data", "scenes", "--size", "32", "--batch_size", "256",
+        "--epochs", "1", "--workers", "0", "--backbone", "vit_tiny_patch16_224", "--backbone_options", json.dumps(VIT),
+        "--method_options", '{"widths": [32, 32]}', "--accelerator", "cpu", "--out",
+    ]  # fmt: skip
+    for out, flags in (("plain", []), ("compiled", ["--compile"])):
+        subprocess.run([*command, tmp_path / out, *flags], check=True, stderr=subprocess.DEVNULL)
+    plain, compiled = (json.loads((tmp_path / out / "pretrain.json").read_text()) for out in ("plain", "compiled"))
+    for ours, theirs in zip(compiled["curve"], plain["curve"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    weights = load_file(tmp_path / "compiled" / "backbone.safetensors")
+    assert weights.keys() == load_file(tmp_path / "plain" / "backbone.safetensors").keys()
+
+
+def test_activations_that_cannot_be_checkpointed_are_one_line(tmp_path) -> None:
+    with pytest.raises(InputError, match="cannot checkpoint activations"):
+        losses(tmp_path, "mobilenetv3_small_050", checkpoint_activations=True)
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_one_line(tmp_path) -> None:
+    with pytest.raises(InputError, match="does not divide among 3 processes x 1 parts"):
+        losses(tmp_path, devices=3)

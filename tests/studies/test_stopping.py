@@ -1,0 +1,178 @@
+"""A run that is told to stop, goes wrong or meets bad files: it says so in one line, and nothing is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from regard.cli import main
+from regard.data.modules import SkipUnreadable, skipped
+from regard.data.scenes import Scenes
+from regard.errors import InputError
+
+VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3, "drop_path_rate": 0.2}'
+COMMAND = [
+    "pretrain", "--size", "32", "--batch_size", "32", "--workers", "0", "--backbone", "vit_tiny_patch16_224",
+    "--backbone_options", VIT, "--method_options", '{"widths": [32, 32]}', "--accelerator", "cpu",
+]  # fmt: skip
+
+
+def start(*options: object, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "regard", *COMMAND, *map(str, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_a_step(out: Path, process: subprocess.Popen, besides: Sequence[Path] = ()) -> None:
+    deadline = time.monotonic() + 120
+    while not set((out / "checkpoints").glob("*.ckpt")) - set(besides):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_signal_saves_the_step_and_the_same_command_goes_on_bit_for_bit(tmp_path) -> None:
+    """SIGTERM, as any job manager sends; then SIGUSR1, at which a SLURM job is put back into the queue."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ("--data", "scenes", "--epochs", 6, "--accumulate", 2, "--checkpoint_minutes")
+    uninterrupted = start(*options, 10, "--out", whole)
+
+    first = start(*options, 0, "--out", cut)
+    wait_for_a_step(cut, first)
+    first.send_signal(signal.SIGTERM)
+    out, errors = first.communicate(timeout=60)
+    assert first.returncode == 128 + signal.SIGTERM
+    assert "regard pretrain: SIGTERM at step" in errors.splitlines()[-1]
+    assert "the same command goes on" in errors
+    assert not out
+    saved = list((cut / "checkpoints").glob("resume-*.ckpt"))
+    assert len(saved) == 1
+    assert f"step={errors.rpartition('at step ')[2].partition(':')[0]}.ckpt" in saved[0].name
+
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    (tools / "scontrol").chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    second = start(*options, 0, "--out", cut, PATH=f"{tools}:{os.environ['PATH']}", **slurm)
+    wait_for_a_step(cut, second, besides=saved)
+    second.send_signal(signal.SIGUSR1)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 128 + signal.SIGUSR1, errors
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+    third = start(*options, 10, "--out", cut)
+    for process in (third, uninterrupted):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    ours, theirs = (load_file(folder / "backbone.safetensors") for folder in (cut, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    curves = [json.loads((folder / "pretrain.json").read_text())["curve"] for folder in (cut, whole)]
+    assert curves[0] == curves[1]
+
+
+def run(capsys, status: int, *options: object) -> str:
+    """Run here; gives the one line it ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main([*COMMAND, *map(str, options)])
+    assert stop.value.code == status
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("regard")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_checkpoint_and_causes(tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    line = run(capsys, 1, "--data", "scenes", "--lr", 1e30, "--out", out, "--checkpoint_minutes", 0)
+    assert "the loss is not finite at step 3" in line  # the rate is 0 at step 1, and step 2 breaks the weights
+    assert f"the last good checkpoint is {out / 'checkpoints' / 'resume-step=2.ckpt'}" in line
+    assert "lower --lr" in line
+    assert (out / "checkpoints" / "resume-step=2.ckpt").is_file()
+    assert not (out / "backbone.safetensors").exists()
+    assert "was cut short" in run(capsys, 2, "--data", "scenes", "--lr", 1e30, "--out", out, "--resume", "never")
+
+
+def folder_of_images(root: Path, count: int, bad: tuple[int, ...]) -> Path:
+    scenes = Scenes(1, size=32)
+    root.mkdir()
+    Image.fromarray(scenes.image(0)).save(root / "0.png")
+    whole = (root / "0.png").read_bytes()
+    for i in range(count):
+        (root / f"{i}.png").write_bytes(whole[: len(whole) // 2] if i in bad else whole)
+    return root
+
+
+def test_unreadable_images_are_skipped_counted_and_named(tmp_path, capsys) -> None:
+    data, out = folder_of_images(tmp_path / "data", 200, bad=(17, 130)), tmp_path / "out"
+    options = ["--data", str(data), "--epochs", "1", "--batch_size", "40", "--out", str(out)]  # all of them
+    assert "130.png" in (line := run(capsys, 2, *options)) or "17.png" in line
+    main([*COMMAND, *options, "--on_bad_image", "skip"])
+    assert json.loads((out / "pretrain.json").read_text())["skipped"] == ["130.png", "17.png"]
+    assert "2 images could not be read" in capsys.readouterr().err
+
+
+def test_more_than_one_unreadable_image_in_a_hundred_stops_the_run(tmp_path, capsys) -> None:
+    data, out = folder_of_images(tmp_path / "data", 200, bad=(17, 60, 130)), tmp_path / "out"
+    line = run(
+        capsys,
+        2,
+        "--data",
+        data,
+        "--epochs",
+        1,
+        "--out",
+        out,
+        "--on_bad_image",
+        "skip",
+        "--workers",
+        1,
+        "--batch_size",
+        40,
+    )
+    assert "3 of 200 images cannot be read, more than 1%" in line
+
+
+def test_a_skipped_image_is_replaced_together_with_its_label(tmp_path) -> None:
+    class Numbers:
+        classes, ignore_index, palette = ("a", "b"), 255, np.zeros((2, 3), np.uint8)
+
+        def __len__(self) -> int:
+            return 300
+
+        def name(self, i: int) -> str:
+            return f"{i}.png"
+
+        def image(self, i: int) -> np.ndarray:
+            if i in (299, 0):
+                raise InputError(f"{i}.png can't be read")
+            return np.full((1, 1, 3), i % 256, np.uint8)
+
+        def label(self, i: int) -> int:
+            return i % 2
+
+    dataset = SkipUnreadable(Numbers(), tmp_path / "skipped.txt")
+    assert (dataset.image(299).max(), dataset.label(299)) == (1, 1)  # 299 and 0 are bad, 1 is next
+    assert (dataset.image(4).max(), dataset.label(4)) == (4, 0)
+    assert skipped(tmp_path / "skipped.txt") == ["0.png", "299.png"]
+
+
+def test_the_loss_of_an_accumulated_step_is_the_mean_of_its_parts(tmp_path) -> None:
+    """Not a part of it: DINO's loss is a mean over images; its center alone is updated after each part."""
+    options = ["--data", "scenes", "--epochs", "1", "--method", "dino", "--local_crops", "0"]
+    options += ["--method_options", '{"out_dim": 32, "hidden_dim": 16}']
+    for parts in (1, 4):
+        main([*COMMAND, *options, "--accumulate", str(parts), "--out", str(tmp_path / str(parts))])
+    whole, split = (json.loads((tmp_path / parts / "pretrain.json").read_text()) for parts in "14")
+    assert whole["steps"] == split["steps"] == 16
+    assert split["curve"][0]["loss"] == pytest.approx(whole["curve"][0]["loss"], rel=0.1)

@@ -1,0 +1,54 @@
+"""The recipes in configs/: each says what it costs and gives, and is what its source says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+
+from regard.backbones import build_backbone
+from regard.cli import build_parser
+from regard.ssl.schedules import warmup_cosine
+from regard.studies.pretraining import PretrainSettings, build_method
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def options(path: Path) -> dict[str, Any]:
+    parsed = build_parser().parse_args(["pretrain", "--config", str(path), "--data", "scenes"])
+    return parsed.pretrain.as_dict()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_opens_with_its_command_cost_and_result_and_fits_the_code(path: Path) -> None:
+    opening = path.read_text().partition("\nmethod:")[0]
+    assert f"regard pretrain --config configs/{path.name} --data" in opening
+    assert "# Cost:" in opening
+    assert "# Expect:" in opening
+    recipe = options(path)
+    assert recipe["backbone"] in timm.list_models()
+    given = recipe["method_options"] | ({"optimizer": recipe["optimizer"]} if recipe["optimizer"] else {})
+    given |= {"out_dim": 64} if recipe["method"] == "dino" else {"widths": (64, 64)}  # names and types, not the size
+    settings = PretrainSettings(recipe["method"], batch_size=recipe["batch_size"], options=given | {"lr": recipe["lr"]})
+    module = build_method(build_backbone("resnet18", channels=(8, 8, 8, 8)), settings)
+    assert module.hparams["batch_size"] == recipe["batch_size"]
+    assert recipe["batch_size"] % (recipe["devices"] * recipe["nodes"] * recipe["accumulate"]) == 0
+
+
+def test_the_published_barlow_twins_recipe_has_the_recorded_rates(recorded) -> None:
+    recipe, data = options(CONFIGS[0].with_name("barlow_twins_resnet50.yaml")), recorded("barlow_twins_schedule")
+    method = recipe["method_options"]
+    assert recipe["lr"] == pytest.approx(float(data["base_lr_weights"]))
+    assert recipe["lr"] * method["bias_lr"] == pytest.approx(float(data["base_lr_biases"]))
+    assert method["warmup"] * recipe["epochs"] == pytest.approx(10)
+    total, peak = 1000 * 625, recipe["lr"] * recipe["batch_size"] / 256
+    assert max(warmup_cosine(s, total, total // 100, peak, peak * 0.001) for s in (6249, 6250, 6251)) == peak == 1.6
+
+
+@pytest.mark.parametrize("name", ["dino_vit_small", "dino_vit_small_boosted"])
+def test_the_published_dino_recipes_have_the_published_rates(name: str) -> None:
+    recipe = options(CONFIGS[0].with_name(f"{name}.yaml"))
+    assert recipe["batch_size"] == 64 * recipe["devices"] * recipe["nodes"]
+    assert recipe["method_options"]["warmup"] * recipe["epochs"] == pytest.approx(10, rel=1e-3)
+    assert recipe["method_options"]["weight_decay"] == [0.04, 0.4]
+    assert recipe["local_crops"] == 8
