@@ -1,0 +1,289 @@
+"""Does it learn, and as well as lightly? kNN over epochs, ours beside lightly's losses, on the same images and steps.
+
+Every pair of runs shares the backbone's initial weights, the views (a function of seed, epoch and image), batch, steps,
+optimizer and schedules; lightly's half takes its heads, losses and teacher update from `lightly`. kNN (k = 20) asks
+`--bank` training images for the class of `--queries` validation images, after every epoch and before the first.
+
+    python benchmarks/learning.py --data imagenet32-100 --out results/learning
+
+--data: class folders with train/ and val/. Needs `pip install -e ".[bench]"`; writes learning.json and learning.png.
+"""
+
+import copy
+import logging
+import multiprocessing
+import tempfile
+import time
+from argparse import ArgumentParser
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightly.loss import BarlowTwinsLoss, DINOLoss
+from lightly.models.modules import BarlowTwinsProjectionHead, DINOProjectionHead
+from lightly.models.utils import update_momentum
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from side_by_side import show, spread, table, write
+
+from regard.backbones import Backbone, build_backbone, normalize
+from regard.data.datasets import ClassFolders
+from regard.data.modules import CentreCrops, PretrainData
+from regard.ssl.dino import clip_each
+from regard.ssl.optimizers import set_lr, split_parameters
+from regard.ssl.pretraining import Pretraining
+from regard.ssl.schedules import cosine, dino_warmup_cosine, warmup_cosine
+from regard.studies.pretraining import PretrainSettings, build_method, build_views
+from regard.studies.training import Hardware, StepSeed, make_trainer
+
+SIZE, LOCAL_SIZE, LOCAL_CROPS = 32, 16, 2
+BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet": ("resnet18", {"channels": (16, 32, 64, 128)}),
+    "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 2}),
+}
+BATCH = {"barlow_twins": 128, "dino": 64}
+EPOCHS = {"barlow_twins": 6, "dino": 10}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "barlow_twins": {
+        "optimizer": "adamw",
+        "lr": 4e-3,
+        "weight_decay": 1e-4,
+        "widths": (512, 512, 512),
+        "warmup": 0.1,
+    },
+    "dino": {
+        "out_dim": 512,
+        "hidden_dim": 512,
+        "bottleneck_dim": 128,
+        "lr": 1e-3,
+        "weight_decay": (0.04, 0.1),
+        "momentum": 0.99,
+        "warmup": 0.1,
+    },
+}
+BESIDE = (("barlow_twins", "resnet"), ("dino", "vit"))  # ours and lightly's
+ALONE = (("barlow_twins", "vit"), ("dino", "resnet"))  # ours, with one seed
+
+
+class LightlyBarlowTwins(Pretraining):
+    """The loop of lightly's documentation, with the optimizer and schedule of ours."""
+
+    def __init__(self, backbone: Backbone, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.options, self.backbone = options, backbone
+        self.head = BarlowTwinsProjectionHead(backbone.dim, *options["widths"][:2])
+        self.criterion = BarlowTwinsLoss(lambda_param=0.0051)
+
+    def training_step(self, views: list[torch.Tensor], batch_index: int) -> torch.Tensor:
+        """Their loss of two views."""
+        peak, total = self.options["lr"] * BATCH["barlow_twins"] / 256, self.total_steps
+        lr = warmup_cosine(self.global_step, total, round(self.options["warmup"] * total), peak, peak * 0.001)
+        set_lr(self.optimizers(), lr, lr)  # type: ignore[arg-type]
+        return self.criterion(*(self.head(self.backbone(normalize(view)).pooled) for view in views))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; no decay of biases."""
+        weights, biases = split_parameters(self)
+        groups = [{"params": weights, "weight_decay": self.options["weight_decay"]}, {"params": biases}]
+        return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+class LightlyDINO(Pretraining):
+    """The loop of lightly's documentation, with the optimizer and schedules of ours."""
+
+    def __init__(self, backbone: Backbone, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.options, self.backbone, self.teacher_backbone = options, backbone, copy.deepcopy(backbone)
+        widths = options["hidden_dim"], options["bottleneck_dim"], options["out_dim"]
+        self.head = DINOProjectionHead(backbone.dim, *widths, freeze_last_layer=1)
+        self.teacher_head = copy.deepcopy(self.head)
+        self.teacher_backbone.requires_grad_(False)
+        self.teacher_head.requires_grad_(False)
+        self.criterion = DINOLoss(options["out_dim"], warmup_teacher_temp_epochs=0)
+
+    @property
+    def kept(self) -> Backbone:
+        """The teacher's."""
+        return self.teacher_backbone
+
+    def training_step(self, crops: list[torch.Tensor], batch_index: int) -> torch.Tensor:
+        """Their loss of all crops, after their update of the teacher."""
+        options, step, total = self.options, self.global_step, self.total_steps
+        peak = options["lr"] * BATCH["dino"] / 256
+        lr = dino_warmup_cosine(step, total, round(options["warmup"] * total), peak, 1e-6)
+        optimizer: torch.optim.Optimizer = self.optimizers()  # type: ignore[assignment]
+        set_lr(optimizer, lr, lr)
+        optimizer.param_groups[0]["weight_decay"] = cosine(step, total, *options["weight_decay"])
+        momentum = cosine(step, total, options["momentum"], 1.0)
+        update_momentum(self.backbone, self.teacher_backbone, m=momentum)
+        update_momentum(self.head, self.teacher_head, m=momentum)
+        images = [normalize(crop) for crop in crops]
+        with torch.no_grad():
+            teacher = [self.teacher_head(self.teacher_backbone(image).pooled) for image in images[:2]]
+        student = [self.head(self.backbone(image).pooled) for image in images]
+        return self.criterion(teacher, student)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """As published."""
+        clip_each([p for p in self.parameters() if p.requires_grad], 3.0)
+        self.head.cancel_last_layer_gradients(self.current_epoch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; no decay of biases."""
+        weights, biases = split_parameters(self)
+        return torch.optim.AdamW([{"params": weights}, {"params": biases, "weight_decay": 0.0}])
+
+
+class Curve(L.Callback):
+    """kNN top-1 before training and after each epoch."""
+
+    def __init__(self) -> None:
+        self.top1: list[float] = []
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        """Random weights."""
+        pl_module.eval()
+        pl_module.on_validation_epoch_start()
+        with torch.no_grad():
+            for number, loader in enumerate(trainer.datamodule.val_dataloader()):
+                for index, batch in enumerate(loader):
+                    pl_module.validation_step(batch, index, number)
+        self.top1.append(pl_module.knn_of_features()[0])
+        pl_module.train()
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        """Of this epoch."""
+        self.top1.append(float(trainer.callback_metrics["knn_top1"]))
+
+
+def train(
+    train_set: "Shuffled", val: "Shuffled", method: str, backbone: str, whose: str, seed: int, config: dict[str, int]
+) -> dict[str, Any]:
+    """One run: its kNN curve and seconds."""
+    torch.set_num_threads(1)
+    for chatty in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    L.seed_everything(seed, verbose=False)
+    name, architecture = BACKBONES[backbone]
+    model = build_backbone(name, **architecture)
+    batch, epochs, options = BATCH[method], EPOCHS[method], OPTIONS[method]
+    settings = PretrainSettings(method, SIZE, LOCAL_SIZE, LOCAL_CROPS, epochs, batch, options)
+    if whose == "regard":
+        module = build_method(model, settings)
+    else:
+        module = (LightlyBarlowTwins if method == "barlow_twins" else LightlyDINO)(model, options)
+    module.to(memory_format=torch.channels_last)
+    bank = CentreCrops(train_set, range(config["bank"]), SIZE)
+    queries = CentreCrops(val, range(config["queries"]), SIZE)
+    data = PretrainData(train_set, build_views(settings), batch, seed=seed, bank=bank, queries=queries)
+    curve, started = Curve(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        hardware = Hardware("cpu", "32-true", bar=False)
+        trainer = make_trainer(epochs, Path(out), hardware, [curve, StepSeed(seed)], "")
+        trainer.fit(module, data)
+    return {"knn_top1": curve.top1, "seconds": time.perf_counter() - started, "steps": trainer.global_step}
+
+
+class Shuffled:
+    """The first `count` images of a dataset in a fixed random order, so that all classes are among them."""
+
+    def __init__(self, dataset: ClassFolders, count: int) -> None:
+        self.dataset, self.order = dataset, np.random.default_rng(0).permutation(len(dataset))[:count]
+        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
+        self.images = [dataset.image(i) for i in self.order]  # 32 x 32 x 3 bytes each
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def name(self, i: int) -> str:
+        """As the dataset."""
+        return self.dataset.name(self.order[i])
+
+    def image(self, i: int) -> np.ndarray:
+        """From memory."""
+        return self.images[i]
+
+    def label(self, i: int) -> int:
+        """As the dataset."""
+        return self.dataset.label(self.order[i])
+
+
+_data: dict[str, Any] = {}
+
+
+def open_data(data: str, images: int, queries: int) -> None:
+    """Read the images once in this process."""
+    train_set = ClassFolders(Path(data) / "train")
+    _data["train"] = Shuffled(train_set, images)
+    _data["val"] = Shuffled(ClassFolders(Path(data) / "val", train_set.classes), queries)
+
+
+def run(key: tuple[str, str, str, int], config: dict[str, int]) -> dict[str, Any]:
+    """One run in this process."""
+    return train(_data["train"], _data["val"], *key, config)
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """A panel per method and backbone: a line per seed."""
+    panels = list(dict.fromkeys((run["method"], run["backbone"]) for run in found))
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), number)
+        for whose, colour in (("regard", "#1b6ca8"), ("lightly", "#d9772b")):
+            runs = [run for run in found if (run["method"], run["backbone"], run["whose"]) == (*panel, whose)]
+            for run in runs:
+                label = whose if run is runs[0] else None
+                axes.plot(run["knn_top1"], color=colour, alpha=0.8, linewidth=1.5, label=label)
+        random = [run["knn_top1"][0] for run in found if (run["method"], run["backbone"]) == panel]
+        axes.axhline(sum(random) / len(random), color="grey", linestyle=":", label="random weights")
+        axes.set(title=f"{panel[0]}, {panel[1]}", xlabel="epoch", ylabel="kNN top-1, %")
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Run all, print a table, write JSON and picture."""
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, default=Path("results/learning"))
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--bank", type=int, default=5_000)
+    parser.add_argument("--queries", type=int, default=2_500)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    config = {key: getattr(arguments, key) for key in ("images", "bank", "queries", "seeds")}
+    keys = [(*pair, who, seed) for seed in range(config["seeds"]) for pair in BESIDE for who in ("regard", "lightly")]
+    keys += [(*pair, "regard", 0) for pair in ALONE]
+    recorded = {"size": SIZE, "local_size": LOCAL_SIZE, "local_crops": LOCAL_CROPS, "k": 20, "batch": BATCH}
+    recorded |= {"epochs": EPOCHS, "options": OPTIONS, "backbones": BACKBONES, **config}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    start = (arguments.data, arguments.images, arguments.queries)
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn"), open_data, start) as pool:
+        futures = {pool.submit(run, key, config): key for key in keys}
+        for future in as_completed(futures):
+            names = dict(zip(("method", "backbone", "whose", "seed"), futures[future], strict=True))
+            found.append({**names, **future.result()})
+            found.sort(key=lambda run: keys.index((run["method"], run["backbone"], run["whose"], run["seed"])))
+            print(*names.values(), " ".join(f"{top1:.1f}" for top1 in future.result()["knn_top1"]), flush=True)
+            write(arguments.out / "learning.json", ("lightning", "timm", "lightly"), recorded, found)
+            draw(found, arguments.out / "learning.png")
+    rows = []
+    for method, backbone, whose in dict.fromkeys(key[:3] for key in keys):
+        runs = [
+            run["knn_top1"]
+            for run in found
+            if (run["method"], run["backbone"], run["whose"]) == (method, backbone, whose)
+        ]
+        first, last = (show(spread([run[epoch] for run in runs]), digits=1) for epoch in (0, -1))
+        rows.append((method, backbone, whose, first, last))
+    print(table(("method", "backbone", "whose", "random weights", "trained"), rows))
+
+
+if __name__ == "__main__":
+    main()
