@@ -24,6 +24,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 STATUS = Path("/proc/self/status")
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
+COMMIT = _commit()  # when the benchmark began; `-dirty` where tracked files differ from it
 LOAD = os.getloadavg()[0]  # of the others on this machine: later it counts the benchmark too
 
 
@@ -106,17 +114,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """The commit that is checked out, with `-dirty` where tracked files differ from it."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def write(path: Path, packages: Sequence[str], config: Mapping[str, Any], results: Any) -> None:
     """The results with all that is needed to get them again."""
     record = {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "commit": commit(),
+        "commit": COMMIT,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", *packages)}},

@@ -471,7 +471,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"regard {options.subcommand}: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except TrainingStopped as error:
-        print(f"regard {options.subcommand}: {error}", file=sys.stderr)
+        if _is_first_process():
+            print(f"regard {options.subcommand}: {error}", file=sys.stderr)
         raise SystemExit(128 + error.signum if isinstance(error, Interrupted) else 1) from None
     except KeyboardInterrupt:
         print(f"regard {options.subcommand}: interrupted; what was finished is kept", file=sys.stderr)

@@ -19,6 +19,7 @@ from regard.cli import main
 from regard.data.modules import SkipUnreadable, skipped
 from regard.data.scenes import Scenes
 from regard.errors import InputError
+from regard.studies.training import StepSeed
 
 VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3, "drop_path_rate": 0.2}'
 COMMAND = [
@@ -176,3 +177,50 @@ def test_the_loss_of_an_accumulated_step_is_the_mean_of_its_parts(tmp_path) -> N
     whole, split = (json.loads((tmp_path / parts / "pretrain.json").read_text()) for parts in "14")
     assert whole["steps"] == split["steps"] == 16
     assert split["curve"][0]["loss"] == pytest.approx(whole["curve"][0]["loss"], rel=0.1)
+
+
+@pytest.mark.parametrize("step", [5, 4])  # in the middle of the second epoch; after its end, ahead of its scores
+@pytest.mark.parametrize("command", ["pretrain", "segment"])
+def test_a_run_stopped_anywhere_in_an_epoch_has_the_scores_of_a_whole_one(command, step, tmp_path, monkeypatch) -> None:
+    data, options = tmp_path / "data", ["--size", "32", "--epochs", "3", "--batch_size", "4", "--workers", "0"]
+    scenes = Scenes(12, size=32)
+    for i in range(12):  # 8 train, 4 val: two steps an epoch
+        split = "train" if i < 8 else "val"
+        if command == "pretrain":
+            files = {data / split / ("even" if i % 2 else "odd") / f"{i}.png": scenes.image(i)}
+        else:
+            files = {data / kind / split / f"{i}.png": array for kind, array in
+                     (("images", scenes.image(i)), ("masks", scenes.mask(i)))}  # fmt: skip
+        for path, array in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    options = [command, "--data", str(data), "--backbone", "resnet18", "--accelerator", "cpu", *options]
+    options += ["--backbone_options", '{"channels": [8, 8, 16, 16]}']
+    options += ["--method_options", '{"widths": [16, 16]}', "--knn_every", "1"] if command == "pretrain" else []
+    main([*options, "--out", str(tmp_path / "whole")])
+
+    started = StepSeed.on_train_batch_start
+
+    def stop(self, trainer, pl_module, batch, batch_idx) -> None:
+        started(self, trainer, pl_module, batch, batch_idx)
+        if trainer.global_step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepSeed, "on_train_batch_start", stop)
+        with pytest.raises(SystemExit):
+            main([*options, "--out", str(tmp_path / "cut")])
+    assert (tmp_path / "cut" / "checkpoints" / f"resume-step={step}.ckpt").is_file()
+    main([*options, "--out", str(tmp_path / "cut")])
+
+    name, weights = (
+        ("pretrain.json", "backbone.safetensors") if command == "pretrain" else ("run.json", "model.safetensors")
+    )
+    ours, theirs = (load_file(tmp_path / folder / weights) for folder in ("cut", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    cut, whole = (json.loads((tmp_path / folder / name).read_text()) for folder in ("cut", "whole"))
+    assert cut["curve"] == whole["curve"]
+    if command == "pretrain":
+        assert cut["steps"] == whole["steps"] == 6
+        assert cut["scores"] == whole["scores"]
+        assert [point["epoch"] for point in whole["scores"]] == [1, 2, 3]

@@ -173,9 +173,16 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Save when it is time; stop when a process of the run was told to."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole_step and not trainer.is_last_batch:
+            self._save_or_stop(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        """Likewise after an epoch's last step: not before, as a resumed run would leave out its validation."""
+        self._save_or_stop(trainer, pl_module)
+
+    def _save_or_stop(self, trainer, pl_module) -> None:
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)  # of which it only looks at the clock
         if trainer.world_size > 1:  # all stop at one step, so all must know
             number = torch.tensor(float(self._signal), device=pl_module.device)
             self._signal = int(trainer.strategy.reduce(number, reduce_op="max"))
