@@ -31,7 +31,8 @@ from side_by_side import show, spread, table, write
 
 from regard.backbones import Backbone, build_backbone, normalize
 from regard.data.datasets import ClassFolders
-from regard.data.modules import CentreCrops, PretrainData
+from regard.data.modules import PretrainData
+from regard.data.samples import CentreCrops
 from regard.ssl.dino import clip_each
 from regard.ssl.optimizers import set_lr, split_parameters
 from regard.ssl.pretraining import Pretraining

@@ -20,8 +20,9 @@ from regard.data.datasets import ClassFolders
 from regard.data.layout import open_source
 from regard.errors import InputError
 from regard.ssl.supervised import LOSSES, Supervised, build_loss
+from regard.studies.curves import Scores
 from regard.studies.pretraining import PretrainSettings, Watch, labelled_splits, pretrain_run, scoring_interval
-from regard.studies.training import Hardware, Scores
+from regard.studies.training import Hardware
 
 BACKBONES = {
     "resnet18": {"channels": (8, 16, 16, 16)},

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from regard.cli import main
-from regard.data.modules import SkipUnreadable, skipped
+from regard.data.samples import SkipUnreadable, skipped
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.studies.training import StepSeed

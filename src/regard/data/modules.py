@@ -2,29 +2,15 @@
 
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from torch.utils.data import Dataset as TorchDataset
 
-from regard.data.augment import (
-    CROP,
-    ORDER,
-    VIEW,
-    TrainTransform,
-    View,
-    centre_crop,
-    draws,
-    resize_pair,
-    short_side,
-)
-from regard.data.datasets import Dataset, LabelDataset, MaskDataset
-from regard.errors import InputError
+from regard.data.augment import ORDER, TrainTransform, View, draws
+from regard.data.datasets import Dataset, MaskDataset
+from regard.data.samples import CentreCrops, TrainPairs, Views, WholePairs
 
 
 class EpochSampler(Sampler):
@@ -90,131 +76,6 @@ class _Resumable(L.LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
 
-class Cached:
-    """A dataset whose decoded images and masks are kept in memory, until `limit` bytes are full."""
-
-    def __init__(self, dataset: Dataset, limit: int = 2**30) -> None:
-        self.dataset = dataset
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-        self._kept: dict[tuple[str, int], np.ndarray] = {}
-        self._free = limit
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def name(self, i: int) -> str:
-        """As the dataset."""
-        return self.dataset.name(i)
-
-    def image(self, i: int) -> np.ndarray:
-        """As the dataset; not to be written to."""
-        return self._get("image", i)
-
-    def mask(self, i: int) -> np.ndarray:
-        """As the dataset; not to be written to."""
-        return self._get("mask", i)
-
-    def _get(self, what: str, i: int) -> np.ndarray:
-        if (what, i) in self._kept:
-            return self._kept[what, i]
-        array = getattr(self.dataset, what)(i)
-        if array.nbytes <= self._free:
-            self._free -= array.nbytes
-            self._kept[what, i] = array
-        return array
-
-
-def _tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-class SkipUnreadable:
-    """A dataset that gives the next readable image, and its label, in the place of one that cannot be read.
-
-    record: a file that gets the name of each such image, a line each; shared by all loading processes of a run.
-    share:  of the images, how many may be unreadable. One more is an InputError: then it is not a stray bad file.
-    """
-
-    def __init__(self, dataset: Dataset, record: Path, share: float = 0.01) -> None:
-        self.dataset, self.record, self.share = dataset, record, share
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-        self._instead: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def name(self, i: int) -> str:
-        """As the dataset."""
-        return self.dataset.name(i)
-
-    def image(self, i: int) -> np.ndarray:
-        """Image `i`, or the next one that can be read."""
-        while True:
-            index = self._instead.get(i, i)
-            try:
-                return self.dataset.image(index)
-            except InputError as error:
-                self._note(self.dataset.name(index), error)
-                self._instead[i] = (index + 1) % len(self)
-
-    def label(self, i: int) -> int:
-        """The label of what `image(i)` gave; to be called after it."""
-        return cast(LabelDataset, self.dataset).label(self._instead.get(i, i))
-
-    def _note(self, name: str, error: InputError) -> None:
-        known = skipped(self.record)
-        if name not in known:
-            known.append(name)
-            with self.record.open("a") as file:
-                file.write(name + "\n")
-        if len(known) > self.share * len(self):
-            raise InputError(
-                f"{len(known)} of {len(self)} images cannot be read, more than {self.share:.0%}: mend or remove those "
-                f"named in {self.record.name}; the last: {error}"
-            ) from error
-
-
-def skipped(record: Path) -> list[str]:
-    """The images named in a record of `SkipUnreadable`."""
-    return sorted(set(record.read_text().splitlines())) if record.is_file() else []
-
-
-class Views(TorchDataset):
-    """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor; then, if `labelled`, the class index."""
-
-    def __init__(self, dataset: Dataset, views: Sequence[View], seed: int, labelled: bool = False) -> None:
-        self.dataset, self.views, self.seed, self.labelled = dataset, views, seed, labelled
-
-    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
-        epoch, index = key
-        image = self.dataset.image(index)
-        views = [_tensor(view(image, draws(VIEW, self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
-        if not self.labelled:
-            return views
-        return [*views, torch.tensor(cast(LabelDataset, self.dataset).label(index))]
-
-
-class CentreCrops(TorchDataset):
-    """Number -> the middle square of an image, uint8 (3, size, size), and its class; as kNN and linear probes see it.
-
-    The short side is brought to 256/224 of `size` first, as is usual for ImageNet.
-    indices: the images to use. Numbers past their end give an empty image of class -1, so that ranks come out even.
-    """
-
-    def __init__(self, dataset: Dataset, indices: Sequence[int], size: int) -> None:
-        self.dataset, self.indices, self.size = dataset, indices, size
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        if number >= len(self.indices):
-            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1
-        index = self.indices[number]
-        crop = centre_crop(self.dataset.image(index), self.size)
-        return _tensor(crop), cast(LabelDataset, self.dataset).label(index)
-
-
 class PretrainData(_Resumable):
     """Batches for pre-training: a list with one uint8 tensor (batch, 3, size, size) per view; labels last, if labelled.
 
@@ -265,34 +126,6 @@ class PretrainData(_Resumable):
             numbers = range(self.rank, padded, self.world)
             loaders.append(DataLoader(probe, 128, sampler=numbers, **_loading(self.workers)))
         return loaders
-
-
-class TrainPairs(TorchDataset):
-    """(epoch, index) -> uint8 image (3, size, size) and int64 mask (size, size)."""
-
-    def __init__(self, dataset: MaskDataset, transform: TrainTransform, seed: int) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        rng = draws(CROP, self.seed, epoch, index)
-        image, mask = self.transform(self.dataset.image(index), self.dataset.mask(index), rng)
-        return _tensor(image), torch.from_numpy(mask).long()
-
-
-class WholePairs(TorchDataset):
-    """index -> the whole image, its short side brought to `size`, and its mask at the mask's own size."""
-
-    def __init__(self, dataset: MaskDataset, size: int) -> None:
-        self.dataset, self.size = dataset, size
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.dataset.image(index), self.dataset.mask(index)
-        small, _ = resize_pair(image, mask, short_side(image.shape[:2], self.size))
-        return _tensor(small), torch.from_numpy(mask).long()
 
 
 class SegmentationData(_Resumable):

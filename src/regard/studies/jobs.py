@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from regard.data.modules import Cached
+from regard.data.samples import Cached
 from regard.studies.training import Hardware
 
 CACHE_BYTES = 2**31  # decoded images kept in memory by all processes together; the rest is decoded every epoch

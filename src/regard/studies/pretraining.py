@@ -21,7 +21,8 @@ from regard.backbones.weights import BACKBONE_FILE
 from regard.data.augment import View, barlow_twins_views, dino_views, supervised_views
 from regard.data.datasets import ClassFolders, Dataset, LabelDataset
 from regard.data.layout import WORDS, Source, hold_out
-from regard.data.modules import CentreCrops, PretrainData, SkipUnreadable, skipped
+from regard.data.modules import PretrainData
+from regard.data.samples import CentreCrops, SkipUnreadable, skipped
 from regard.errors import InputError, unknown
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO
@@ -29,9 +30,11 @@ from regard.ssl.monitors import CollapseMonitor, Pictures
 from regard.ssl.pretraining import Pretraining
 from regard.ssl.supervised import Supervised
 from regard.studies.averaging import make_averaging
+from regard.studies.curves import Clock, LossCurve, Scores
 from regard.studies.folders import write_json
 from regard.studies.logs import wandb_logger
-from regard.studies.training import CHECKPOINTS, Clock, Hardware, LossCurve, Scores, StepSeed, fit, make_trainer
+from regard.studies.stopping import CHECKPOINTS
+from regard.studies.training import Hardware, StepSeed, fit, make_trainer
 
 PRETRAIN_FILE, SKIPPED_FILE = "pretrain.json", "skipped.txt"
 METHODS: Mapping[str, type[Pretraining]] = {

@@ -30,7 +30,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from regard.backbones import Backbone
 from regard.data.datasets import Dataset, LabelDataset
-from regard.data.modules import PretrainData, SkipUnreadable
+from regard.data.modules import PretrainData
+from regard.data.samples import SkipUnreadable
 from regard.errors import InputError, Interrupted
 from regard.ssl.pretraining import Pretraining
 from regard.studies.folders import read_json, write_json
