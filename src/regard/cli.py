@@ -20,8 +20,8 @@ Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 # The least that a number may be, wherever it is an option.
 LEAST = dict.fromkeys(
-    ("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate", "knn_every"), 1
-) | dict.fromkeys(("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes"), 0)
+    ("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate"), 1
+) | dict.fromkeys(("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every"), 0)
 
 
 def demo(out: str = "runs/demo", jobs: int | None = None) -> str:
@@ -136,7 +136,7 @@ def pretrain(
         seed: Of weights, order and views.
         resume: `auto` goes on with a run that was cut short in the same folder; `never` refuses such a folder.
         on_bad_image: `skip` takes another image for one that cannot be read and names it, up to 1% of the images.
-        knn_every: Epochs between kNN scores, where the images lie in class folders; by default 20 or more in all.
+        knn_every: Epochs between kNN scores of class folders; by default 20 scores or more in all; 0 for none.
         on_collapse: When the embeddings collapse, say so or stop.
         logger: `wandb` (Weights & Biases), beside CSV and TensorBoard.
         workers: Processes that load images, per device.
@@ -145,7 +145,7 @@ def pretrain(
         devices: Processes (GPUs) on each machine.
         nodes: Machines.
         strategy: How Lightning joins the processes, such as `ddp`.
-        accumulate: Forward passes per step; see the README for what that does to Barlow Twins.
+        accumulate: Forward passes per step; see docs/pretraining.md for what that does to Barlow Twins.
         compile: Compile the networks with torch.compile.
         checkpoint_activations: Spend time to save memory: compute activations again in the backward pass.
         checkpoint_minutes: How often to save what a killed run goes on from.
@@ -184,16 +184,14 @@ def pretrain(
         accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes, devices=devices, nodes=nodes,
         strategy=strategy, compile=compile, checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
-    options = dict(method_options or {}) | ({"lr": lr} if lr else {}) | ({"loss": loss} if loss else {})
+    options = dict(method_options or {}) | ({} if lr is None else {"lr": lr}) | ({"loss": loss} if loss else {})
     if method == "barlow_twins":
         options = {"optimizer": optimizer or ("adamw" if model.heads else "lars")} | options
-        adamw = {"lr": 5e-4, "weight_decay": 0.05}  # as in the presets; LARS has its defaults in BarlowTwins
-        options = (adamw if options["optimizer"] == "adamw" else {}) | options
     elif method == "supervised":
         options = ({"optimizer": optimizer} if optimizer else {}) | options
     elif optimizer:
         raise InputError("DINO trains with AdamW: --optimizer is for Barlow Twins")
-    if tune == "lr" and lr:
+    if tune == "lr" and lr is not None:
         raise InputError("--tune lr chooses the rate: leave out --lr, or --tune")
     settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options, accumulate, average)
     started = {"data": source.root, "backbone": model.name, "options": model.options, "seed": seed, **asdict(settings)}
@@ -534,8 +532,9 @@ def _say(line: str) -> None:
 
 
 def _is_first_process() -> bool:
-    """Not one of the further processes that train with several devices starts: they run the same command."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    """Not one of the further processes that training with several devices starts: they run the same command."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # Lightning, torchrun, SLURM
+    return all(int(os.environ.get(name, 0)) == 0 for name in ranks)
 
 
 def _console() -> Any:

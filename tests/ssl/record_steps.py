@@ -1,6 +1,7 @@
-"""Trains two steps in one or several processes, and records what each did: `python record_steps.py METHOD DEVICES OUT`.
+"""Trains two steps in one or several processes, and records what each did.
 
-Run by test_distributed.py; Lightning starts the further processes by running this file again.
+`python record_steps.py METHOD DEVICES OUT PRECISION`, run by test_distributed.py; Lightning starts the further
+processes by running this file again.
 """
 
 import sys
@@ -42,7 +43,7 @@ class Record(L.Callback):
         self.found |= {f"weight {n}": p.detach() for n, p in pl_module.named_parameters()}
 
 
-def main(method: str, devices: int, out: Path) -> None:
+def main(method: str, devices: int, out: Path, precision: str) -> None:
     """Two steps of 16 images."""
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
@@ -52,7 +53,7 @@ def main(method: str, devices: int, out: Path) -> None:
     if isinstance(module, DINO):
         module.center.normal_()
     data = PretrainData(Scenes(32, size=32), build_views(settings), 16)
-    hardware = Hardware("cpu", "32-true", bar=False, devices=devices)
+    hardware = Hardware("cpu", precision, bar=False, devices=devices)
     trainer = make_trainer(1, out, hardware, [record, StepSeed(0)], "", loggers=())
     trainer.fit(module, data)
     assert trainer.world_size == devices
@@ -61,4 +62,4 @@ def main(method: str, devices: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from regard.ssl.distributed import SharedBatchStatistics
+
 SCRIPT = Path(__file__).with_name("record_steps.py")
 
 
@@ -26,7 +28,7 @@ def finish(process: subprocess.Popen) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["barlow_twins", "dino"])
 def test_two_processes_equal_one_with_the_whole_batch(method: str, tmp_path) -> None:
-    runs = [start(SCRIPT, method, devices, tmp_path) for devices in (1, 2)]
+    runs = [start(SCRIPT, method, devices, tmp_path, "32-true") for devices in (1, 2)]
     for run in runs:
         finish(run)
     one, two = (torch.load(tmp_path / f"{devices}.pt", weights_only=True) for devices in (1, 2))
@@ -44,6 +46,24 @@ def test_two_processes_equal_one_with_the_whole_batch(method: str, tmp_path) -> 
             continue
         scale = max(float(expected.norm()), 1e-3 * largest if name in gradients else 0.0)
         assert float((two[name] - expected).norm()) <= 1e-4 * scale, name
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_in_mixed_precision_too(tmp_path) -> None:
+    runs = [start(SCRIPT, "barlow_twins", devices, tmp_path, "bf16-mixed") for devices in (1, 2)]
+    for run in runs:
+        finish(run)
+    one, two = (torch.load(tmp_path / f"{devices}.pt", weights_only=True) for devices in (1, 2))
+    assert float(two["loss 0"]) == pytest.approx(float(one["loss 0"]), rel=0.03)  # bfloat16 has 8 bits
+    for name, expected in one.items():
+        if name.startswith("buffer"):
+            torch.testing.assert_close(two[name], expected, rtol=0.03, atol=0.01)
+
+
+def test_shared_batch_statistics_are_torchs_own_on_gpus() -> None:
+    """Chosen by where the model will be: Lightning moves it there only afterwards."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    assert isinstance(SharedBatchStatistics(on_gpu=True).apply(model)[1], torch.nn.SyncBatchNorm)
 
 
 @pytest.mark.slow

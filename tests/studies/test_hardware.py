@@ -13,16 +13,19 @@ from safetensors.torch import load_file
 from regard.backbones import build_backbone
 from regard.data.scenes import Scenes
 from regard.errors import InputError
-from regard.studies.pretraining import PretrainSettings, pretrain_run
+from regard.ssl.barlow_twins import BarlowTwins
+from regard.studies.pretraining import PretrainSettings, prepare, pretrain_run
 from regard.studies.training import Hardware, make_trainer
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+OPTIONS = {"vit_tiny_patch16_224": VIT, "resnet18": {"channels": (8, 8, 16, 16)}}
 
 
 def losses(out: Path, backbone: str = "vit_tiny_patch16_224", **hardware) -> list[float]:
     """The curve of three steps of Barlow Twins."""
     torch.manual_seed(0)
-    model = build_backbone(backbone, **(VIT if backbone.startswith("vit") else {}))
+    model = build_backbone(backbone, **OPTIONS.get(backbone, {}))
     method = {"widths": (32, 32), "optimizer": "adamw", "lr": 1e-2}
     settings = PretrainSettings(size=32, epochs=3, batch_size=16, options=method)
     made = pretrain_run(Scenes(16, size=32), model, settings, out, hardware=Hardware("cpu", bar=False, **hardware))
@@ -38,10 +41,32 @@ def test_the_flags_reach_lightning(tmp_path) -> None:
     assert (trainer.max_epochs, trainer.accumulate_grad_batches) == (7, 4)
 
 
-def test_checkpointed_activations_leave_the_training_as_it_is(tmp_path) -> None:
-    plain = losses(tmp_path / "plain")
-    saved = losses(tmp_path / "saved", checkpoint_activations=True)
-    assert saved == pytest.approx(plain, rel=1e-6)
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "resnet18"])
+def test_checkpointed_activations_leave_the_training_as_it_is(backbone: str, tmp_path) -> None:
+    """Weights, and batch statistics: a block runs twice, and counts once."""
+    plain, saved = tmp_path / "plain", tmp_path / "saved"
+    assert losses(saved, backbone, checkpoint_activations=True) == pytest.approx(losses(plain, backbone), rel=1e-6)
+    ours, theirs = (load_file(folder / "backbone.safetensors") for folder in (saved, plain))
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpointed_activations_are_computed_twice() -> None:
+    backbone = build_backbone("resnet18", channels=(8, 8, 16, 16))
+    module = BarlowTwins(backbone, (16, 16))
+    prepare(module, Hardware("cpu", checkpoint_activations=True))
+    module.on_fit_start()
+    runs = []
+    backbone.model.layer2[0].conv1.register_forward_hook(lambda *_: runs.append(1))
+    backbone(torch.randn(2, 3, 32, 32)).pooled.sum().backward()
+    assert len(runs) == 2
+    assert backbone.model.layer2[0].bn1.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2"])
+def test_a_strategy_that_cuts_parameters_is_refused(strategy: str) -> None:
+    with pytest.raises(InputError, match="use ddp"):
+        Hardware(strategy=strategy)
 
 
 def test_mixed_precision_trains_to_nearly_the_same_loss(tmp_path) -> None:

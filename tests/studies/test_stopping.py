@@ -19,6 +19,7 @@ from regard.cli import main
 from regard.data.samples import SkipUnreadable, skipped
 from regard.data.scenes import Scenes
 from regard.errors import InputError
+from regard.studies.stopping import WholeFiles, last_checkpoint
 from regard.studies.training import StepSeed
 
 VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3, "drop_path_rate": 0.2}'
@@ -58,8 +59,7 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on_bit_for_bit(tmp_pa
     assert "the same command goes on" in errors
     assert not out
     saved = list((cut / "checkpoints").glob("resume-*.ckpt"))
-    assert len(saved) == 1
-    assert f"step={errors.rpartition('at step ')[2].partition(':')[0]}.ckpt" in saved[0].name
+    assert f"step={errors.rpartition('at step ')[2].partition(':')[0]}.ckpt" in max(path.name for path in saved)
 
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -94,19 +94,59 @@ def run(capsys, status: int, *options: object) -> str:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_checkpoint_and_causes(tmp_path, capsys) -> None:
+    """The rate is 0 at step 1, and step 2 breaks the weights: its own loss is fine, and that of step 3 is not."""
     out = tmp_path / "out"
     line = run(capsys, 1, "--data", "scenes", "--lr", 1e30, "--out", out, "--checkpoint_minutes", 0)
-    assert "the loss is not finite at step 3" in line  # the rate is 0 at step 1, and step 2 breaks the weights
-    assert f"the last good checkpoint is {out / 'checkpoints' / 'resume-step=2.ckpt'}" in line
+    assert "the loss is not finite at step 3" in line
+    good = out / "checkpoints" / "resume-step=1.ckpt"
+    assert f"the last good checkpoint is {good}" in line
     assert "lower --lr" in line
-    assert (out / "checkpoints" / "resume-step=2.ckpt").is_file()
+    assert list(good.parent.iterdir()) == [good]  # that of step 2 held the broken weights
+    weights = torch.load(good, weights_only=True)["state_dict"]
+    assert all(float(value.abs().max()) < 1e3 for value in weights.values() if value.is_floating_point())
     assert not (out / "backbone.safetensors").exists()
     assert "was cut short" in run(capsys, 2, "--data", "scenes", "--lr", 1e30, "--out", out, "--resume", "never")
 
 
+def test_a_bad_image_met_late_leaves_the_checkpoints_and_other_runs_alone(tmp_path, capsys) -> None:
+    """One in val/, which is read when the first epoch has ended."""
+    data, out = tmp_path / "data", tmp_path / "runs" / "one"
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder_of_images(data / split / name, 33 if split == "train" else 101, bad=())
+    (data / "val" / "b" / "7.png").write_bytes(b"no image")
+    options = ["--data", data, "--epochs", 2, "--knn_every", 1, "--out", out]
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    line = run(capsys, 2, *options, "--checkpoint_minutes", 0)
+    assert "7.png" in line
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["resume-step=1.ckpt"]
+    assert (tmp_path / "runs" / "other").is_dir()
+    main([*COMMAND, *map(str, options), "--on_bad_image", "skip"])
+    made = json.loads((out / "pretrain.json").read_text())
+    assert (made["skipped"], made["steps"]) == (["b/7.png"], 4)
+    assert [score["epoch"] for score in made["scores"]] == [1, 2]
+
+
+def test_a_checkpoint_is_whole_or_not_there_on_any_disk(tmp_path, monkeypatch) -> None:
+    """What is written stands beside its place until the disk has it: a crash in the middle leaves no checkpoint."""
+    writer, path = WholeFiles(), tmp_path / "checkpoints" / "resume-step=1.ckpt"
+    writer.save_checkpoint({"step": 1}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+    def breaks(value, file) -> None:
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", breaks)
+        with pytest.raises(OSError, match="No space left"):
+            writer.save_checkpoint({"step": 2}, path.with_name("resume-step=2.ckpt"))
+    assert last_checkpoint(tmp_path) == path
+
+
 def folder_of_images(root: Path, count: int, bad: tuple[int, ...]) -> Path:
     scenes = Scenes(1, size=32)
-    root.mkdir()
+    root.mkdir(parents=True)
     Image.fromarray(scenes.image(0)).save(root / "0.png")
     whole = (root / "0.png").read_bytes()
     for i in range(count):

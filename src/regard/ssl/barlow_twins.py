@@ -111,6 +111,7 @@ class BarlowTwins(Pretraining):
     A batch is two uint8 tensors of views, (batch, 3, h, w) each. The loss is that of the batches of all processes
     together; with `accumulate_grad_batches`, the mean of the losses of the parts, which is not that of their whole.
 
+    lr, weight_decay: by default 0.2 and 1e-6 with "lars", 5e-4 and 0.05 with "adamw".
     optimizer: "lars" as published (for convnets), with `lr` for weights and `lr * bias_lr` for biases and norms (0.2
                and 0.0048 there), each times batch / 256; or "adamw" (for transformers), `lr` times batch / 256 for all.
     warmup:    share of the steps before the rate peaks (10 of 1000 epochs as published); it ends at 0.001 of the peak.
@@ -122,15 +123,18 @@ class BarlowTwins(Pretraining):
         widths: Sequence[int] = (8192, 8192, 8192),
         lambda_: float = 0.0051,
         optimizer: str = "lars",
-        lr: float = 0.2,
+        lr: float | None = None,
         bias_lr: float = 0.024,
-        weight_decay: float = 1e-6,
+        weight_decay: float | None = None,
         batch_size: int = 256,
         warmup: float = 0.01,
     ) -> None:
         super().__init__()
         if optimizer not in ("lars", "adamw"):
             raise unknown("optimizer", optimizer, ("lars", "adamw"))
+        usual_lr, usual_decay = (0.2, 1e-6) if optimizer == "lars" else (5e-4, 0.05)
+        lr = usual_lr if lr is None else lr
+        weight_decay = usual_decay if weight_decay is None else weight_decay
         self.save_hyperparameters(ignore="backbone")
         self.backbone = backbone
         self.projector = projector((backbone.dim, *widths))

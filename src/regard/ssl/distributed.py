@@ -95,13 +95,20 @@ class CPUSyncBatchNorm(_BatchNorm):
         return self.act(self.drop(output))
 
     def _over_processes(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):  # sums need float32, as in torch's own
+            return self._in_float32(x.float()).to(x.dtype)
+
+    def _in_float32(self, x: Tensor) -> Tensor:
         dims = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * processes()
         mean = _sum(x.sum(dims)) / count
         centred = x - mean.view(shape)
         variance = _sum(centred.square().sum(dims)) / count
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+        if self.track_running_stats:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             weight = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
             self.running_mean.lerp_(mean.detach(), weight)
@@ -111,11 +118,17 @@ class CPUSyncBatchNorm(_BatchNorm):
 
 
 class SharedBatchStatistics(LayerSync):
-    """For `Trainer(plugins=...)`: every BatchNorm takes its statistics over all processes, as both papers do."""
+    """For `Trainer(plugins=...)`: every BatchNorm takes its statistics over all processes, as both papers do.
+
+    on_gpu: where the model will be; Lightning moves it there after this.
+    """
+
+    def __init__(self, on_gpu: bool) -> None:
+        self.on_gpu = on_gpu
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Put a synchronised one with the same tensors in the place of each batch norm."""
-        if next(model.parameters()).is_cuda:
+        if self.on_gpu:
             return convert_sync_batchnorm(model)
         for parent in list(model.modules()):
             for name, child in parent.named_children():

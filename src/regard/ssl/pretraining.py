@@ -1,8 +1,11 @@
 """What the methods share: which backbone is kept, how a rate is scheduled, and kNN as validation."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from regard.backbones import Backbone, normalize
 from regard.evaluation.probes import knn
@@ -32,6 +35,14 @@ class Pretraining(L.LightningModule):
         """Optimizer steps of the whole training."""
         return int(self.trainer.estimated_stepping_batches)
 
+    def on_fit_start(self) -> None:
+        """Where activations are computed again in the backward pass, batch norms must not count those batches twice."""
+        if any(getattr(module, "grad_checkpointing", False) for module in self.modules()):
+            for norm in self.modules():
+                if isinstance(norm, _BatchNorm):
+                    norm.register_forward_pre_hook(_pause_statistics)
+                    norm.register_forward_hook(_go_on_with_statistics)
+
     def on_validation_epoch_start(self) -> None:
         """No features yet."""
         self._features: list[tuple[list[Tensor], list[Tensor]]] = [([], []), ([], [])]
@@ -60,3 +71,16 @@ class Pretraining(L.LightningModule):
     @staticmethod
     def _without_padding(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return features[labels >= 0], labels[labels >= 0]
+
+
+def _pause_statistics(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+    if torch._C._current_graph_task_id() != -1:  # in a backward pass, as torch.utils.checkpoint asks itself
+        norm.paused_momentum, norm.momentum = norm.momentum, 0.0  # to leave them out would save other tensors
+
+
+def _go_on_with_statistics(norm: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if hasattr(norm, "paused_momentum"):
+        norm.momentum = norm.paused_momentum
+        del norm.paused_momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.sub_(1)

@@ -87,6 +87,7 @@ class Averaging(WeightAveraging):
         batches = (trainer.strategy.batch_to_device(batch) for batch in islice(loader, STATISTICS_BATCHES))
         with trainer.precision_plugin.forward_context():
             renew_statistics(cast(Pretraining, pl_module), batches)
+        self._average_model = None  # a validation from here on is of these
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 
 
 class LossCurve(L.Callback):
-    """The training loss, averaged over stretches, as at most `points` points of {"step", "loss"}."""
+    """The training loss, averaged over stretches, as about `points` points of {"step", "loss"}."""
 
     def __init__(self, points: int) -> None:
         self.most, self.points = points, []
@@ -40,25 +40,28 @@ class History(L.Callback):
 
     def __init__(self) -> None:
         self.points: list[dict[str, float]] = []
-        self._losses: list[torch.Tensor] = []
+        self._sum: torch.Tensor | None = None
+        self._steps = 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        """Kept on the device, read at the end of the epoch."""
-        self._losses.append(cast(dict[str, torch.Tensor], outputs)["loss"].detach())
+        """Added on the device, read at the end of the epoch."""
+        loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach()
+        self._sum = loss if self._sum is None else self._sum + loss
+        self._steps += 1
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         """Lightning has validated by then."""
-        loss, miou = float(torch.stack(self._losses).mean()), float(trainer.callback_metrics["val_miou"])
+        loss, miou = float(cast(torch.Tensor, self._sum)) / self._steps, float(trainer.callback_metrics["val_miou"])
         self.points.append({"epoch": trainer.current_epoch + 1, "train_loss": loss, "val_miou": miou})
-        self._losses = []
+        self._sum, self._steps = None, 0
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"points": self.points, "losses": self._losses}
+        return {"points": self.points, "sum": self._sum, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
-        self.points, self._losses = state_dict["points"], state_dict["losses"]
+        self.points, self._sum, self._steps = state_dict["points"], state_dict["sum"], state_dict["steps"]
 
 
 class Scores(L.Callback):
@@ -79,7 +82,10 @@ class Scores(L.Callback):
         scores = {
             name: float(trainer.callback_metrics[name]) for name in self.names if name in trainer.callback_metrics
         }
-        self.points.append({"epoch": trainer.current_epoch + 1, **scores})
+        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 0)
+        if self.points and self.points[-1]["epoch"] == epoch:  # the finished backbone, scored again
+            self.points.pop()
+        self.points.append({"epoch": epoch, **scores})
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -4,20 +4,23 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from regard.errors import InputError
 
 SETTINGS_FILE = "settings.json"
+CHECKPOINTS = "checkpoints"  # the folder in that of a run that is not finished
+SKIPPED_FILE = "skipped.txt"  # the images that could not be read
 
 
 @contextmanager
 def run_folder(path: str | Path, settings: dict[str, Any], finished: str, may_resume: bool = True) -> Iterator[Path]:
     """The folder of one run: new, or, if it `may_resume`, of the same run cut short, which then goes on.
 
-    Raises InputError when something else is in it, or the run is finished. Removed when the run fails on a wrong input.
+    Raises InputError when something else is in it, or the run is finished. Where a new run fails on a wrong input, its
+    folder is removed, unless there is something in it to go on with or to read.
     """
     folder, settings = Path(path), json.loads(json.dumps(settings))
     is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
@@ -40,8 +43,11 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str, may_re
     try:
         yield folder
     except InputError:
-        if is_new:
-            shutil.rmtree(made[-1] if made else folder, ignore_errors=True)
+        if is_new and not any((folder / CHECKPOINTS).glob("*")) and not (folder / SKIPPED_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in made[1:]:  # innermost first; those that another run uses by now are not empty
+                with suppress(OSError):
+                    parent.rmdir()
         raise
 
 

@@ -31,12 +31,13 @@ from regard.ssl.pretraining import Pretraining
 from regard.ssl.supervised import Supervised
 from regard.studies.averaging import make_averaging
 from regard.studies.curves import Clock, LossCurve, Scores
-from regard.studies.folders import write_json
+from regard.studies.folders import CHECKPOINTS, SKIPPED_FILE, write_json
 from regard.studies.logs import wandb_logger
-from regard.studies.stopping import CHECKPOINTS
 from regard.studies.training import Hardware, StepSeed, fit, make_trainer
 
-PRETRAIN_FILE, SKIPPED_FILE = "pretrain.json", "skipped.txt"
+PRETRAIN_FILE = "pretrain.json"
+SKIPPED_QUERIES_FILE = "skipped-val.txt"
+BANK = 100_000  # images that kNN asks while training, at most: their features are kept in memory
 METHODS: Mapping[str, type[Pretraining]] = {
     "barlow_twins": BarlowTwins,
     "dino": DINO,
@@ -65,11 +66,11 @@ class PretrainSettings:
 
 @dataclass(frozen=True)
 class Watch:
-    """What is looked at while training; none of it changes what is learnt.
+    """What is looked at while training, and what a bad image does; none of it changes what is learnt from good ones.
 
     logger:       beside CSV and TensorBoard.
     on_bad_image: stop at an image that cannot be read, or take another one in its place and name it in skipped.txt.
-    knn_every:    epochs between scores, where images are labelled; None: twenty scores or more in all.
+    knn_every:    epochs between scores, where images are labelled; None: twenty scores or more in all; 0: never.
     on_collapse:  say that embeddings collapse, or stop (`ssl.monitors`).
     """
 
@@ -102,10 +103,14 @@ def pretrain_run(
     not finite; Interrupted when a signal stopped it.
     """
     check_batch(settings, hardware, len(dataset))
+    if watch.knn_every == 0 and settings.method != "supervised":
+        queries = None
     L.seed_everything(seed, verbose=False)
     classes = len(dataset.classes) if isinstance(dataset, LabelDataset) else 0
     if watch.on_bad_image == "skip":
         dataset = SkipUnreadable(dataset, out / SKIPPED_FILE)
+        queries = queries and SkipUnreadable(queries, out / SKIPPED_QUERIES_FILE)
+    bank = range(0, len(dataset), -(-len(dataset) // BANK))  # class folders are in order of class: of each its share
     module = build_method(backbone, settings, classes)
     averaging = make_averaging(settings.average, module, settings.epochs)
     loggers = [wandb_logger(out, asdict(settings) | {"seed": seed})] if watch.logger == "wandb" else []
@@ -117,7 +122,7 @@ def pretrain_run(
         seed,
         settings.accumulate,
         labelled=settings.method == "supervised",
-        bank=None if queries is None else CentreCrops(dataset, range(len(dataset)), settings.size),
+        bank=None if queries is None else CentreCrops(dataset, bank, settings.size),
         queries=None if queries is None else CentreCrops(queries, range(len(queries)), settings.size),
     )
     curve, clock, scores = LossCurve(points=40), Clock(), Scores()
@@ -136,6 +141,8 @@ def pretrain_run(
     )
     prepare(module, hardware)
     fit(trainer, module, data, out)
+    if queries is not None and (averaging or scores.points[-1]["epoch"] != settings.epochs):
+        trainer.validate(module, data, verbose=False)  # what is kept: it was not scored yet
     description = {
         "regard": version("regard"),
         "backbone": describe(backbone),
@@ -143,7 +150,7 @@ def pretrain_run(
         "settings": asdict(settings),
         "seed": seed,
         "images": len(dataset),
-        "skipped": skipped(out / SKIPPED_FILE),
+        "skipped": skipped(out / SKIPPED_FILE) + skipped(out / SKIPPED_QUERIES_FILE),
         "steps": trainer.global_step,
         "seconds": clock.seconds,
         "curve": curve.points,
@@ -192,7 +199,7 @@ def build_method(backbone: Backbone, settings: PretrainSettings, classes: int = 
 
     classes: of the labelled images that `supervised` learns from.
 
-    DINO's momentum is by default what its authors advise for the batch.
+    DINO's momentum is by default what its authors advise for the batch; both methods warm up for 10 epochs.
     """
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
@@ -200,7 +207,9 @@ def build_method(backbone: Backbone, settings: PretrainSettings, classes: int = 
     given: dict[str, Any] = {"batch_size": settings.batch_size}
     if settings.method == "supervised":
         given["classes"] = classes
-    usual = {"momentum": 0.9995 if settings.batch_size <= 256 else 0.996} if settings.method == "dino" else {}
+    usual = {} if settings.method == "supervised" else {"warmup": min(0.1, 10 / settings.epochs)}
+    if settings.method == "dino":
+        usual["momentum"] = 0.9995 if settings.batch_size <= 256 else 0.996
     known = set(inspect.signature(method).parameters) - {"backbone", *given}
     for option in settings.options:
         if option not in known:
@@ -221,10 +230,7 @@ def check_batch(settings: PretrainSettings, hardware: Hardware, images: int) -> 
     """InputError for a batch that cannot be had of so many images."""
     batch, parts = settings.batch_size, hardware.processes * settings.accumulate
     if batch < 2 or images < batch:
-        raise InputError(
-            f"a batch of {batch} cannot be had of {images} images: "
-            f"both losses need a batch of at least 2, and whole batches"
-        )
+        raise InputError(f"a batch of {batch} cannot be had of {images} images: it takes at least 2, and whole batches")
     if batch % parts or batch // parts < 2:
         raise InputError(
             f"a batch of {batch} does not divide among {hardware.processes} processes x {settings.accumulate} parts "

@@ -33,8 +33,7 @@ from regard.errors import InputError
 from regard.evaluation.scores import scores
 from regard.segmentation.module import SegmentationModel, SegmentationTask, count_pixels, predict_at
 from regard.studies.curves import Clock, History
-from regard.studies.folders import read_json, write_json
-from regard.studies.stopping import CHECKPOINTS
+from regard.studies.folders import CHECKPOINTS, read_json, write_json
 from regard.studies.training import Hardware, StepSeed, fit, make_trainer
 
 RUN_FILE, MODEL_FILE = "run.json", "model.safetensors"

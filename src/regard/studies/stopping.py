@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from regard.errors import Interrupted, TrainingStopped
-
-CHECKPOINTS = "checkpoints"  # the folder of a run that is not finished
+from regard.studies.folders import CHECKPOINTS
 
 
 class FiniteLoss(L.Callback):
@@ -49,14 +49,36 @@ class FiniteLoss(L.Callback):
             return
         losses = trainer.strategy.reduce(torch.stack([loss for _, loss in unread]), reduce_op="mean")  # all ranks stop
         bad = [step for (step, _), loss in zip(unread, losses, strict=True) if not bool(torch.isfinite(loss))]
-        if bad:
-            folder = Path(trainer.default_root_dir)
-            last = last_checkpoint(folder)
-            state = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-            raise TrainingStopped(
-                f"the loss is not finite at step {bad[0]}; {state}. Likely causes: too high a rate (lower --lr, or a "
-                "longer warm-up), 16-mixed precision (take bf16-mixed or 32-true), or broken images"
-            )
+        if not bad:
+            return
+        # The loss of a step is that of the weights before it: those saved one step earlier made the bad loss.
+        good = [path for path in checkpoints(Path(trainer.default_root_dir)) if step_of(path) < bad[0] - 1]
+        if trainer.is_global_zero:
+            for path in checkpoints(Path(trainer.default_root_dir))[len(good) :]:
+                path.unlink()
+        state = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint yet"
+        raise TrainingStopped(
+            f"the loss is not finite at step {bad[0]}; {state}. Likely causes: too high a rate (lower --lr, or a "
+            "longer warm-up), 16-mixed precision (take bf16-mixed or 32-true), or broken images"
+        )
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, on any disk: written beside their place, then renamed.
+
+    (Lightning writes in the temporary folder and moves; from another disk that is a copy, which a kill cuts short.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write, have the disk confirm, rename."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 class Checkpoints(ModelCheckpoint):
@@ -64,13 +86,21 @@ class Checkpoints(ModelCheckpoint):
 
     Ctrl-C, SIGTERM, and SIGUSR1 (which SLURM sends ahead of a time limit, where asked to): the step is finished, the
     checkpoint written, and `Interrupted` raised; at SIGUSR1 a SLURM job asks to be queued again. A second Ctrl-C does
-    not wait. Nothing is saved between the parts of an accumulated step.
+    not wait. Nothing is saved between the parts of an accumulated step. The last two are kept: see `FiniteLoss`.
+
+    every: with several processes, steps between looks at clock and signals: all must agree, so each look waits.
     """
 
-    def __init__(self, folder: Path, minutes: float) -> None:
-        super().__init__(folder, "resume-{step}", train_time_interval=timedelta(minutes=minutes))
+    def __init__(self, folder: Path, minutes: float, every: int = 10) -> None:
+        super().__init__(folder, "resume-{step}", train_time_interval=timedelta(minutes=minutes), save_top_k=-1)
+        self.every = every
         self._signal = 0
         self._handlers: dict[int, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """One name, so that a run may go on with another interval."""
+        return "Checkpoints"
 
     def on_train_start(self, trainer, pl_module) -> None:
         """Answer the signals from here on, also in place of Lightning's own handlers."""
@@ -84,12 +114,17 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Save when it is time; stop when a process of the run was told to."""
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole_step and not trainer.is_last_batch:
+        looks = trainer.world_size == 1 or trainer.global_step % self.every == 0
+        if whole_step and looks and not trainer.is_last_batch:
             self._save_or_stop(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        """Likewise after an epoch's last step: not before, as a resumed run would leave out its validation."""
-        self._save_or_stop(trainer, pl_module)
+        """Likewise after an epoch's last step: not before, as a resumed run would leave out its validation.
+
+        After the very last one the run is about to finish: from a checkpoint of that, it would not.
+        """
+        if trainer.current_epoch + 1 < trainer.max_epochs:
+            self._save_or_stop(trainer, pl_module)
 
     def _save_or_stop(self, trainer, pl_module) -> None:
         super().on_train_batch_end(trainer, pl_module, None, None, 0)  # of which it only looks at the clock
@@ -113,6 +148,12 @@ class Checkpoints(ModelCheckpoint):
         """Likewise; a broken run is not saved."""
         self._forget()
 
+    def _save_checkpoint(self, trainer, filepath) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            for path in checkpoints(Path(trainer.default_root_dir))[:-2]:
+                path.unlink()
+
     def _remember(self, number: int, frame: object) -> None:
         if number == self._signal == signal.SIGINT:
             raise KeyboardInterrupt
@@ -132,7 +173,16 @@ def requeue() -> None:
         subprocess.run(["scontrol", "requeue", job], check=False)
 
 
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoints of an unfinished run, in the order of their steps."""
+    return sorted((out / CHECKPOINTS).glob("resume-step=*.ckpt"), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """How many steps were taken by then."""
+    return int(checkpoint.stem.rpartition("=")[2])
+
+
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint of an unfinished run."""
-    checkpoints = (out / CHECKPOINTS).glob("resume-*.ckpt")
-    return max(checkpoints, key=lambda path: path.stat().st_mtime_ns, default=None)
+    """What a run goes on from."""
+    return next(reversed(checkpoints(out)), None)

@@ -10,22 +10,25 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 
-from regard.errors import InputError
+from regard.errors import InputError, TrainingStopped
 from regard.ssl.distributed import SharedBatchStatistics
+from regard.studies.folders import CHECKPOINTS
 from regard.studies.logs import make_loggers
-from regard.studies.stopping import CHECKPOINTS, Checkpoints, FiniteLoss, last_checkpoint
+from regard.studies.stopping import Checkpoints, FiniteLoss, WholeFiles, last_checkpoint
 
 
 @dataclass(frozen=True)
 class Hardware:
     """Where and how a run computes: Lightning's own words. `auto` precision is bf16 on a GPU and float32 elsewhere.
 
-    devices, nodes: processes per machine, and machines; strategy: how Lightning joins them. Results do not depend on
-                    them, up to rounding: batches and rates are those of all processes together.
+    devices, nodes: processes per machine, and machines; strategy: how Lightning joins them: "ddp" and its variants.
+                    Batches and rates are those of all processes together, so results do not depend on their number, up
+                    to rounding and to what stochastic depth draws.
     compile:        compile backbone and heads with torch.compile.
     checkpoint_activations: compute activations again in the backward pass instead of keeping them: less memory.
     """
@@ -40,6 +43,13 @@ class Hardware:
     strategy: str = "auto"
     compile: bool = False
     checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.strategy != "auto" and not self.strategy.startswith("ddp"):
+            raise InputError(
+                f"strategy {self.strategy} cuts parameters into pieces, and LARS, clipping and weight decay go "
+                "by whole tensors: use ddp"
+            )
 
     @property
     def on_gpu(self) -> bool:
@@ -119,7 +129,7 @@ def make_trainer(
     if precision == "auto":
         precision = "bf16-mixed" if hardware.on_gpu else "32-true"
     many = hardware.processes > 1
-    plugins: list[Any] = [SharedBatchStatistics()] if many else []
+    plugins: list[Any] = [WholeFiles(), *([SharedBatchStatistics(hardware.on_gpu)] if many else [])]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # `Checkpoints` does
     bar = [_Progress(progress)] if hardware.bar else []
@@ -146,6 +156,11 @@ def make_trainer(
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:
     """Train, from the last checkpoint in `out` where there is one. A run that was cut short must not look finished."""
-    trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+    except RuntimeError as error:
+        if trainer.world_size > 1 and ("Connection closed by peer" in str(error) or isinstance(error, dist.DistError)):
+            raise TrainingStopped("another process of this run ended; what it said comes before this") from error
+        raise
     if trainer.interrupted:  # Lightning swallows Ctrl-C
         raise KeyboardInterrupt

@@ -34,9 +34,8 @@ from regard.data.modules import PretrainData
 from regard.data.samples import SkipUnreadable
 from regard.errors import InputError, Interrupted
 from regard.ssl.pretraining import Pretraining
-from regard.studies.folders import read_json, write_json
+from regard.studies.folders import SKIPPED_FILE, read_json, write_json
 from regard.studies.pretraining import (
-    SKIPPED_FILE,
     PretrainSettings,
     Watch,
     build_method,
