@@ -4,12 +4,13 @@ Every pair of runs shares the backbone's initial weights, the views (a function 
 optimizer and schedules; lightly's half takes its heads, losses and teacher update from `lightly`. kNN (k = 20) asks
 `--bank` training images for the class of `--queries` validation images, after every epoch and before the first.
 
-    python benchmarks/learning.py --data imagenet32-100 --out results/learning
+    python benchmarks/learning.py --data imagenet32-100 --method barlow_twins --backbone resnet --out results/x.json
 
---data: class folders with train/ and val/. Needs `pip install -e ".[bench]"`; writes learning.json and learning.png.
+--data: class folders with train/ and val/. Needs `pip install -e ".[bench]"`. A second call does what is not done yet.
 """
 
 import copy
+import json
 import logging
 import multiprocessing
 import tempfile
@@ -46,7 +47,6 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 2}),
 }
 BATCH = {"barlow_twins": 128, "dino": 64}
-EPOCHS = {"barlow_twins": 6, "dino": 10}
 OPTIONS: dict[str, dict[str, Any]] = {
     "barlow_twins": {
         "optimizer": "adamw",
@@ -65,8 +65,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "warmup": 0.1,
     },
 }
-BESIDE = (("barlow_twins", "resnet"), ("dino", "vit"))  # ours and lightly's
-ALONE = (("barlow_twins", "vit"), ("dino", "resnet"))  # ours, with one seed
 
 
 class LightlyBarlowTwins(Pretraining):
@@ -160,17 +158,16 @@ class Curve(L.Callback):
         self.top1.append(float(trainer.callback_metrics["knn_top1"]))
 
 
-def train(
-    train_set: "Shuffled", val: "Shuffled", method: str, backbone: str, whose: str, seed: int, config: dict[str, int]
-) -> dict[str, Any]:
+def train(train_set: "Shuffled", val: "Shuffled", seed: int, whose: str, config: dict[str, Any]) -> dict[str, Any]:
     """One run: its kNN curve and seconds."""
+    method = config["method"]
     torch.set_num_threads(1)
     for chatty in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     L.seed_everything(seed, verbose=False)
-    name, architecture = BACKBONES[backbone]
+    name, architecture = BACKBONES[config["backbone"]]
     model = build_backbone(name, **architecture)
-    batch, epochs, options = BATCH[method], EPOCHS[method], OPTIONS[method]
+    batch, epochs, options = BATCH[method], config["epochs"], OPTIONS[method]
     settings = PretrainSettings(method, SIZE, LOCAL_SIZE, LOCAL_CROPS, epochs, batch, options)
     if whose == "regard":
         module = build_method(model, settings)
@@ -222,68 +219,66 @@ def open_data(data: str, images: int, queries: int) -> None:
     _data["val"] = Shuffled(ClassFolders(Path(data) / "val", train_set.classes), queries)
 
 
-def run(key: tuple[str, str, str, int], config: dict[str, int]) -> dict[str, Any]:
+def run(seed: int, whose: str, config: dict[str, Any]) -> dict[str, Any]:
     """One run in this process."""
-    return train(_data["train"], _data["val"], *key, config)
+    return train(_data["train"], _data["val"], seed, whose, config)
 
 
-def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """A panel per method and backbone: a line per seed."""
-    panels = list(dict.fromkeys((run["method"], run["backbone"]) for run in found))
-    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+def draw(found: list[dict[str, Any]], title: str, path: Path) -> None:
+    """A line per run."""
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, panel in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), number)
-        for whose, colour in (("regard", "#1b6ca8"), ("lightly", "#d9772b")):
-            runs = [run for run in found if (run["method"], run["backbone"], run["whose"]) == (*panel, whose)]
-            for run in runs:
-                label = whose if run is runs[0] else None
-                axes.plot(run["knn_top1"], color=colour, alpha=0.8, linewidth=1.5, label=label)
-        random = [run["knn_top1"][0] for run in found if (run["method"], run["backbone"]) == panel]
-        axes.axhline(sum(random) / len(random), color="grey", linestyle=":", label="random weights")
-        axes.set(title=f"{panel[0]}, {panel[1]}", xlabel="epoch", ylabel="kNN top-1, %")
-        axes.legend(frameon=False)
+    axes = figure.add_subplot()
+    for whose, colour in (("regard", "#1b6ca8"), ("lightly", "#d9772b")):
+        for i, run in enumerate(run for run in found if run["whose"] == whose):
+            label = whose if i == 0 else None
+            axes.plot(run["knn_top1"], color=colour, alpha=0.8, linewidth=1.5, label=label)
+    random = [run["knn_top1"][0] for run in found]
+    axes.axhline(sum(random) / len(random), color="grey", linestyle=":", label="random weights")
+    axes.set(title=title, xlabel="epoch", ylabel="kNN top-1, %")
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    """Run all, print a table, write JSON and picture."""
+    """Run what the file does not hold yet, print a table, write JSON and picture."""
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--out", type=Path, default=Path("results/learning"))
+    parser.add_argument("--method", choices=list(OPTIONS), required=True)
+    parser.add_argument("--backbone", choices=list(BACKBONES), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file; the picture goes beside it")
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--bank", type=int, default=5_000)
     parser.add_argument("--queries", type=int, default=2_500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    config = {key: getattr(arguments, key) for key in ("images", "bank", "queries", "seeds")}
-    keys = [(*pair, who, seed) for seed in range(config["seeds"]) for pair in BESIDE for who in ("regard", "lightly")]
-    keys += [(*pair, "regard", 0) for pair in ALONE]
-    recorded = {"size": SIZE, "local_size": LOCAL_SIZE, "local_crops": LOCAL_CROPS, "k": 20, "batch": BATCH}
-    recorded |= {"epochs": EPOCHS, "options": OPTIONS, "backbones": BACKBONES, **config}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, Any]] = []
+    config = {key: getattr(arguments, key) for key in ("method", "backbone", "images", "epochs", "bank", "queries")}
+    recorded = config | {"size": SIZE, "local_size": LOCAL_SIZE, "local_crops": LOCAL_CROPS, "k": 20}
+    recorded |= {"batch": BATCH[arguments.method], "options": OPTIONS[arguments.method]}
+    recorded |= {"architecture": BACKBONES[arguments.backbone]}
+    recorded = json.loads(json.dumps(recorded))
+    before = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"config": recorded, "results": []}
+    assert before["config"] == recorded, f"{arguments.out} holds runs with other settings: choose another --out"
+    found: list[dict[str, Any]] = before["results"]
+    done = [(run["seed"], run["whose"]) for run in found]
+    keys = [(seed, whose) for seed in range(arguments.seeds) for whose in ("regard", "lightly")]
     start = (arguments.data, arguments.images, arguments.queries)
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn"), open_data, start) as pool:
-        futures = {pool.submit(run, key, config): key for key in keys}
+        futures = {pool.submit(run, *key, config): key for key in keys if key not in done}
         for future in as_completed(futures):
-            names = dict(zip(("method", "backbone", "whose", "seed"), futures[future], strict=True))
-            found.append({**names, **future.result()})
-            found.sort(key=lambda run: keys.index((run["method"], run["backbone"], run["whose"], run["seed"])))
-            print(*names.values(), " ".join(f"{top1:.1f}" for top1 in future.result()["knn_top1"]), flush=True)
-            write(arguments.out / "learning.json", ("lightning", "timm", "lightly"), recorded, found)
-            draw(found, arguments.out / "learning.png")
+            seed, whose = futures[future]
+            found.append({"seed": seed, "whose": whose, **future.result()})
+            found.sort(key=lambda run: keys.index((run["seed"], run["whose"])))
+            print(seed, whose, " ".join(f"{top1:.1f}" for top1 in future.result()["knn_top1"]), flush=True)
+            write(arguments.out, ("lightning", "timm", "lightly"), recorded, found)
     rows = []
-    for method, backbone, whose in dict.fromkeys(key[:3] for key in keys):
-        runs = [
-            run["knn_top1"]
-            for run in found
-            if (run["method"], run["backbone"], run["whose"]) == (method, backbone, whose)
-        ]
-        first, last = (show(spread([run[epoch] for run in runs]), digits=1) for epoch in (0, -1))
-        rows.append((method, backbone, whose, first, last))
-    print(table(("method", "backbone", "whose", "random weights", "trained"), rows))
+    for whose in ("regard", "lightly"):
+        runs = [run["knn_top1"] for run in found if run["whose"] == whose]
+        rows.append((whose, *(show(spread([run[epoch] for run in runs]), digits=1) for epoch in (0, -1))))
+    draw(found, f"{arguments.method}, {arguments.backbone}", arguments.out.with_suffix(".png"))
+    print(table(("kNN top-1, %", "random weights", "trained"), rows))
 
 
 if __name__ == "__main__":
