@@ -28,7 +28,7 @@ from lightly.models.modules import BarlowTwinsProjectionHead, DINOProjectionHead
 from lightly.models.utils import update_momentum
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from side_by_side import show, spread, table, write
+from side_by_side import COMMIT, show, spread, table, write
 
 from regard.backbones import Backbone, build_backbone, normalize
 from regard.data.datasets import ClassFolders
@@ -98,7 +98,8 @@ class LightlyDINO(Pretraining):
         self.options, self.backbone, self.teacher_backbone = options, backbone, copy.deepcopy(backbone)
         widths = options["hidden_dim"], options["bottleneck_dim"], options["out_dim"]
         self.head = DINOProjectionHead(backbone.dim, *widths, freeze_last_layer=1)
-        self.teacher_head = copy.deepcopy(self.head)
+        self.teacher_head = DINOProjectionHead(backbone.dim, *widths)
+        self.teacher_head.load_state_dict(self.head.state_dict())
         self.teacher_backbone.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
         self.criterion = DINOLoss(options["out_dim"], warmup_teacher_temp_epochs=0)
@@ -269,7 +270,7 @@ def main() -> None:
         futures = {pool.submit(run, *key, config): key for key in keys if key not in done}
         for future in as_completed(futures):
             seed, whose = futures[future]
-            found.append({"seed": seed, "whose": whose, **future.result()})
+            found.append({"seed": seed, "whose": whose, "commit": COMMIT, **future.result()})
             found.sort(key=lambda run: keys.index((run["seed"], run["whose"])))
             print(seed, whose, " ".join(f"{top1:.1f}" for top1 in future.result()["knn_top1"]), flush=True)
             write(arguments.out, ("lightning", "timm", "lightly"), recorded, found)

@@ -250,13 +250,13 @@ def test_a_tuned_run_is_that_with_the_choice_passed_and_goes_on_after_a_cut(comm
 
     seed_step = StepSeed.on_train_batch_start
 
-    def stop_at_three(self, trainer, pl_module, batch, batch_idx) -> None:
+    def stop_at_step(self, trainer, pl_module, batch, batch_idx) -> None:
         seed_step(self, trainer, pl_module, batch, batch_idx)
-        if trainer.global_step == 3:
+        if trainer.global_step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(StepSeed, "on_train_batch_start", stop_at_three)
+        patched.setattr(StepSeed, "on_train_batch_start", stop_at_step)
         with pytest.raises(SystemExit):
             main([*command, "--out", str(cut), "--tune", "lr"])
     assert list((cut / "checkpoints").glob("*.ckpt"))
