@@ -1,5 +1,7 @@
 """The recipes in configs/: each says what it costs and gives, and is what its source says."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from regard.cli import build_parser
 from regard.ssl.schedules import warmup_cosine
 from regard.studies.pretraining import PretrainSettings, build_method
 
+ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
@@ -52,3 +55,25 @@ def test_the_published_dino_recipes_have_the_published_rates(name: str) -> None:
     assert recipe["method_options"]["warmup"] * recipe["epochs"] == pytest.approx(10, rel=1e-3)
     assert recipe["method_options"]["weight_decay"] == [0.04, 0.4]
     assert recipe["local_crops"] == 8
+
+
+def test_the_recipes_for_small_images_are_those_that_were_measured() -> None:
+    for name, measured in (
+        ("barlow_twins_small_images", "barlow_twins-resnet"),
+        ("dino_small_images", "dino-vit"),
+    ):
+        recipe = options(CONFIGS[0].with_name(f"{name}.yaml"))
+        config = json.loads((ROOT / "results" / "learning" / f"{measured}.json").read_text())["config"]
+        assert [recipe["backbone"], recipe["backbone_options"]] == config["architecture"]
+        for key in ("size", "epochs", "batch_size"):
+            assert recipe[key] == config[key.removesuffix("_size") if key == "batch_size" else key]
+        ours = recipe["method_options"] | {"lr": recipe["lr"]}
+        assert ours | ({"optimizer": recipe["optimizer"]} if recipe["optimizer"] else {}) == config["options"]
+
+
+def test_every_file_that_the_documentation_names_exists() -> None:
+    named = re.compile(r"`(\w+\.yaml|(?:configs|results|tests|benchmarks|docs)/[\w./-]*)`")
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("results/*.md")):
+        for name in named.findall(page.read_text()):
+            path = ROOT / name if "/" in name else ROOT / "configs" / name
+            assert path.exists(), f"{page.name} names {name}"
