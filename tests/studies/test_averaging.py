@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 
 from regard.backbones import build_backbone, normalize
 from regard.data.augment import ORDER, VIEW, barlow_twins_views, draws
+from regard.data.samples import CentreCrops
 from regard.data.scenes import Scenes
 from regard.errors import InputError
+from regard.evaluation.probes import knn
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.pretraining import Pretraining
 from regard.studies import averaging, pretraining, training
-from regard.studies.pretraining import PretrainSettings, pretrain_run
+from regard.studies.pretraining import PretrainSettings, Watch, pretrain_run
 from regard.studies.training import Hardware
 
 COUNT, BATCH, EPOCHS, SEED = 20, 8, 5, 3  # 2 whole batches an epoch; the last quarter of 5 epochs is 2
@@ -252,6 +254,28 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(average: str, cut, step: int, 
     ours, theirs = load_file(tmp_path / "backbone.safetensors"), whole[average]
     assert ours.keys() == theirs.keys()
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+
+
+@pytest.mark.parametrize("average", ["none", "ema"])
+def test_the_last_score_is_that_of_the_backbone_that_is_kept(average: str, tmp_path) -> None:
+    """Also where the epochs between scores do not come out even, and with the statistics of the averaged weights."""
+    tmp_path = tmp_path / "out"
+    settings = PretrainSettings("barlow_twins", 32, 16, 2, 3, BATCH, OPTIONS, 1, average)
+    bank, queries = Labelled(COUNT, size=32), Labelled(24, size=32, seed=1)
+    backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
+    tmp_path.mkdir()
+    made = pretrain_run(bank, backbone, settings, tmp_path, SEED, HARDWARE, watch=Watch(knn_every=2), queries=queries)
+    assert [point["epoch"] for point in made["scores"]] == [2, 3]
+
+    kept = build_backbone(tmp_path).eval()
+    features = []
+    for dataset in (bank, queries):
+        crops = CentreCrops(dataset, range(len(dataset)), 32)
+        with torch.no_grad():
+            pooled = kept(normalize(torch.stack([crops[i][0] for i in range(len(dataset))]))).pooled
+        features += [pooled, torch.tensor([crops[i][1] for i in range(len(dataset))])]
+    top1, top5 = knn(*features, k=min(20, len(bank)))
+    assert made["final"] == pytest.approx({"knn_top1": top1, "knn_top5": top5})
 
 
 @pytest.mark.slow

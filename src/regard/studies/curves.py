@@ -73,6 +73,11 @@ class Scores(L.Callback):
         self.points: list[dict[str, float]] = []
 
     @property
+    def epoch(self) -> int:
+        """Of the last scores; 0 where nothing was validated."""
+        return int(self.points[-1]["epoch"]) if self.points else 0
+
+    @property
     def final(self) -> dict[str, float]:
         """The last scores; {} where nothing was validated."""
         return {name: score for name, score in self.points[-1].items() if name != "epoch"} if self.points else {}
@@ -83,7 +88,7 @@ class Scores(L.Callback):
             name: float(trainer.callback_metrics[name]) for name in self.names if name in trainer.callback_metrics
         }
         epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 0)
-        if self.points and self.points[-1]["epoch"] == epoch:  # the finished backbone, scored again
+        if self.epoch == epoch:  # the finished backbone, scored again
             self.points.pop()
         self.points.append({"epoch": epoch, **scores})
 

@@ -141,7 +141,7 @@ def pretrain_run(
     )
     prepare(module, hardware)
     fit(trainer, module, data, out)
-    if queries is not None and (averaging or scores.points[-1]["epoch"] != settings.epochs):
+    if queries is not None and (averaging or scores.epoch != settings.epochs):
         trainer.validate(module, data, verbose=False)  # what is kept: it was not scored yet
     description = {
         "regard": version("regard"),

@@ -123,7 +123,7 @@ class Checkpoints(ModelCheckpoint):
 
         After the very last one the run is about to finish: from a checkpoint of that, it would not.
         """
-        if trainer.current_epoch + 1 < trainer.max_epochs:
+        if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             self._save_or_stop(trainer, pl_module)
 
     def _save_or_stop(self, trainer, pl_module) -> None:
