@@ -47,7 +47,8 @@ def build_backbone(
     pretrained:   fetch timm's published weights for that name (needs a network, or timm's cache).
     weights:      a checkpoint file instead: Barlow Twins, DINO, torchvision, timm or ours; see `weights.py`. It is
                   taken to expect ImageNet's mean and standard deviation, unless it is ours and says otherwise.
-    timm_options: passed to `timm.create_model`: `img_size=64`, `patch_size=8`, `drop_path_rate=0.1`, ...
+    timm_options: passed to `timm.create_model`: `img_size=64`, `patch_size=8`, `drop_path_rate=0.1`, ...; but
+                  `positions="dino"` is ours: how a ViT's position embeddings are resampled (`vit.ViT`).
 
     Raises InputError for an unknown name, weights that cannot be had or do not fit, options timm does not take, or a
     model that does not keep the contract of `Backbone`: one small image goes through it to see.
@@ -66,7 +67,9 @@ def build_backbone(
         raise unknown("backbone", name, timm.list_models())
     if pretrained and weights:
         raise InputError("choose one of pretrained and weights")
-    backbone = _wrap(_create(name, pretrained, timm_options), name)
+    ours = {key: timm_options[key] for key in ("positions",) if key in timm_options}
+    theirs = {key: value for key, value in timm_options.items() if key not in ours}
+    backbone = _wrap(_create(name, pretrained, theirs), name, ours)
     backbone.options = timm_options
     if pretrained:
         backbone.statistics = _statistics(backbone.model.pretrained_cfg)
@@ -118,10 +121,13 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     return model
 
 
-def _wrap(model: Any, name: str) -> Backbone:
+def _wrap(model: Any, name: str, options: dict[str, Any]) -> Backbone:
     """The model behind our contract; InputError unless it keeps it."""
+    wrapper = _kind_of(model, name)
+    if options and wrapper is not ViT:
+        raise InputError(f"{name} is no ViT, and takes no {', '.join(options)}")
     try:
-        backbone = _kind_of(model)(model, name)
+        backbone = wrapper(model, name, **options)
         _probe(backbone)
     except Exception as error:  # a model that is not what we take it for can fail in any way
         raise InputError(
@@ -131,14 +137,14 @@ def _wrap(model: Any, name: str) -> Backbone:
     return backbone
 
 
-def _kind_of(model: Any) -> type[ViT] | type[Swin] | type[ConvNet]:
+def _kind_of(model: Any, name: str) -> type[ViT] | type[Swin] | type[ConvNet]:
     if isinstance(model, SwinTransformer | SwinTransformerV2):
         return Swin
     if is_vit(model):
         return ViT
     if hasattr(model, "forward_intermediates") and hasattr(model, "feature_info"):
         return ConvNet
-    raise InputError("it does not give its intermediate features")
+    raise InputError(f"timm's {name} cannot be read here: it does not give its intermediate features")
 
 
 @torch.no_grad()

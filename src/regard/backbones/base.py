@@ -3,7 +3,10 @@
 Heads, fusions and metrics are written against this file alone; they never look inside a model.
 """
 
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +21,7 @@ from regard.errors import InputError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, RGB in [0, 1]
-Kind = Literal["cls", "pooled"]
+Kind = Literal["cls", "pooled", "received"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,15 @@ class AttentionMap:
     """Where the heads of one block look.
 
     weights:  >= 0; each head sums to 1 over its grid. float32, differentiable.
-    kind:     how the map was read. `cls`: the CLS token's query against every patch. `pooled`: the mean of
-              the queries, as the block uses them, against every position of the grid. That is the mean token's query
-              where queries are linear in the tokens; in SwinV2, and wherever a block normalises or rotates its queries,
-              it is the mean of those. In a ViT without CLS the mean is over all tokens, registers too.
-              Tables never mix kinds.
+    kind:     how the map was read; tables never mix kinds.
+              `cls`: the CLS token's query against every patch.
+              `pooled`: the mean of the grid's queries, as the block uses them, against every position of the grid. That
+              is the mean token's query where queries are linear in the tokens; in SwinV2, and wherever a block
+              normalises or rotates its queries, it is the mean of those.
+              `received`: what each position receives, the mean over the queries of the grid. In a window transformer
+              each window hands out its own queries' attention, un-shifted and stitched: a position competes with those
+              of its window only, and every window, dull or not, gets the same total.
+              CLS and register tokens take part in the softmax; a map is then cut to the grid and made to sum to 1.
     affinity: token to token, rows are queries and sum to 1 over the grid (n = h * w, row-major); only when asked for.
               In a window transformer it is zero between tokens of different windows.
     """
@@ -45,7 +52,7 @@ class Features:
     """What a backbone gives for a batch of images.
 
     pyramid:   one map per level, finest first; level i is (batch, channels[i], ceil(H / strides[i]), ceil(W / ...)).
-    attention: one map per level on the same grid; empty unless asked for, and always empty for a convnet.
+    attention: one map per level on the same grid, or one per block that was asked for; empty unless asked for.
     pooled:    one vector per image, as the model pools for classification (CLS token, mean, attention pooling).
     """
 
@@ -61,7 +68,9 @@ class Backbone(nn.Module, ABC):
     channels: channels of each pyramid level, finest first.
     strides:  image pixels per position, per level.
     heads:    attention heads per level; empty where there is no attention to read.
-    kind:     how its attention is read; None where there is none.
+    blocks:   the block that each level's map is read from, of all blocks with attention in order, counted from 0.
+    block_heads: attention heads of every block; `block_strides`: image pixels per position of its grid.
+    kinds:    the ways its attention can be read, its own first; empty where there is none.
     dim:      length of the pooled vector.
     multiple: images are padded (zeros, at the right and the bottom) to a multiple of this, and all outputs cropped
               back to the image.
@@ -73,8 +82,11 @@ class Backbone(nn.Module, ABC):
     options: dict[str, Any]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    heads: tuple[int, ...]
-    kind: Kind | None
+    heads: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ()
+    block_heads: tuple[int, ...] = ()
+    block_strides: tuple[int, ...] = ()
+    kinds: tuple[Kind, ...] = ()
     dim: int
     multiple: int
     statistics: Statistics | None = None
@@ -82,9 +94,97 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], attention: bool = False, affinity: bool = False
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        attention: bool | Kind = False,
+        affinity: bool = False,
+        blocks: Sequence[int] | None = None,
     ) -> Features:
-        """Features of a batch; with their attention maps, and the maps' affinity, only when asked for."""
+        """Features of a batch; with attention maps, and the maps' affinity, only when asked for.
+
+        attention: True for maps of the backbone's own kind, or one of `kinds`.
+        affinity:  also from every position to every other; maps come with it.
+        blocks:    the blocks to read maps of, instead of one per level; negative ones count from the end.
+
+        Raises InputError for a kind or block that it does not have, and for an affinity that memory cannot hold.
+        """
+
+    def rollout(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch h w"]:
+        """Attention rollout (Abnar and Zuidema 2020, section 3): how the output's attention, followed back through all
+        blocks, spreads over the patches; each image's map sums to 1. InputError where blocks do not share one grid.
+        """
+        raise InputError(f"attention rollout is for a ViT, whose blocks share one grid of tokens, not for {self.name}")
+
+    @property
+    def kind(self) -> Kind | None:
+        """How its attention is read by default; None where there is none."""
+        return self.kinds[0] if self.kinds else None
+
+    @property
+    def attention_modules(self) -> Sequence[Any]:
+        """The module of every block that computes its attention; its `proj` mixes the heads."""
+        return ()
+
+    @contextmanager
+    def without_head(self, block: int, head: int) -> Iterator[None]:
+        """Within: what this head of this block gathers is zero, as if it had nothing to say to the block's projection.
+
+        Raises InputError for a block or head that it does not have.
+        """
+        (block,) = self.chosen_blocks((block,))
+        if not 0 <= head < self.block_heads[block]:
+            heads = self.block_heads[block]
+            raise InputError(f"block {block} of {self.name} has no head {head}: it has 0 to {heads - 1}")
+        proj = self.attention_modules[block].proj
+        width = proj.in_features // self.block_heads[block]
+
+        def silence(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            gathered = args[0].clone()  # (..., heads * width)
+            gathered[..., head * width : (head + 1) * width] = 0
+            return (gathered,)
+
+        hook = proj.register_forward_pre_hook(silence)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def chosen_blocks(self, blocks: Sequence[int] | None) -> tuple[int, ...]:
+        """Numbers of blocks, from 0 and in order of the asking; those of the levels for None.
+
+        Raises InputError for a block that the backbone does not have, or one asked for twice.
+        """
+        if blocks is None:
+            return self.blocks
+        depth = len(self.block_heads)
+        for block in blocks:
+            if not -depth <= block < depth:
+                raise InputError(f"{self.name} has no block {block}: it has 0 to {depth - 1}")
+        chosen = tuple(block % depth for block in blocks)
+        if len(set(chosen)) < len(chosen):
+            raise InputError(f"a block of {self.name} is asked for twice: {', '.join(map(str, blocks))}")
+        return chosen
+
+    def asked_kind(self, attention: bool | Kind) -> Kind:
+        """The kind that `forward` was asked for; InputError for one that the backbone does not have."""
+        kind = self.kind if isinstance(attention, bool) else attention
+        if kind is None or kind not in self.kinds:
+            raise InputError(f"{self.name} has no {kind} attention: it has {', '.join(self.kinds)}")
+        return kind
+
+    def check_affinity(self, images: Float[Tensor, "batch 3 height width"], blocks: Sequence[int]) -> None:
+        """InputError, with what it would take, when the affinity of these blocks does not fit into free memory."""
+        height, width = images.shape[-2:]
+        grids = [(-(-height // self.block_strides[b]), -(-width // self.block_strides[b])) for b in blocks]
+        matrices = [self.block_heads[b] * (h * w) ** 2 for b, (h, w) in zip(blocks, grids, strict=True)]
+        needed = 4 * len(images) * (sum(matrices) + 2 * max(matrices))  # float32; one block is copied as it is read
+        free = free_memory(images.device)
+        if needed > free:
+            h, w = max(grids)
+            raise InputError(
+                f"the affinity of {len(images)} images over grids up to {h} x {w} would take {needed / 2**30:.1f} GB, "
+                f"and {free / 2**30:.1f} GB are free: take smaller images, fewer of them, or fewer blocks at a time"
+            )
 
     def grid(self, height: int, width: int, level: int) -> tuple[int, int]:
         """Height and width of a pyramid level for an image of this size: ceil(size / stride)."""
@@ -124,3 +224,20 @@ def normalize(images: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h 
 def crop(maps: Float[Tensor, "*lead h w"], grid: tuple[int, int]) -> Float[Tensor, "*lead h2 w2"]:
     """The top left corner of a map: undoes the padding of its image."""
     return maps[..., : grid[0], : grid[1]]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:  # Linux says what could be had by giving up caches
+        with open("/proc/meminfo") as info:
+            return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,11 +1,12 @@
 """Any timm model with stages and without readable attention: ResNet, ConvNeXt, EfficientNet and kin."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from regard.backbones.base import Backbone, Features, crop
+from regard.backbones.base import Backbone, Features, Kind, crop
 from regard.errors import InputError
 
 LEVELS = 4  # strides 4, 8, 16 and 32 in nearly every convnet
@@ -24,13 +25,15 @@ class ConvNet(Backbone):
         self.indices = list(range(len(stages)))[-LEVELS:]
         self.channels = tuple(stages[i]["num_chs"] for i in self.indices)
         self.strides = tuple(stages[i]["reduction"] for i in self.indices)
-        self.heads = ()
-        self.kind = None
         self.multiple = max(self.strides)
         self.dim = model.head_hidden_size
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], attention: bool = False, affinity: bool = False
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        attention: bool | Kind = False,
+        affinity: bool = False,
+        blocks: Sequence[int] | None = None,
     ) -> Features:
         """As `Backbone.forward`; InputError when attention is asked for."""
         if attention or affinity:

@@ -7,16 +7,20 @@ we watch that call, and compute beside it the few rows of the matrix that are wa
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from regard.errors import InputError
+
+ROWS = 256  # queries whose attention to all keys is held at once
 
 
 @dataclass(frozen=True)
@@ -32,64 +36,102 @@ class Attended:
     bias: Tensor | None
     scale: float
 
-    def weights(self, rows: slice = slice(None)) -> Tensor:
+    def weights(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Softmax rows of the chosen queries, (batch, heads, rows, tokens), in float32 whatever the autocast."""
         with torch.autocast(self.query.device.type, enabled=False):
             logits = (self.query[:, :, rows].float() * self.scale) @ self.key.float().transpose(-2, -1)
             if self.bias is not None:
-                logits = logits + self.bias[..., rows, :].float()
+                bias = self.bias.expand(*self.bias.shape[:-2], self.query.shape[2], self.key.shape[2])
+                logits = logits + bias[..., rows, :].float()
             return logits.softmax(dim=-1)
 
-    def mean_weights(self) -> Tensor:
-        """Softmax row of the mean of the queries against every key, without the bias (a mean query has no place),
-        (batch, heads, tokens), in float32 whatever the autocast.
+    def mean_weights(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Softmax row of the mean of the chosen queries against every key, without the bias (a mean query has no
+        place), (batch, heads, tokens), in float32 whatever the autocast.
 
         Where queries are a linear projection of the tokens, the mean query is the query of the mean token.
         """
         with torch.autocast(self.query.device.type, enabled=False):
-            mean = self.query.float().mean(dim=2, keepdim=True) * self.scale
+            mean = self.query[:, :, rows].float().mean(dim=2, keepdim=True) * self.scale
             return (mean @ self.key.float().transpose(-2, -1)).softmax(dim=-1)[:, :, 0]
+
+    def follow(self, share: Tensor) -> Tensor:
+        """Where the queries' shares go, share @ matrix: (batch or 1, heads or 1, tokens) -> (batch, heads, tokens).
+
+        A few rows of the matrix at a time, computed again in the backward pass: O(tokens) memory.
+        """
+
+        def some(start: int) -> Tensor:
+            rows = slice(start, start + ROWS)
+            return (share[..., None, rows] @ self.weights(rows)).squeeze(2)
+
+        parts = range(0, self.query.shape[2], ROWS)
+        if torch.is_grad_enabled() and len(parts) > 1:
+            return sum((checkpoint(some, start, use_reentrant=False) for start in parts), torch.zeros(()).to(share))
+        return sum((some(start) for start in parts), torch.zeros(()).to(share))
 
 
 class Recorder(TorchFunctionMode):
-    """Calls `read(call_number, Attended)` at the wanted attention calls, in order; keeps what it returns.
+    """Calls `read(block, Attended)` at the attention call of each wanted block, and keeps what it returns.
 
-    Only what `read` returns is kept, so queries and keys die with their block. `finish` raises when the number of
-    attention calls is not the number of blocks: then something was missed, and a map would be wrong or empty.
+    modules: every block's attention, in order; wanted: the blocks to read.
+    Only what `read` returns is kept, so queries and keys die with their block. `finish` raises when a block did not
+    make exactly one attention call: then something was missed, and a map would be wrong or empty.
     """
 
-    def __init__(self, wanted: Iterable[int], read: Callable[[int, Attended], Any]) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], wanted: Iterable[int], read: Callable[[int, Attended], Any]
+    ) -> None:
         super().__init__()
-        self.wanted, self.read = frozenset(wanted), read
-        self.calls = 0
-        self.results: list[Any] = []
+        self.modules, self.wanted, self.read = modules, frozenset(wanted), read
+        self.calls = [0] * len(modules)
+        self.results: dict[int, Any] = {}
+
+    def __enter__(self):
+        self.block: int | None = None
+        self.hooks = []
+        for block, module in enumerate(self.modules):
+            self.hooks.append(module.register_forward_pre_hook(partial(self._enter, block)))
+            self.hooks.append(module.register_forward_hook(self._leave))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for hook in self.hooks:
+            hook.remove()
+        return super().__exit__(*error)
+
+    def _enter(self, block: int, module: nn.Module, args: Any) -> None:
+        self.block = block
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.block = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            self._attended(args, kwargs)
+        if func is F.scaled_dot_product_attention and self.block is not None:
+            self._attended(self.block, args, kwargs)
         return func(*args, **kwargs)
 
-    def _attended(self, args: tuple, kwargs: dict) -> None:
-        if self.calls in self.wanted:
-            call = (
-                dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
-            )
-            if call.get("is_causal") or call.get("enable_gqa"):
-                raise InputError("attention maps of causal or grouped-query attention are not read")
-            query, key, mask = call["query"], call["key"], call.get("attn_mask")
-            if mask is not None and mask.dtype == torch.bool:  # True: may be seen
-                mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -math.inf)
-            scale = call.get("scale")
-            attended = Attended(query, key, mask, query.shape[-1] ** -0.5 if scale is None else scale)
-            self.results.append(self.read(self.calls, attended))  # torch does not watch calls made in here
-        self.calls += 1
+    def _attended(self, block: int, args: tuple, kwargs: dict) -> None:
+        self.calls[block] += 1
+        if block not in self.wanted:
+            return
+        call = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
+        if call.get("is_causal") or call.get("enable_gqa"):
+            raise InputError("attention maps of causal or grouped-query attention are not read")
+        query, key, mask = call["query"], call["key"], call.get("attn_mask")
+        if mask is not None and mask.dtype == torch.bool:  # True: may be seen
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -math.inf)
+        scale = call.get("scale")
+        attended = Attended(query, key, mask, query.shape[-1] ** -0.5 if scale is None else scale)
+        self.results[block] = self.read(block, attended)  # torch does not watch calls made in here
 
-    def finish(self, blocks: int, name: str) -> list[Any]:
-        """The kept results; InputError unless exactly one attention call was seen in each of the `blocks` blocks."""
-        if self.calls != blocks:
-            raise InputError(
-                f"cannot read the attention of {name}: its {blocks} blocks made {self.calls} calls of "
-                "scaled_dot_product_attention; its blocks must use fused attention, once each"
-            )
+    def finish(self, name: str) -> dict[int, Any]:
+        """The kept results by block; InputError, naming the block, unless each made exactly one attention call."""
+        for block, (module, calls) in enumerate(zip(self.modules, self.calls, strict=True)):
+            if calls != 1:
+                raise InputError(
+                    f"cannot read the attention of {name}: block {block} ({type(module).__name__}) made {calls} "
+                    "calls of scaled_dot_product_attention, not one; only blocks that use fused attention can be read"
+                )
         return self.results

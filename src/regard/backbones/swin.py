@@ -12,6 +12,7 @@ Departures from timm:
 """
 
 import math
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -23,7 +24,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.swin_transformer_v2 import WindowAttention as CosineWindowAttention
 from torch import Tensor
 
-from regard.backbones.base import AttentionMap, Backbone, Features, crop
+from regard.backbones.base import AttentionMap, Backbone, Features, Kind, crop
 from regard.backbones.recorder import Attended, Recorder
 
 # Added to the logit of a key that may not be seen. Far below timm's -100 between the parts of a shifted window, within
@@ -34,8 +35,9 @@ HIDDEN = -1e4
 class Swin(Backbone):
     """A pyramid of the stages; the attention of a level is that of its stage's last block, of kind `pooled`.
 
-    The mean token's query is taken over the whole grid and compared with the keys of the whole grid, so the map is not
-    bound to windows; relative position bias, which a mean token does not have, takes no part.
+    `pooled`: the mean token's query is taken over the whole grid and compared with the keys of the whole grid, so the
+    map is not bound to windows; relative position bias, which a mean token does not have, takes no part.
+    `received` and the affinity are the block's own attention, windows and bias included.
     Images are padded to `multiple`, where every stage's grid divides by its window; no token sees the padding.
     Window and shift of each stage are those of the size that the model was built for (`img_size`), at any image size.
     """
@@ -47,7 +49,7 @@ class Swin(Backbone):
         self.strides = tuple(info["reduction"] for info in model.feature_info)
         self.channels = tuple(info["num_chs"] for info in model.feature_info)
         self.heads = tuple(stage.blocks[-1].attn.num_heads for stage in stages)
-        self.kind = "pooled"
+        self.kinds = ("pooled", "received")
         self.dim = int(model.num_features)
         self.multiple = math.lcm(
             *(s * w for s, stage in zip(self.strides, stages, strict=True) for w in stage.blocks[0].window_size)
@@ -61,32 +63,51 @@ class Swin(Backbone):
             block.get_attn_mask = MethodType(_mask_of_windows_and_padding, block)
             if isinstance(block.attn, CosineWindowAttention):
                 block.attn.forward = MethodType(_fused_cosine_attention, block.attn)
-        self.depth = sum(len(stage.blocks) for stage in stages)
-        self.last_blocks = tuple(sum(len(s.blocks) for s in stages[: i + 1]) - 1 for i in range(len(stages)))
+        self.stage_of = tuple(level for level, stage in enumerate(stages) for _ in stage.blocks)
+        self.blocks = tuple(sum(len(s.blocks) for s in stages[: i + 1]) - 1 for i in range(len(stages)))
+        self.block_heads = tuple(self.heads[level] for level in self.stage_of)
+        self.block_strides = tuple(self.strides[level] for level in self.stage_of)
+
+    @property
+    def attention_modules(self) -> Sequence[Any]:
+        """As `Backbone.attention_modules`."""
+        return [block.attn for block in self._all_blocks]
+
+    @property
+    def _all_blocks(self) -> list[Any]:
+        return [block for stage in self.model.layers for block in stage.blocks]
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], attention: bool = False, affinity: bool = False
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        attention: bool | Kind = False,
+        affinity: bool = False,
+        blocks: Sequence[int] | None = None,
     ) -> Features:
         """As `Backbone.forward`."""
         height, width = images.shape[-2:]
         padded = self.pad(images)
         grids = [self.grid(height, width, level) for level in range(len(self.strides))]
         whole = [self.grid(padded.shape[-2], padded.shape[-1], level) for level in range(len(self.strides))]
-
-        def read(call: int, attended: Attended) -> AttentionMap:
-            level = self.last_blocks.index(call)
-            return self._map(attended, level, whole[level], grids[level], affinity)
-
+        maps = ()
         if attention or affinity:
+            kind, wanted = self.asked_kind(attention), self.chosen_blocks(blocks)
             self.refuse_checkpointing("its attention maps")
-        self._hide_padding(grids, whole)
-        if attention or affinity:
-            with Recorder(self.last_blocks, read) as recorder:
+            if affinity:
+                self.check_affinity(images, wanted)
+            self._hide_padding(grids, whole)
+
+            def read(block: int, attended: Attended) -> AttentionMap:
+                level = self.stage_of[block]
+                return self._map(attended, kind, block, whole[level], grids[level], affinity)
+
+            with Recorder(self.attention_modules, wanted, read) as recorder:
                 last, pyramid = self.model.forward_intermediates(padded, norm=True)
-            maps = tuple(recorder.finish(self.depth, self.name))
+            read_maps = recorder.finish(self.name)
+            maps = tuple(read_maps[block] for block in wanted)
         else:
+            self._hide_padding(grids, whole)
             last, pyramid = self.model.forward_intermediates(padded, norm=True)
-            maps = ()
         rows, columns = grids[-1]
         return Features(
             pyramid=tuple(crop(level, grid) for level, grid in zip(pyramid, grids, strict=True)),
@@ -110,30 +131,48 @@ class Swin(Backbone):
             before = image_grid
 
     def _map(
-        self, attended: Attended, level: int, whole: tuple[int, int], grid: tuple[int, int], affinity: bool
+        self,
+        attended: Attended,
+        kind: Kind,
+        number: int,
+        whole: tuple[int, int],
+        grid: tuple[int, int],
+        affinity: bool,
     ) -> AttentionMap:
         """The map of one block; its queries and keys come as (batch * windows, heads, window area, head_dim)."""
-        block = self.model.layers[level].blocks[-1]
+        block = self._all_blocks[number]
         order = _window_order(whole, block.window_size, block.shift_size).to(attended.key.device)  # (windows, area)
-        inside = torch.zeros(whole, dtype=torch.bool, device=order.device)
-        inside[: grid[0], : grid[1]] = True
-        inside = inside.flatten()
+        inside = torch.zeros(whole, device=order.device)  # 1 where the image is, 0 on the padding
+        inside[: grid[0], : grid[1]] = 1
+        queries = inside.flatten()[order]  # (windows, area)
 
-        def to_grid(x: Tensor) -> Tensor:  # (batch * windows, heads, area, d) -> (batch, heads, tokens, d), row-major
-            x = x.unflatten(0, (-1, len(order))).permute(0, 2, 1, 3, 4).flatten(2, 3)
-            return torch.empty_like(x).index_copy(2, order.flatten(), x)
-
-        query, key = to_grid(attended.query)[:, :, inside], to_grid(attended.key)[:, :, inside]
-        weights = Attended(query, key, None, attended.scale).mean_weights().unflatten(-1, grid)
+        if kind == "pooled":
+            with torch.autocast(attended.query.device.type, enabled=False):
+                query, key = (t.float().unflatten(0, (-1, len(order))) for t in (attended.query, attended.key))
+                mean = torch.einsum("bwhad,wa->bhd", query, queries) * (attended.scale / queries.sum())
+                logits = torch.einsum("bhd,bwhad->bhwa", mean, key)
+                weights = _to_grid(logits, order, whole, grid).flatten(2).softmax(dim=-1).unflatten(-1, grid)
+        else:
+            share = queries.repeat(len(attended.query) // len(order), 1)  # (batch * windows, area)
+            received = attended.follow(share.unsqueeze(1)).unflatten(0, (-1, len(order))).transpose(1, 2)
+            weights = _to_grid(received, order, whole, grid)
+            weights = weights / weights.sum(dim=(-2, -1), keepdim=True)
 
         pairs = None
         if affinity:
+            seen = inside.flatten().bool()
             rows = attended.weights().unflatten(0, (-1, len(order))).transpose(1, 2)  # (B, heads, windows, area, area)
-            pairs = rows.new_zeros(*rows.shape[:2], inside.numel(), inside.numel())
+            pairs = rows.new_zeros(*rows.shape[:2], seen.numel(), seen.numel())
             pairs[:, :, order.unsqueeze(2), order.unsqueeze(1)] = rows
-            pairs = pairs[:, :, inside][:, :, :, inside]
+            pairs = pairs[:, :, seen][:, :, :, seen]
             pairs = pairs / pairs.sum(dim=-1, keepdim=True)
-        return AttentionMap(weights, "pooled", pairs)
+        return AttentionMap(weights, kind, pairs)
+
+
+def _to_grid(x: Tensor, order: Tensor, whole: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """(batch, heads, windows, area) -> (batch, heads, h, w) of the image, windows put back in their places."""
+    x = x.flatten(2)
+    return crop(torch.empty_like(x).index_copy(2, order.flatten(), x).unflatten(-1, whole), grid)
 
 
 def _window_order(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:

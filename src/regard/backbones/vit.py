@@ -1,83 +1,196 @@
 """Any timm vision transformer whose blocks keep one grid of tokens: ViT, DeiT, DINO, DINOv2, SigLIP, EVA and kin."""
 
+from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.backbones.base import AttentionMap, Backbone, Features, Kind, crop
 from regard.backbones.recorder import Attended, Recorder
+from regard.errors import InputError, unknown
 
 LEVELS = 4  # a ViT's pyramid: this many evenly spaced blocks, the last one among them
+POSITIONS = ("timm", "dino")
 
 
 class ViT(Backbone):
     """A pyramid of four evenly spaced blocks, all on the patch grid, each through the final norm (as DINO's
     `get_intermediate_layers`).
 
-    Attention: `cls` where there is a CLS token; otherwise `pooled`. A map is cut to the patches (no CLS, no registers)
-    and made to sum to 1 over them; the published DINO maps are not renormalised.
-    Position embeddings are resampled by timm (bicubic, antialiased) for other image sizes.
+    Attention: `cls` where there is a CLS token, otherwise `pooled`; either, and `received`, when asked for. A map is
+    cut to the patches (no CLS, no registers) and made to sum to 1 over them; published DINO maps are not renormalised.
+
+    positions: how position embeddings are resampled for another image size than the model's own. "timm": bicubic,
+               antialiased. "dino": bicubic by a scale factor, as the published DINO code does: the maps people know
+               of 480 x 480 images come from it.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, positions: str = "timm") -> None:
         super().__init__()
-        self.model, self.name = model, name
+        self.model, self.name, self.positions = model, name, positions
+        for i, block in enumerate(model.blocks):
+            if not all(hasattr(getattr(block, "attn", None), part) for part in ("num_heads", "proj")):
+                raise InputError(f"block {i}, a {type(block).__name__}, is unknown: it has no attention of its own")
         depth = len(model.blocks)
         levels = min(LEVELS, depth)
         self.blocks = tuple((i + 1) * depth // levels - 1 for i in range(levels))
         patch = model.patch_embed.patch_size
         self.multiple = max(patch)
         self.strides = (max(patch),) * levels
+        self.block_strides = (max(patch),) * depth
         self.channels = (model.embed_dim,) * levels
-        self.heads = tuple(model.blocks[i].attn.num_heads for i in self.blocks)
+        self.block_heads = tuple(block.attn.num_heads for block in model.blocks)
+        self.heads = tuple(self.block_heads[i] for i in self.blocks)
         self.prefix = model.num_prefix_tokens
-        self.kind: Kind = "cls" if getattr(model, "cls_token", None) is not None else "pooled"
+        has_cls = getattr(model, "cls_token", None) is not None
+        self.kinds = ("cls", "pooled", "received") if has_cls else ("pooled", "received")
         self.dim = model.num_features
+        if positions not in POSITIONS:
+            raise unknown("positions", positions, POSITIONS)
+        if positions == "dino":
+            if not _has_dinos_tokens(model):
+                raise InputError(
+                    f"{name} has not the tokens of a DINO ViT (CLS, then patches): positions timm would work"
+                )
+            model._pos_embed = MethodType(_dino_positions, model)
+
+    @property
+    def attention_modules(self) -> Sequence[Any]:
+        """As `Backbone.attention_modules`."""
+        return [block.attn for block in self.model.blocks]
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], attention: bool = False, affinity: bool = False
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        attention: bool | Kind = False,
+        affinity: bool = False,
+        blocks: Sequence[int] | None = None,
     ) -> Features:
         """As `Backbone.forward`."""
-        height, width = images.shape[-2:]
-        padded = self.pad(images)
-        tokens = (padded.shape[-2] // self.multiple, padded.shape[-1] // self.multiple)  # grid of the padded image
-        grid = self.grid(height, width, 0)
-
-        def read(_: int, attended: Attended) -> AttentionMap:
-            return self._map(attended, tokens, grid, affinity)
-
+        padded, tokens, grid = self._padded(images)
+        maps = ()
         if attention or affinity:
+            kind, wanted = self.asked_kind(attention), self.chosen_blocks(blocks)
             self.refuse_checkpointing("its attention maps")
-            with Recorder(self.blocks, read) as recorder:
-                last, pyramid = self.model.forward_intermediates(padded, indices=list(self.blocks), norm=True)
-            maps = tuple(recorder.finish(len(self.model.blocks), self.name))
+            if affinity:
+                self.check_affinity(images, wanted)
+
+            def read(_: int, attended: Attended) -> AttentionMap:
+                return self._map(attended, kind, tokens, grid, affinity)
+
+            with Recorder(self.attention_modules, wanted, read) as recorder:
+                last, pyramid = self._run(padded)
+            read_maps = recorder.finish(self.name)
+            maps = tuple(read_maps[block] for block in wanted)
         else:
-            last, pyramid = self.model.forward_intermediates(padded, indices=list(self.blocks), norm=True)
-            maps = ()
+            last, pyramid = self._run(padded)
         return Features(
             pyramid=tuple(crop(level, grid) for level in pyramid),
             attention=maps,
             pooled=self.model.forward_head(last, pre_logits=True),
         )
 
-    def _map(self, attended: Attended, tokens: tuple[int, int], grid: tuple[int, int], affinity: bool) -> AttentionMap:
-        """The map of one block: softmax over all tokens, cut to the patches of the image, each head summing to 1."""
-        if self.kind == "cls":
-            row = attended.weights(rows=slice(0, 1))[:, :, 0, self.prefix :]
+    def rollout(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch h w"]:
+        """As `Backbone.rollout`: heads are averaged, and half of each block's weight stays where it is (the residual).
+
+        It starts at the CLS token, or evenly at the patches where there is none, and is followed from the last block to
+        the first: only one row of the product of all matrices is ever formed.
+        """
+        padded, tokens, grid = self._padded(images)
+        self.refuse_checkpointing("attention rollout")
+        with Recorder(self.attention_modules, range(len(self.block_heads)), lambda _, attended: attended) as recorder:
+            self._run(padded)
+        blocks = recorder.finish(self.name)
+        share = self._share_of_queries(self.kinds[0], tokens, grid, padded)  # (tokens,)
+        share = share.expand(len(images), 1, -1)
+        for block in reversed(range(len(blocks))):
+            share = 0.5 * share + 0.5 * blocks[block].follow(share).mean(dim=1, keepdim=True)
+        return _cut(share, self.prefix, tokens, grid)[:, 0]
+
+    def _padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+        """The padded images, their grid of tokens, and that of the images themselves."""
+        padded = self.pad(images)
+        tokens = (padded.shape[-2] // self.multiple, padded.shape[-1] // self.multiple)
+        return padded, tokens, self.grid(images.shape[-2], images.shape[-1], 0)
+
+    def _run(self, padded: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.model.forward_intermediates(padded, indices=list(self.blocks), norm=True)
+
+    def _share_of_queries(self, kind: Kind, tokens: tuple[int, int], grid: tuple[int, int], like: Tensor) -> Tensor:
+        """The query that a map is of, as weights over all tokens: CLS, or evenly the patches of the image."""
+        if kind == "cls":
+            inside = torch.zeros(tokens, device=like.device)
+            prefix = torch.zeros(self.prefix, device=like.device)
+            prefix[0] = 1
         else:
-            row = attended.mean_weights()[..., self.prefix :]
-        weights = crop(row.unflatten(-1, tokens), grid)
+            inside = torch.zeros(tokens, device=like.device)
+            inside[: grid[0], : grid[1]] = 1 / (grid[0] * grid[1])
+            prefix = torch.zeros(self.prefix, device=like.device)
+        return torch.cat([prefix, inside.flatten()])
+
+    def _map(
+        self, attended: Attended, kind: Kind, tokens: tuple[int, int], grid: tuple[int, int], affinity: bool
+    ) -> AttentionMap:
+        """The map of one block: softmax over all tokens, cut to the patches of the image, each head summing to 1."""
+        if kind == "cls":
+            row = attended.weights(rows=slice(0, 1))[:, :, 0]
+        elif kind == "pooled":
+            row = attended.mean_weights(self._queries(tokens, grid, attended.query.device))
+        else:
+            row = attended.follow(self._share_of_queries(kind, tokens, grid, attended.query)[None, None])
         pairs = None
         if affinity:
             rows = attended.weights(rows=slice(self.prefix, None))[..., self.prefix :]  # (B, heads, n, n)
             rows = rows.unflatten(-1, tokens)[..., : grid[0], : grid[1]].flatten(-2)  # keys of the image
             rows = rows.unflatten(2, tokens)[:, :, : grid[0], : grid[1]].flatten(2, 3)  # queries of the image
             pairs = rows / rows.sum(dim=-1, keepdim=True)
-        return AttentionMap(weights / weights.sum(dim=(-2, -1), keepdim=True), self.kind, pairs)
+        return AttentionMap(_cut(row, self.prefix, tokens, grid), kind, pairs)
+
+    def _queries(self, tokens: tuple[int, int], grid: tuple[int, int], device: torch.device) -> slice | Tensor:
+        """The tokens that are patches of the image: not the prefix, not the padding."""
+        if tokens == grid:
+            return slice(self.prefix, None)
+        numbers = torch.arange(tokens[0] * tokens[1], device=device).view(tokens)
+        return numbers[: grid[0], : grid[1]].flatten() + self.prefix
+
+
+def _cut(
+    row: Float[Tensor, "batch heads all"], prefix: int, tokens: tuple[int, int], grid: tuple[int, int]
+) -> Float[Tensor, "batch heads h w"]:
+    """A row over all tokens, cut to the patches of the image and made to sum to 1."""
+    weights = crop(row[..., prefix:].unflatten(-1, tokens), grid)
+    return weights / weights.sum(dim=(-2, -1), keepdim=True)
+
+
+def _has_dinos_tokens(model: Any) -> bool:
+    """One CLS token with a position of its own, then the patches: what DINO's interpolation is written for."""
+    has_cls = getattr(model, "cls_token", None) is not None and model.num_prefix_tokens == 1
+    return has_cls and not getattr(model, "no_embed_class", True) and model.pos_embed is not None
+
+
+def _dino_positions(self: Any, x: Float[Tensor, "batch h w dim"]) -> Float[Tensor, "batch tokens dim"]:
+    """timm's `_pos_embed` with the interpolation of DINO's `interpolate_pos_encoding`.
+
+    There the grid is enlarged by a factor rather than to a size, a tenth of a patch more than asked for (a guard
+    against rounding, https://github.com/facebookresearch/dino/issues/8), and without antialiasing.
+    """
+    batch, height, width, dim = x.shape
+    positions = self.pos_embed  # (1, 1 + old height * old width, dim)
+    old = self.patch_embed.grid_size
+    if (height, width) != tuple(old):
+        patches = positions[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
+        factors = ((height + 0.1) / old[0], (width + 0.1) / old[1])
+        patches = F.interpolate(patches, scale_factor=factors, mode="bicubic")
+        positions = torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+    tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.view(batch, height * width, dim)], dim=1)
+    return self.pos_drop(tokens + positions)
 
 
 def is_vit(model: Any) -> bool:
-    """Whether `ViT` can read this timm model: blocks of attention over one sequence of patch tokens."""
+    """Whether `ViT` is what should read this timm model: blocks over one sequence of patch tokens."""
     has_parts = all(hasattr(model, part) for part in ("blocks", "num_prefix_tokens", "forward_intermediates"))
-    return has_parts and isinstance(model.blocks, nn.Sequential | nn.ModuleList) and hasattr(model.blocks[0], "attn")
+    return has_parts and isinstance(model.blocks, nn.Sequential | nn.ModuleList)
