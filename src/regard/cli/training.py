@@ -95,6 +95,9 @@ def pretrain(
     compile: bool = False,
     checkpoint_activations: bool = False,
     checkpoint_minutes: float = 10.0,
+    guide_sharpness: float = 0.0,
+    guide_diversity: float = 0.0,
+    guide_consistency: float = 0.0,
     backbone_options: dict[str, Any] | None = None,
     method_options: dict[str, Any] | None = None,
 ) -> str:
@@ -134,11 +137,15 @@ def pretrain(
         compile: Compile the networks with torch.compile.
         checkpoint_activations: Spend time to save memory: compute activations again in the backward pass.
         checkpoint_minutes: How often to save what a killed run goes on from.
+        guide_sharpness: Weight of a loss that makes each attention head look at few places; 0 for none.
+        guide_diversity: Weight of a loss that makes the heads of a block look at different places.
+        guide_consistency: Weight of a loss that makes a head look at the same places in both views.
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
         method_options: Passed to the method, such as {"lambda_": 0.0051} or {"out_dim": 4096}.
     """
     import torch
 
+    from regard.attention.guidance import Guidance
     from regard.backbones import build_backbone
     from regard.data.layout import open_source
     from regard.studies.folders import run_folder
@@ -178,7 +185,11 @@ def pretrain(
         raise InputError("DINO trains with AdamW: --optimizer is for Barlow Twins")
     if tune == "lr" and lr is not None:
         raise InputError("--tune lr chooses the rate: leave out --lr, or --tune")
-    settings = PretrainSettings(method, size, local_size, local_crops, epochs, batch_size, options, accumulate, average)
+    guidance = Guidance(guide_sharpness, guide_diversity, guide_consistency)
+    guidance.check(model)
+    settings = PretrainSettings(
+        method, size, local_size, local_crops, epochs, batch_size, options, accumulate, average, guidance
+    )
     started = {"data": source.root, "backbone": model.name, "options": model.options, "seed": seed, **asdict(settings)}
     started["tune"] = tune  # and not what it chose: a run cut short is the same run before and after the choice
     watch = Watch(logger, on_bad_image, knn_every, on_collapse)
@@ -213,6 +224,9 @@ def segment(
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
     checkpoint_minutes: float = 10.0,
+    guide_sharpness: float = 0.0,
+    guide_diversity: float = 0.0,
+    guide_consistency: float = 0.0,
     backbone_options: dict[str, Any] | None = None,
 ) -> str:
     """Train a segmentation on images with masks, and score the best epoch.
@@ -236,10 +250,14 @@ def segment(
         accelerator: `auto` takes a GPU where there is one.
         precision: `auto` is bf16-mixed on a GPU, else 32-true.
         checkpoint_minutes: How often to save what a killed run goes on from.
+        guide_sharpness: Weight of a loss that makes each attention head look at few places; 0 for none.
+        guide_diversity: Weight of a loss that makes the heads of a block look at different places.
+        guide_consistency: Weight of a loss that makes a head look at the same places when the image is flipped.
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
     """
     import torch
 
+    from regard.attention.guidance import Guidance
     from regard.backbones import build_backbone
     from regard.data.layout import check_readable, open_source, require_masks
     from regard.segmentation.fusion import build_fusion
@@ -257,11 +275,16 @@ def segment(
     torch.manual_seed(seed)
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {}))
     build_fusion(fusion, model)  # so that a wrong name is said before anything is read or written
+    guidance = Guidance(guide_sharpness, guide_diversity, guide_consistency)
+    guidance.check(model)
+    if guidance and freeze:
+        raise InputError("guidance changes the backbone, and --freeze leaves it as it is: take one of the two")
     say(source.describe())
     check_readable(source)
     settings = SegmentSettings(
-        size, head=head, freeze=freeze, epochs=epochs, batch_size=batch_size, lr=lr, backbone_lr=backbone_lr
-    )
+        size, head=head, freeze=freeze, epochs=epochs, batch_size=batch_size, lr=lr, backbone_lr=backbone_lr,
+        guidance=guidance,
+    )  # fmt: skip
     hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
     started = {"data": source.root, "backbone": backbone, "fusion": fusion, "seed": seed, **asdict(settings)}
     with run_folder(out, started, RUN_FILE) as folder:

@@ -53,8 +53,14 @@ class View:
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
         """One view: crop, flip, colour, blur, solarize."""
-        view = resize(image, crop_box(image.shape[:2], self.scale, rng), (self.size, self.size))
-        if rng.random() < self.flip:
+        return self.placed(image, rng)[0]
+
+    def placed(self, image: Image, rng: np.random.Generator) -> tuple[Image, tuple[float, ...]]:
+        """The view, and its place: top, left, height, width as shares of the image's; 1.0 if flipped, else 0.0."""
+        (top, left, height, width), (rows, columns) = crop_box(image.shape[:2], self.scale, rng), image.shape[:2]
+        view = resize(image, (top, left, height, width), (self.size, self.size))
+        flipped = rng.random() < self.flip
+        if flipped:
             view = view[:, ::-1]
         if rng.random() < self.jitter:
             view = jitter_colour(view, self.strength, rng)
@@ -64,7 +70,8 @@ class View:
             view = cv2.GaussianBlur(view, (0, 0), rng.uniform(*self.sigma))
         if rng.random() < self.solarize:
             view = np.where(view < 128, view, 255 - view)
-        return np.ascontiguousarray(view)
+        place = (top / rows, left / columns, height / rows, width / columns, float(flipped))
+        return np.ascontiguousarray(view), place
 
 
 def barlow_twins_views(size: int = 224) -> tuple[View, View]:

@@ -77,7 +77,10 @@ class _Resumable(L.LightningDataModule):
 
 
 class PretrainData(_Resumable):
-    """Batches for pre-training: a list with one uint8 tensor (batch, 3, size, size) per view; labels last, if labelled.
+    """Batches for pre-training: a list with one uint8 tensor (batch, 3, size, size) per view, and more if asked for.
+
+    placed:     where the views are in their images, (batch, views, 5) as `View.placed`, comes after the views.
+    labelled:   labels (batch,) come last.
 
     batch_size: images per optimizer step, over all processes and `accumulate` parts: a forward pass gets its share.
     bank, queries: labelled images for kNN, validated with: each query asks the bank. None where nothing is labelled.
@@ -94,10 +97,11 @@ class PretrainData(_Resumable):
         labelled: bool = False,
         bank: CentreCrops | None = None,
         queries: CentreCrops | None = None,
+        placed: bool = False,
     ) -> None:
         super().__init__()
         self.dataset, self.views, self.batch_size, self.workers, self.seed = dataset, views, batch_size, workers, seed
-        self.accumulate, self.labelled = accumulate, labelled
+        self.accumulate, self.labelled, self.placed = accumulate, labelled, placed
         self.probes = [probe for probe in (bank, queries) if probe is not None]
 
     @property
@@ -109,7 +113,7 @@ class PretrainData(_Resumable):
         """Whole batches only: the batch is part of the losses."""
         skip = self.done * self.share
         return DataLoader(
-            Views(self.dataset, self.views, self.seed, self.labelled),
+            Views(self.dataset, self.views, self.seed, self.labelled, self.placed),
             self.share,
             sampler=EpochSampler(
                 len(self.dataset), self.seed, self.batch_size, self.rank, self.world, self.epoch, skip

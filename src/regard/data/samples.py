@@ -100,18 +100,25 @@ def skipped(record: Path) -> list[str]:
 
 
 class Views(TorchDataset):
-    """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor; then, if `labelled`, the class index."""
+    """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor; then, if asked for, where they are in the
+    image, (views, 5) as `View.placed`; last, if `labelled`, the class index.
+    """
 
-    def __init__(self, dataset: Dataset, views: Sequence[View], seed: int, labelled: bool = False) -> None:
-        self.dataset, self.views, self.seed, self.labelled = dataset, views, seed, labelled
+    def __init__(
+        self, dataset: Dataset, views: Sequence[View], seed: int, labelled: bool = False, placed: bool = False
+    ) -> None:
+        self.dataset, self.views, self.seed, self.labelled, self.placed = dataset, views, seed, labelled, placed
 
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
         epoch, index = key
         image = self.dataset.image(index)
-        views = [_tensor(view(image, draws(VIEW, self.seed, epoch, index, n))) for n, view in enumerate(self.views)]
-        if not self.labelled:
-            return views
-        return [*views, torch.tensor(cast(LabelDataset, self.dataset).label(index))]
+        drawn = [view.placed(image, draws(VIEW, self.seed, epoch, index, n)) for n, view in enumerate(self.views)]
+        sample = [_tensor(view) for view, _ in drawn]
+        if self.placed:
+            sample.append(torch.tensor([place for _, place in drawn]))
+        if self.labelled:
+            sample.append(torch.tensor(cast(LabelDataset, self.dataset).label(index)))
+        return sample
 
 
 class CentreCrops(TorchDataset):

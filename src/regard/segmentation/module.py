@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regard.backbones import Backbone, normalize
+from regard.attention.guidance import Guidance
+from regard.backbones import Backbone, Features, normalize
+from regard.errors import InputError
 from regard.evaluation.scores import confusion, scores, torch_counts
 from regard.segmentation.fusion import build_fusion
 from regard.segmentation.heads import build_head
@@ -37,10 +39,17 @@ class SegmentationModel(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
         """Logits of normalised images of any size."""
+        return self.decode(self.features(images), (images.shape[-2], images.shape[-1]))
+
+    def features(self, images: Float[Tensor, "batch 3 height width"], attention: bool = False) -> Features:
+        """The backbone's features, with attention maps where the fusion needs them, or asked for."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            features = self.backbone(images, attention=self.fusion.attention, affinity=self.fusion.affinity)
+            return self.backbone(images, attention=self.fusion.attention or attention, affinity=self.fusion.affinity)
+
+    def decode(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "batch classes height width"]:
+        """Logits at this (height, width)."""
         logits = self.head(self.fusion(features))
-        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def train(self, mode: bool = True) -> "SegmentationModel":
         """Training mode for what trains."""
@@ -53,6 +62,8 @@ class SegmentationModel(nn.Module):
 class SegmentationTask(L.LightningModule):
     """Cross-entropy over labelled pixels; AdamW; linear warm-up, then a polynomial decay to zero.
 
+    guidance:        terms on the attention maps, added to the loss. For consistency the crops go through the backbone
+                     a second time, flipped left to right.
     lr, backbone_lr: peak rates of fusion and head, and of the backbone.
     power:           of the decay; 0.9 as in DeepLab (Chen et al. 2017).
     Validation gives `val_miou` and `val_accuracy` over the whole set, masks at their own size.
@@ -68,8 +79,13 @@ class SegmentationTask(L.LightningModule):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         power: float = 0.9,
+        guidance: Guidance = Guidance(),
     ) -> None:
         super().__init__()
+        guidance.check(model.backbone)
+        if guidance and model.freeze:
+            raise InputError("guidance changes the backbone, and a frozen one stays as it is: leave out one of the two")
+        self.guidance = guidance
         self.model, self.classes, self.ignore_index = model, classes, ignore_index
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.warmup, self.power = warmup, power
@@ -77,7 +93,19 @@ class SegmentationTask(L.LightningModule):
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         """The loss of one batch: [uint8 crops, int64 masks]."""
         images, masks = batch
-        loss = segmentation_loss(self.model(normalize(images)), masks, self.ignore_index)
+        images = normalize(images)
+        features = self.model.features(images, attention=bool(self.guidance))
+        logits = self.model.decode(features, (masks.shape[-2], masks.shape[-1]))
+        loss = segmentation_loss(logits, masks, self.ignore_index)
+        if self.guidance:
+            views, places = [features.attention], None
+            if self.guidance.consistency:
+                views.append(self.model.features(images.flip(-1), attention=True).attention)
+                upright = images.new_tensor([0.0, 0.0, 1.0, 1.0, 0.0]).expand(len(images), -1)
+                places = [upright, upright + upright.new_tensor([0.0, 0.0, 0.0, 0.0, 1.0])]
+            terms = self.guidance.terms(views, places)
+            self.log_dict({f"guide_{name}": term for name, term in terms.items()}, batch_size=len(images))
+            loss = loss + self.guidance.total(terms)
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 

@@ -139,7 +139,7 @@ class BarlowTwins(Pretraining):
         self.backbone = backbone
         self.projector = projector((backbone.dim, *widths))
 
-    def training_step(self, views: list[Tensor], batch_index: int) -> dict[str, Any]:
+    def training_step(self, batch: list[Tensor], batch_index: int) -> dict[str, Any]:
         """The loss of one batch of pairs."""
         settings = self.hparams
         optimizer: torch.optim.Optimizer = self.optimizers()  # type: ignore[assignment]
@@ -149,12 +149,15 @@ class BarlowTwins(Pretraining):
             lr = warmup_cosine(self.global_step, total, round(settings["warmup"] * total), peak, peak * 0.001)
         set_lr(optimizer, lr, lr * settings["bias_lr"] if settings["optimizer"] == "lars" else lr)
 
-        z1, z2 = (self.projector(self.backbone(normalize(view)).pooled) for view in views)
-        z1, z2 = gather(z1), gather(z2)
+        views, places = self.views_and_places(batch)
+        features = [self.backbone(normalize(view), attention=bool(self.guidance)) for view in views]
+        z1, z2 = (gather(self.projector(seen.pooled)) for seen in features)
         invariance, redundancy = barlow_twins_terms(z1, z2)
         loss = invariance + settings["lambda_"] * redundancy
+        added, terms = self.guide([seen.attention for seen in features], places)
+        loss = loss + added
         self.log_dict({"loss": loss, "invariance": invariance, "redundancy": redundancy})
-        return {"loss": loss, "embeddings": (z1.detach(), z2.detach())}
+        return {"loss": loss, "embeddings": (z1.detach(), z2.detach()), "guide": terms}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Two groups: weights, and the 1-D parameters, which no weight decay or scaling touches."""

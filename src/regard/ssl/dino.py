@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from regard.backbones import Backbone, normalize
+from regard.backbones import AttentionMap, Backbone, normalize
 from regard.ssl.distributed import mean_over_processes
 from regard.ssl.optimizers import set_lr, split_parameters
 from regard.ssl.pretraining import Pretraining
@@ -137,7 +137,7 @@ class DINO(Pretraining):
         """The teacher's: better than the student throughout training (section 5.2)."""
         return self.teacher_backbone
 
-    def training_step(self, crops: list[Tensor], batch_index: int) -> dict[str, Any]:
+    def training_step(self, batch: list[Tensor], batch_index: int) -> dict[str, Any]:
         """The loss of one batch of crops."""
         settings, step, total = self.hparams, self.global_step, self.total_steps
         optimizer: torch.optim.Optimizer = self.optimizers()  # type: ignore[assignment]
@@ -149,16 +149,21 @@ class DINO(Pretraining):
         temperature = teacher_temperature(
             self.current_epoch, *settings["teacher_temp"], warmup_epochs=settings["teacher_warmup"]
         )
+        crops, places = self.views_and_places(batch)
         images = [normalize(crop) for crop in crops]
         with torch.no_grad():
             teacher = self.teacher_head(self.teacher_backbone(torch.cat(images[:2])).pooled)
-        pooled = torch.cat([self.backbone(batch).pooled for batch in _by_size(images)])
+        runs = _by_size(images)
+        seen = self.backbone(runs[0], attention=bool(self.guidance))  # of the student; the global crops come first
+        pooled = torch.cat([seen.pooled, *(self.backbone(run).pooled for run in runs[1:])])
         loss = dino_loss(self.head(pooled), teacher, self.center, len(crops), temperature)
+        added, terms = self.guide(_global_maps(seen.attention, len(crops[0])), places)
+        loss = loss + added
         said = {"logits": teacher, "center": self.center.clone(), "temperature": temperature}
         self.center.copy_(update_center(self.center, teacher))
         self.log_dict({"loss": loss, "temperature": temperature})
         first, second = pooled.detach().split(len(crops[0]))[:2]
-        return {"loss": loss, "embeddings": (first, second), "teacher": said}
+        return {"loss": loss, "embeddings": (first, second), "teacher": said, "guide": terms}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip, and hold the prototypes still in the first epoch."""
@@ -195,6 +200,13 @@ def _by_size(images: list[Tensor]) -> list[Tensor]:
         else:
             runs.append([image])
     return [torch.cat(run) for run in runs]
+
+
+def _global_maps(attention: Sequence[AttentionMap], batch: int) -> list[list[AttentionMap]]:
+    """The maps of the first and of the second global crops, each by level."""
+    return [
+        [AttentionMap(level.weights[start : start + batch], level.kind) for level in attention] for start in (0, batch)
+    ]
 
 
 def _without_drop_path(backbone: Backbone) -> Backbone:

@@ -1,5 +1,6 @@
 """What the methods share: which backbone is kept, how a rate is scheduled, and kNN as validation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from regard.backbones import Backbone, normalize
+from regard.attention.guidance import Guidance
+from regard.backbones import AttentionMap, Backbone, normalize
 from regard.evaluation.probes import knn
 from regard.ssl.distributed import gather
 
@@ -15,15 +17,40 @@ from regard.ssl.distributed import gather
 class Pretraining(L.LightningModule):
     """A LightningModule that trains `backbone`.
 
-    `training_step` returns {"loss": scalar, "embeddings": (of one view, of another)}, the latter without gradient, for
-    `monitors`; DINO adds what its teacher said. Validation batches are (images, labels): first all of the bank, then
-    the queries; they give `knn_top1` and `knn_top5`, percent (`evaluation.probes.knn`, k = 20 or all of the bank).
+    `training_step` returns {"loss": scalar, "embeddings": (of one view, of another), "guide": terms of guidance}, the
+    embeddings without gradient, for `monitors`; DINO adds what its teacher said. Validation batches are (images,
+    labels): first all of the bank, then the queries; they give `knn_top1` and `knn_top5`, percent
+    (`evaluation.probes.knn`, k = 20 or all of the bank).
 
     fixed_lr: leave the rates of the optimizer as they are: the search for one sets them.
+    guidance: terms on the attention maps that are added to the loss. With `consistency`, batches say where the views
+              are in their images: (batch, views, 5) comes after the views.
     """
 
     backbone: Backbone
     fixed_lr: bool = False
+    guidance: Guidance = Guidance()
+
+    def views_and_places(self, batch: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
+        """The views of a batch, and the places of each, (batch, 5), where the batch has them."""
+        if not self.guidance.consistency:
+            return list(batch), None
+        *views, places = batch
+        return views, list(places.unbind(dim=1))
+
+    def guide(
+        self, views: Sequence[Sequence[AttentionMap]], places: Sequence[Tensor] | None
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """What guidance adds to the loss, and its terms by name, which are logged too.
+
+        views: for each of the views compared, its maps by level.
+
+        It is the mean over this process's images: the mean over processes of its gradient is that of all images.
+        """
+        terms = self.guidance.terms(views, places)
+        named = {f"guide_{name}": term.detach() for name, term in terms.items()}
+        self.log_dict(named)
+        return self.guidance.total(terms), named
 
     @property
     def kept(self) -> Backbone:

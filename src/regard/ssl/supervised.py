@@ -124,9 +124,11 @@ class Supervised(Pretraining):
             lr = warmup_cosine(self.global_step, total, round(settings["warmup"] * total), peak, 0.0)
             set_lr(self.optimizers(), lr, lr)  # type: ignore[arg-type]
         images, labels = batch
-        loss = self.loss(self.backbone(normalize(images)).pooled, labels)
+        seen = self.backbone(normalize(images), attention=bool(self.guidance))
+        added, terms = self.guide([seen.attention], None)
+        loss = self.loss(seen.pooled, labels) + added
         self.log("loss", loss)
-        return {"loss": loss}
+        return {"loss": loss, "guide": terms}
 
     def loss(self, pooled: Float[Tensor, "batch dim"], labels: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
         """The criterion, in float32 under autocast: from half-precision input, the library casts its weights for good.

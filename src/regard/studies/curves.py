@@ -8,23 +8,27 @@ import torch
 
 
 class LossCurve(L.Callback):
-    """The training loss, averaged over stretches, as about `points` points of {"step", "loss"}."""
+    """The training loss and the terms of guidance in it, averaged over stretches, as about `points` points of {"step",
+    "loss", "guide_sharpness", ...}.
+    """
 
     def __init__(self, points: int) -> None:
         self.most, self.points = points, []
-        self._sum: torch.Tensor | None = None
+        self._sum: dict[str, torch.Tensor] = {}
         self._steps = 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Add on the device; read only at the end of a stretch, so that no step waits for the host."""
-        loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach() * trainer.accumulate_grad_batches  # undivided
-        self._sum = loss if self._sum is None else self._sum + loss
+        outputs = cast(dict[str, Any], outputs)
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # undivided
+        for name, value in {"loss": loss, **outputs.get("guide", {})}.items():
+            self._sum[name] = value + self._sum.get(name, 0.0)
         self._steps += 1
         total = int(trainer.estimated_stepping_batches)
         if trainer.global_step == total or self._steps >= trainer.accumulate_grad_batches * max(1, total // self.most):
-            mean = trainer.strategy.reduce(self._sum / self._steps, reduce_op="mean")
-            self.points.append({"step": trainer.global_step, "loss": float(mean)})
-            self._sum, self._steps = None, 0
+            means = trainer.strategy.reduce(torch.stack(list(self._sum.values())) / self._steps, reduce_op="mean")
+            self.points.append({"step": trainer.global_step, **dict(zip(self._sum, means.tolist(), strict=True))})
+            self._sum, self._steps = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -16,6 +16,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from regard.attention.guidance import Guidance
 from regard.backbones import Backbone, describe, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
 from regard.data.augment import View, barlow_twins_views, dino_views, supervised_views
@@ -51,6 +52,7 @@ class PretrainSettings:
 
     batch_size: images per optimizer step, over all processes and `accumulate` forward passes.
     average:    what is kept: the last weights, or an average over the training (`averaging`).
+    guidance:   terms on the attention maps, added to the method's loss.
     """
 
     method: str = "barlow_twins"
@@ -62,6 +64,12 @@ class PretrainSettings:
     options: dict[str, Any] = field(default_factory=dict)
     accumulate: int = 1
     average: Literal["none", "ema", "swa"] = "none"
+    guidance: Guidance = Guidance()
+
+    @property
+    def placed(self) -> bool:
+        """Whether the method must know where its views are in their images."""
+        return bool(self.guidance.consistency)
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,7 @@ def pretrain_run(
         labelled=settings.method == "supervised",
         bank=None if queries is None else CentreCrops(dataset, bank, settings.size),
         queries=None if queries is None else CentreCrops(queries, range(len(queries)), settings.size),
+        placed=settings.placed,
     )
     curve, clock, scores = LossCurve(points=40), Clock(), Scores()
     # A classifier has one view of an image, and labels to tell how it does.
@@ -214,7 +223,12 @@ def build_method(backbone: Backbone, settings: PretrainSettings, classes: int = 
     for option in settings.options:
         if option not in known:
             raise unknown(f"option of {settings.method}", option, known)
-    return method(backbone, **given, **(usual | settings.options))
+    settings.guidance.check(backbone)
+    if settings.method == "supervised" and settings.guidance.consistency:
+        raise InputError("guide_consistency compares two views, and supervised has one: leave it out")
+    module = method(backbone, **given, **(usual | settings.options))
+    module.guidance = settings.guidance
+    return module
 
 
 def build_views(settings: PretrainSettings) -> tuple[View, ...]:
@@ -241,6 +255,10 @@ def check_batch(settings: PretrainSettings, hardware: Hardware, images: int) -> 
 def prepare(module: Pretraining, hardware: Hardware) -> None:
     """Compile, and save memory, as asked."""
     if hardware.checkpoint_activations:
+        if module.guidance:
+            raise InputError(
+                "guidance reads attention maps, which are gone with checkpointed activations: leave it off"
+            )
         try:
             module.backbone.model.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:  # timm asserts where a model has none

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from regard.attention.guidance import Guidance
 from regard.backbones import (
     Backbone,
     describe,
@@ -53,6 +54,7 @@ class SegmentSettings:
     batch_size: int = 16
     lr: float = 1e-3
     backbone_lr: float = 1e-4
+    guidance: Guidance = Guidance()
 
 
 def segment_run(
@@ -73,7 +75,9 @@ def segment_run(
     classes = len(train.classes)
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, **settings.head_options)
-    task = SegmentationTask(model, classes, train.ignore_index, settings.lr, settings.backbone_lr)
+    task = SegmentationTask(
+        model, classes, train.ignore_index, settings.lr, settings.backbone_lr, guidance=settings.guidance
+    )
     transform = TrainTransform(settings.size, train.ignore_index, settings.scale, jitter=settings.jitter)
     data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed)
     best = ModelCheckpoint(out / CHECKPOINTS, "best-{step}", monitor="val_miou", mode="max", save_weights_only=True)

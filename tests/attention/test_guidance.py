@@ -1,0 +1,230 @@
+"""Guidance: hand-worked values, gradients, geometry by pushing coordinates through, and training with it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from regard.attention.guidance import Guidance, consistency, diversity, sharpness
+from regard.attention.views import on_overlap
+from regard.backbones import AttentionMap, build_backbone
+from regard.data.augment import View, draws, resize
+from regard.data.scenes import Scenes
+from regard.errors import InputError
+from regard.segmentation.module import SegmentationModel, SegmentationTask
+from regard.studies.pretraining import PretrainSettings, build_method, pretrain_run
+from regard.studies.training import Hardware
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0]])
+
+
+def one_hot(*positions: int) -> torch.Tensor:
+    """(1, heads, 2, 2): each head looks at one position."""
+    return torch.eye(4)[list(positions)].view(1, -1, 2, 2)
+
+
+EVEN = torch.full((1, 2, 2, 2), 0.25)
+
+
+def test_sharpness_of_worked_maps() -> None:
+    assert sharpness(EVEN).item() == pytest.approx(1)
+    assert sharpness(one_hot(0, 3)).item() == pytest.approx(0, abs=1e-6)
+    half = torch.tensor([0.5, 0.5, 0, 0]).view(1, 1, 2, 2)  # one bit of two
+    assert sharpness(half).item() == pytest.approx(0.5)
+    assert sharpness(torch.ones(1, 3, 1, 1)).item() == 0
+
+
+def test_diversity_of_worked_maps() -> None:
+    assert diversity(EVEN).item() == pytest.approx(1)
+    assert diversity(one_hot(2, 2)).item() == pytest.approx(1)
+    assert diversity(one_hot(0, 3)).item() == pytest.approx(0, abs=1e-6)
+    # heads (1, 0) and (1/2, 1/2): H of the mean (3/4, 1/4) minus the mean of 0 and ln 2, over ln 2
+    heads = torch.stack([one_hot(0)[0, 0], torch.tensor([[0.5, 0.5], [0, 0]])])[None]
+    divergence = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) - 0.5 * math.log(2)
+    assert diversity(heads).item() == pytest.approx(1 - divergence / math.log(2), abs=1e-6)
+    assert diversity(one_hot(0)).item() == 0  # one head
+
+
+def test_consistency_of_worked_maps() -> None:
+    assert consistency(one_hot(0), one_hot(0), WHOLE, WHOLE).item() == pytest.approx(0, abs=1e-6)
+    assert consistency(one_hot(0), one_hot(3), WHOLE, WHOLE).item() == pytest.approx(1, abs=1e-6)
+    flipped = WHOLE + torch.tensor([[0, 0, 0, 0, 1.0]])
+    assert consistency(one_hot(0), one_hot(1), WHOLE, flipped).item() == pytest.approx(0, abs=1e-6)
+    apart = torch.tensor([[0.0, 0.0, 0.4, 0.4, 0.0]]), torch.tensor([[0.5, 0.5, 0.5, 0.5, 0.0]])
+    assert consistency(one_hot(0), one_hot(3), *apart).item() == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_views_of_one_image_agree_where_they_overlap(seed: int) -> None:
+    """An image whose brightness is a ramp; maps that read the brightness of their view; crops and flips as training."""
+    image = np.add.outer(np.arange(120) * 1.2, np.arange(160) * 0.6)
+    image = np.repeat(image[..., None], 3, axis=2).astype(np.uint8)
+    view = View(64, (0.3, 1.0), blur=0.0, solarize=0.0, jitter=0.0, grey=0.0)
+    maps, places = [], []
+    for number in range(2):
+        seen, place = view.placed(image, draws(2, seed, number))
+        assert np.array_equal(seen, view(image, draws(2, seed, number)))
+        grey = resize(seen, (0, 0, 64, 64), (16, 16))[..., 0].astype(np.float32)
+        maps.append(torch.from_numpy(grey / grey.sum())[None, None])
+        places.append(torch.tensor([place]))
+    p, q, shared = on_overlap(maps[0], maps[1], *places, points=8)
+    assert p.shape == (1, 1, 8, 8)
+    torch.testing.assert_close(p.sum(), torch.tensor(1.0))
+    if shared:
+        # bytes and bilinear interpolation of cells, the outer half cell without a neighbour: within 5% of the mean
+        assert ((p - q).abs().max() * 64).item() < 0.05
+    wrong = places[1].clone()
+    wrong[:, 4] = 1 - wrong[:, 4]
+    p, q, _ = on_overlap(maps[0], maps[1], places[0], wrong, points=8)
+    assert ((p - q).abs().max() * 64).item() > 0.05 or places[1][0, 3] < 0.3
+
+
+@pytest.mark.parametrize("term", ["sharpness", "diversity", "consistency"])
+def test_gradients(term: str) -> None:
+    """Against finite differences in float64 (gradcheck's own tolerances), through the softmax that makes a map."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 2, 3, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    places = torch.tensor([[0.0, 0.1, 0.8, 0.7, 0.0], [0.2, 0.0, 0.7, 0.9, 1.0]], dtype=torch.float64)
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        first, second = logits.softmax(-1).unflatten(-1, (3, 4))
+        if term == "consistency":
+            return consistency(first, second, places, places.flip(0))
+        return (sharpness if term == "sharpness" else diversity)(first)
+
+    assert torch.autograd.gradcheck(loss, logits)
+
+
+@pytest.mark.parametrize("term", ["sharpness", "diversity", "consistency"])
+def test_gradients_are_finite_where_a_softmax_gives_zero(term: str) -> None:
+    logits = torch.tensor([[0.0, 200.0, -200.0, 0.0], [200.0, 0.0, 0.0, 0.0]]).requires_grad_()
+    maps = logits.softmax(-1).view(1, 2, 2, 2)
+    terms = Guidance(**{term: 1.0}).terms([[AttentionMap(m, "cls")] for m in (maps, maps.flip(-1))], [WHOLE, WHOLE])
+    terms[term].backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_terms_are_means_over_views_and_levels() -> None:
+    sharp, even = AttentionMap(one_hot(0, 3), "cls"), AttentionMap(EVEN, "cls")
+    terms = Guidance(sharpness=2.0).terms([[sharp, even], [even, even]])
+    assert set(terms) == {"sharpness"}
+    assert terms["sharpness"].item() == pytest.approx(0.75)
+    assert Guidance(sharpness=2.0).total(terms).item() == pytest.approx(1.5)
+    assert not Guidance()
+    assert Guidance().total(Guidance().terms([[sharp]])) == 0
+
+
+@pytest.mark.parametrize("term", ["sharpness", "diversity", "consistency"])
+def test_descending_a_term_improves_the_maps(term: str) -> None:
+    """On a real backbone: twenty small steps on the term alone make it fall, so the maps' gradient reaches q and k."""
+    backbone = build_backbone("vit_tiny_patch16_224", **VIT)
+    with torch.no_grad():  # untrained, its maps are nearly even, for all heads alike
+        for block in backbone.model.blocks:
+            block.attn.qkv.weight.mul_(8)
+    images = torch.randn(4, 3, 32, 32)
+    flipped = WHOLE + torch.tensor([[0, 0, 0, 0, 1.0]])
+    optimizer = torch.optim.Adam(backbone.parameters(), lr=3e-3)
+    values = []
+    for _ in range(20):
+        views = [backbone(images, attention=True).attention, backbone(images.flip(-1), attention=True).attention]
+        loss = Guidance(**{term: 1.0}).terms(views, [WHOLE.expand(4, -1), flipped.expand(4, -1)])[term]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.9 * values[0]
+
+
+SMALL = {
+    "barlow_twins": {"optimizer": "adamw", "widths": [16, 16, 16]},
+    "dino": {"out_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8},
+    "supervised": {},
+}
+
+
+@pytest.mark.parametrize("method", ["barlow_twins", "dino"])
+def test_pretraining_adds_the_terms_to_the_loss(tmp_path, method: str) -> None:
+    """The first step's loss is that of the same run without guidance, plus weight times the logged terms."""
+    losses = {}
+    for name, guidance in (("without", Guidance()), ("with", Guidance(0.5, 0.25, 2.0))):
+        torch.manual_seed(0)
+        backbone = build_backbone("vit_tiny_patch16_224", **VIT)
+        settings = PretrainSettings(method, 32, 16, 2, epochs=1, batch_size=8, options=SMALL[method], guidance=guidance)
+        made = pretrain_run(Scenes(8, 32), backbone, settings, tmp_path / name, hardware=Hardware("cpu", bar=False))
+        losses[name] = made["curve"][0]
+        assert made["settings"]["guidance"] == {
+            "sharpness": guidance.sharpness, "diversity": guidance.diversity, "consistency": guidance.consistency,
+        }  # fmt: skip
+    added = losses["with"]["loss"] - losses["without"]["loss"]
+    terms = [losses["with"][f"guide_{name}"] for name in ("sharpness", "diversity", "consistency")]
+    assert added == pytest.approx(0.5 * terms[0] + 0.25 * terms[1] + 2.0 * terms[2], rel=1e-4)
+    assert all(0 <= term <= 1 for term in terms)
+
+
+def test_segmentation_adds_the_terms_to_the_loss() -> None:
+    backbone = build_backbone("vit_tiny_patch16_224", **VIT)
+    model = SegmentationModel(backbone, 3, "gate", "linear").eval()
+    batch = [torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 3, (2, 32, 32))]
+    guidance, logged = Guidance(0.5, 0.25, 2.0), {}
+    losses = []
+    for task in (SegmentationTask(model, 3), SegmentationTask(model, 3, guidance=guidance)):
+        task.log = lambda *_, **__: None
+        task.log_dict = lambda terms, **_: logged.update(terms)
+        losses.append(task.training_step(batch, 0))
+    terms = {name.removeprefix("guide_"): term for name, term in logged.items()}
+    assert set(terms) == {"sharpness", "diversity", "consistency"}
+    torch.testing.assert_close(losses[1], losses[0] + guidance.total(terms))
+
+
+def test_a_flip_is_what_consistency_in_segmentation_compares() -> None:
+    """Positions removed, a ViT sees a flipped image's patches mirrored only if the patches themselves are symmetric."""
+    backbone = build_backbone("vit_tiny_patch16_224", **VIT).eval()
+    with torch.no_grad():
+        backbone.model.pos_embed.zero_()
+    images = torch.randn(1, 3, 32, 4).repeat_interleave(8, dim=3)  # constant along each patch's width
+    flipped = WHOLE + torch.tensor([[0, 0, 0, 0, 1.0]])
+    maps = [backbone(x, attention=True).attention[-1].weights for x in (images, images.flip(-1))]
+    assert consistency(*maps, WHOLE, flipped).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--data", "scenes", "--backbone", "resnet18", "--guide_sharpness", "1"], "no attention to guide"),
+        (["pretrain", "--data", "scenes", "--guide_diversity", "-1"], "--guide_diversity -1.0 is too small"),
+        (
+            ["segment", "--data", "scenes", "--backbone", "resnet18", "--guide_consistency", "1"],
+            "no attention to guide",
+        ),
+        (
+            ["segment", "--data", "scenes", "--backbone", "vit_tiny_patch16_224", "--freeze", "--guide_sharpness", "1"],
+            "a frozen|--freeze leaves it",
+        ),
+        (
+            [
+                *("pretrain", "--data", "scenes", "--backbone", "vit_tiny_patch16_224", "--size", "32"),
+                *("--guide_sharpness", "1"),
+                *("--workers", "0", "--checkpoint_activations", "--backbone_options", json.dumps(VIT)),
+            ],
+            "gone with checkpointed activations",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, capsys, arguments: list[str], message: str) -> None:
+    import re
+
+    from test_cli import fails
+
+    assert re.search(message, fails(capsys, *arguments, "--out", str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_supervised_has_one_view() -> None:
+    backbone = build_backbone("vit_tiny_patch16_224", **VIT)
+    settings = PretrainSettings("supervised", batch_size=8, guidance=Guidance(consistency=1.0))
+    with pytest.raises(InputError, match="supervised has one"):
+        build_method(backbone, settings, classes=3)
