@@ -58,17 +58,20 @@ class Attended:
     def follow(self, share: Tensor) -> Tensor:
         """Where the queries' shares go, share @ matrix: (batch or 1, heads or 1, tokens) -> (batch, heads, tokens).
 
-        A few rows of the matrix at a time, computed again in the backward pass: O(tokens) memory.
+        A few rows of the matrix at a time, computed again in the backward pass: O(tokens) memory. In float32.
         """
 
         def some(start: int) -> Tensor:
             rows = slice(start, start + ROWS)
-            return (share[..., None, rows] @ self.weights(rows)).squeeze(2)
+            with torch.autocast(self.query.device.type, enabled=False):
+                return (share[..., None, rows].float() @ self.weights(rows)).squeeze(2)
 
         parts = range(0, self.query.shape[2], ROWS)
         if torch.is_grad_enabled() and len(parts) > 1:
-            return sum((checkpoint(some, start, use_reentrant=False) for start in parts), torch.zeros(()).to(share))
-        return sum((some(start) for start in parts), torch.zeros(()).to(share))
+            return sum(
+                (checkpoint(some, start, use_reentrant=False) for start in parts), torch.zeros((), device=share.device)
+            )
+        return sum((some(start) for start in parts), torch.zeros((), device=share.device))
 
 
 class Recorder(TorchFunctionMode):
