@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from regard.attention.guidance import Guidance
 from regard.backbones import build_backbone
 from regard.data.modules import PretrainData
 from regard.data.scenes import Scenes
@@ -44,15 +45,20 @@ class Record(L.Callback):
 
 
 def main(method: str, devices: int, out: Path, precision: str) -> None:
-    """Two steps of 16 images."""
+    """Two steps of 16 images. METHOD "guided" is Barlow Twins of a ViT with guidance."""
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
-    backbone = build_backbone("resnet18", channels=(8, 16, 16, 24))  # batch statistics in every layer
-    settings = PretrainSettings(method, 32, 16, 2, epochs=1, batch_size=16, options=OPTIONS[method])
+    guidance = Guidance()
+    if method == "guided":
+        method, guidance = "barlow_twins", Guidance(5.0, 5.0, 5.0)
+        backbone = build_backbone("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    else:
+        backbone = build_backbone("resnet18", channels=(8, 16, 16, 24))  # batch statistics in every layer
+    settings = PretrainSettings(method, 32, 16, 2, epochs=1, batch_size=16, options=OPTIONS[method], guidance=guidance)
     module, record = build_method(backbone, settings), Record()
     if isinstance(module, DINO):
         module.center.normal_()
-    data = PretrainData(Scenes(32, size=32), build_views(settings), 16)
+    data = PretrainData(Scenes(32, size=32), build_views(settings), 16, placed=settings.placed)
     hardware = Hardware("cpu", precision, bar=False, devices=devices)
     trainer = make_trainer(1, out, hardware, [record, StepSeed(0)], "", loggers=())
     trainer.fit(module, data)

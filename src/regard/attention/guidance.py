@@ -52,12 +52,13 @@ def diversity(weights: Maps) -> Float[Tensor, ""]:
 
 def consistency(first: Maps, second: Maps, places_first: Places, places_second: Places) -> Float[Tensor, ""]:
     """JS(first, second) / log 2 on the overlap of two views: 0 for maps that agree there, 1 for maps without a common
-    position. Mean over the pairs that overlap enough (`views.on_overlap`); 0 when none does.
+    position. A pair that hardly overlaps (`views.on_overlap`) counts as 0, so that the mean over processes is that of
+    the whole batch.
     """
     p, q, shared = on_overlap(first, second, places_first, places_second)
     p, q = p.flatten(2), q.flatten(2)
     divergence = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2  # (batch, heads)
-    return (divergence.mean(dim=1) * shared).sum() / shared.sum().clamp(min=1) / math.log(2)
+    return (divergence.mean(dim=1) * shared).mean() / math.log(2)
 
 
 def _entropy(p: Float[Tensor, "*lead n"]) -> Float[Tensor, "*lead"]:
