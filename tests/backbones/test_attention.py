@@ -319,6 +319,10 @@ def test_a_block_that_cannot_be_read_is_named() -> None:
         backbone(torch.randn(1, 3, 64, 64), attention=True)
     assert "\n" not in str(caught.value)
     assert backbone(torch.randn(1, 3, 64, 64)).attention == ()  # without maps it works
+    with pytest.raises(InputError, match=r"no attention maps \(that of blocks\.0\.attn \(Attention\) is of a kind"):
+        build_backbone("samvit_base_patch16", embed_dim=48, depth=2, num_heads=3, global_attn_indexes=(1,))(
+            torch.randn(1, 3, 64, 64), attention=True
+        )
     with pytest.raises(InputError, match="block 0, a ParallelThingsBlock, is unknown"):
         build_backbone("vit_small_patch16_18x2_224", embed_dim=48, depth=2, num_heads=3)
 

@@ -14,7 +14,8 @@ LEVELS = 4  # strides 4, 8, 16 and 32 in nearly every convnet
 
 class ConvNet(Backbone):
     """A pyramid of the last four stages (the stem, where timm counts it as one, is left out); `pooled` is the model's
-    own pooling. It has no attention maps: asking for them is an InputError.
+    own pooling. It has no attention maps: asking for them is an InputError, which names a block whose attention is of
+    another kind than those that are read (PVT's, SAM's).
     Images are padded to the coarsest stride: some convnets (ConvNeXt) drop the rows that a stride leaves over.
     """
 
@@ -37,7 +38,10 @@ class ConvNet(Backbone):
     ) -> Features:
         """As `Backbone.forward`; InputError when attention is asked for."""
         if attention or affinity:
-            raise InputError(f"{self.name} has no attention maps: use a ViT or a Swin, or fusion none")
+            modules = self.model.named_modules()
+            unread = [f"{name} ({type(m).__name__})" for name, m in modules if "Attention" in type(m).__name__]
+            reason = f" (that of {unread[0]} is of a kind that is not read)" if unread else ""
+            raise InputError(f"{self.name} has no attention maps{reason}: use a ViT or a Swin, or fusion none")
         height, width = images.shape[-2:]
         last, pyramid = self.model.forward_intermediates(self.pad(images), indices=self.indices)
         grids = [self.grid(height, width, level) for level in range(len(self.strides))]
