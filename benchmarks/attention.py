@@ -78,7 +78,6 @@ def prepare(backbone: Backbone, case: str) -> Callable[[Tensor], Tensor]:
 
 def peak(model: str, case: str, seed: int, device: str) -> int:
     """Bytes of one forward pass, after one that warms up; for a fresh process."""
-    torch.set_num_threads(threads())
     backbone, images = build(model, seed, device)
     call = prepare(backbone, case)
     with torch.inference_mode():
@@ -86,12 +85,7 @@ def peak(model: str, case: str, seed: int, device: str) -> int:
         return side_by_side.peak_memory(lambda: call(images), device)
 
 
-def threads() -> int:
-    """As many as torch takes by itself."""
-    return torch.get_num_threads()
-
-
-def measure(model: str, rounds: int, seed: int, device: str) -> dict[str, Any]:
+def measure(model: str, rounds: int, processes: int, seed: int, device: str) -> dict[str, Any]:
     """All cases of one model."""
     backbone, images = build(model, seed, device)
     calls = {case: prepare(backbone, case) for case in CASES}
@@ -102,7 +96,10 @@ def measure(model: str, rounds: int, seed: int, device: str) -> dict[str, Any]:
                 torch.testing.assert_close(calls[case](images), ours, rtol=1e-3, atol=tolerance)
         seconds = side_by_side.alternate({case: lambda c=case: calls[c](images) for case in CASES}, rounds)
     del backbone, images
-    memory = {case: side_by_side.in_fresh_process(peak, model, case, seed, device) for case in CASES}
+    memory = {
+        case: [side_by_side.in_fresh_process(peak, model, case, seed, device) for _ in range(processes)]
+        for case in CASES
+    }
     return {
         "model": model,
         "timm": MODELS[model][0],
@@ -110,11 +107,11 @@ def measure(model: str, rounds: int, seed: int, device: str) -> dict[str, Any]:
         "size": MODELS[model][2],
         "batch": MODELS[model][3],
         "seconds": {case: side_by_side.spread(seconds[case]) for case in CASES},
-        "bytes": memory,
+        "bytes": {case: side_by_side.spread(memory[case]) for case in CASES},
         "time_over_fused": {case: side_by_side.ratios(seconds[case], seconds["fused"]) for case in CASES},
-        "memory_over_fused": {case: memory[case] / memory["fused"] for case in CASES},
+        "memory_over_fused": {case: side_by_side.ratios(memory[case], memory["fused"]) for case in CASES},
         "time_over_maps": {case: side_by_side.ratios(seconds[case], seconds["maps"]) for case in CASES},
-        "memory_over_maps": {case: memory[case] / memory["maps"] for case in CASES},
+        "memory_over_maps": {case: side_by_side.ratios(memory[case], memory["maps"]) for case in CASES},
     }
 
 
@@ -122,6 +119,7 @@ def main() -> None:
     """Measure, print a table a model, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processes", type=int, default=3, help="fresh processes for each memory figure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--out", type=Path, default=side_by_side.ROOT / "results/attention.json")
@@ -129,7 +127,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = []
     for model in arguments.models:
-        found = measure(model, arguments.rounds, arguments.seed, device)
+        found = measure(model, arguments.rounds, arguments.processes, arguments.seed, device)
         results.append(found)
         print(f"\n{model}, batch of {found['batch']} at {found['size']} x {found['size']}")
         head = ["case", "ms", "MB", "time / fused", "memory / fused", "time / maps", "memory / maps"]
@@ -137,16 +135,22 @@ def main() -> None:
             [
                 case,
                 show(found["seconds"][case], 1000),
-                f"{found['bytes'][case] / 1e6:.0f}",
+                show(found["bytes"][case], 1e-6),
                 show(found["time_over_fused"][case], digits=3),
-                f"{found['memory_over_fused'][case]:.2f}",
+                show(found["memory_over_fused"][case], digits=2),
                 show(found["time_over_maps"][case], digits=2),
-                f"{found['memory_over_maps'][case]:.2f}",
+                show(found["memory_over_maps"][case], digits=2),
             ]
             for case in CASES
         ]
         print(side_by_side.table(head, rows), flush=True)
-        config = {"rounds": arguments.rounds, "seed": arguments.seed, "device": device, "dtype": "float32"}
+        config = {
+            "rounds": arguments.rounds,
+            "processes": arguments.processes,
+            "seed": arguments.seed,
+            "device": device,
+            "dtype": "float32",
+        }
         side_by_side.write(arguments.out, ["timm"], config, results)
 
 

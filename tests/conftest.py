@@ -1,5 +1,7 @@
-"""Shared by all tests: recorded numbers of the published implementations, one thread, real data where it is at hand."""
+"""Shared by all tests: recorded numbers of the published implementations, one thread, a browser."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,3 +32,27 @@ def recorded() -> Callable[[str], dict[str, torch.Tensor]]:
             return {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
 
     return load
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A headless Chromium with a profile of its own, for all tests of a file."""
+    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (browser and driver):
+        if os.environ.get("REGARD_REQUIRE_BROWSER"):  # CI: a page that nobody looked at has not been tested
+            pytest.fail("chromium and chromedriver are required here, and are not on the PATH")
+        pytest.skip("needs chromium (or google-chrome) and chromedriver on the PATH")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (regard[dev])")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    quiet = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
+    profile = tmp_path_factory.mktemp("chromium")
+    for flag in ("headless=new", *quiet.split(), "disable-sync", f"user-data-dir={profile}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    page.set_window_size(1280, 1000)
+    try:
+        yield page
+    finally:
+        page.quit()

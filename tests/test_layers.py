@@ -12,9 +12,10 @@ MAY = {
     "backbones": set(),
     "attention": {"backbones"},
     "ssl": {"backbones", "attention", "evaluation"},
-    "evaluation": {"backbones"},
+    "evaluation": {"backbones", "attention"},
     "segmentation": {"backbones", "attention", "evaluation"},
     "studies": {"data", "backbones", "attention", "ssl", "evaluation", "segmentation"},
+    "explore": {"backbones", "attention", "data", "segmentation"},
     "__init__": {"backbones", "studies"},
     "__main__": {"cli"},
 }

@@ -1,9 +1,7 @@
-"""A plausible results.json, and a headless Chromium to look at what is made of it."""
+"""A plausible results.json."""
 
 import base64
 import io
-import os
-import shutil
 
 import numpy as np
 import pytest
@@ -183,26 +181,3 @@ def plausible_results(size=64):
 @pytest.fixture
 def results():
     return plausible_results()
-
-
-@pytest.fixture
-def chromium(tmp_path):
-    """A headless Chromium with a profile of its own; quits after the test."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not (browser and driver):
-        if os.environ.get("REGARD_REQUIRE_BROWSER"):  # CI: a page that nobody looked at has not been tested
-            pytest.fail("chromium and chromedriver are required here, and are not on the PATH")
-        pytest.skip("needs chromium (or google-chrome) and chromedriver on the PATH")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (regard[dev])")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    quiet = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
-    for flag in ["headless=new", *quiet.split(), "disable-sync", f"user-data-dir={tmp_path / 'chromium'}"]:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        yield page
-    finally:
-        page.quit()

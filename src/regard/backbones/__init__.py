@@ -22,7 +22,7 @@ from regard.backbones.base import (
 from regard.backbones.convnet import ConvNet
 from regard.backbones.swin import Swin
 from regard.backbones.vit import ViT, is_vit
-from regard.backbones.weights import BACKBONE_FILE, load_weights, read_description
+from regard.backbones.weights import BACKBONE_FILE, backbone_file, load_weights, read_description
 from regard.errors import InputError, unknown
 
 __all__ = [
@@ -40,10 +40,11 @@ __all__ = [
 def build_backbone(
     name: str | Path, pretrained: bool = False, weights: str | Path | None = None, **timm_options: Any
 ) -> Backbone:
-    """A backbone by name, or from what `regard pretrain` made.
+    """A backbone by name, or from what `regard pretrain` or `regard segment` made.
 
     name:         a timm model ("vit_small_patch16_224", "swin_tiny_patch4_window7_224", "resnet50", ...), or a run
-                  folder or `backbone.safetensors` of `regard pretrain`, which knows its own name and options.
+                  folder or `backbone.safetensors` of `regard pretrain`, or a folder of `regard segment`: they know
+                  their own name and options.
     pretrained:   fetch timm's published weights for that name (needs a network, or timm's cache).
     weights:      a checkpoint file instead: Barlow Twins, DINO, torchvision, timm or ours; see `weights.py`. It is
                   taken to expect ImageNet's mean and standard deviation, unless it is ours and says otherwise.
@@ -56,10 +57,10 @@ def build_backbone(
     description = read_description(Path(name))
     if description:
         options = description["options"] | timm_options
-        return build_backbone(description["name"], weights=weights or _backbone_file(Path(name)), **options)
+        return build_backbone(description["name"], weights=weights or backbone_file(Path(name)), **options)
     if "/" in str(name) or str(name).endswith((".pth", ".safetensors", ".ckpt", ".pt")):
         raise InputError(
-            f"{name} is neither a timm model, nor a run folder or {BACKBONE_FILE} of regard pretrain; "
+            f"{name} is neither a timm model, nor a run of regard pretrain or regard segment, nor a {BACKBONE_FILE}; "
             "weights of another kind go with a model name: --backbone vit_small_patch16_224 --weights FILE"
         )
     name = str(name)
@@ -181,10 +182,6 @@ def _reason(error: Exception) -> str:
     """An error's own first line, or its kind where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _backbone_file(path: Path) -> Path:
-    return path / BACKBONE_FILE if path.is_dir() else path
 
 
 def save_backbone(backbone: Backbone, path: Path) -> None:

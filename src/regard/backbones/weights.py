@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from regard.errors import InputError
 
 BACKBONE_FILE = "backbone.safetensors"
+MODEL_FILE = "model.safetensors"  # a whole segmentation, its backbone among the rest
 
 # Where published checkpoints keep the weights, best first: DINO's full checkpoint has both a teacher and a student, and
 # its paper evaluates the teacher (section 3.1).
@@ -33,7 +34,7 @@ HEADS = ("fc.", "head.", "head_dist.", "classifier.", "projector.", "bn.")
 
 def read_description(path: Path) -> dict[str, Any] | None:
     """Name and timm options of a backbone that `regard` saved (file or run folder); None if it is not one."""
-    path = path / BACKBONE_FILE if path.is_dir() else path
+    path = backbone_file(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
@@ -42,6 +43,13 @@ def read_description(path: Path) -> dict[str, Any] | None:
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}") from error
     return json.loads(text) if text else None
+
+
+def backbone_file(path: Path) -> Path:
+    """The file itself, or the one of a run folder that holds its backbone: of a pre-training, or of a segmentation."""
+    if not path.is_dir():
+        return path
+    return next((file for name in (BACKBONE_FILE, MODEL_FILE) if (file := path / name).is_file()), path / BACKBONE_FILE)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -11,20 +11,27 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from regard.cli.common import is_first_process
-from regard.cli.looking import attention
+from regard.cli.looking import attention, embed, features
+from regard.cli.scoring import score
 from regard.cli.training import compare, demo, pretrain, segment
 from regard.cli.using import evaluate, info, predict, report
 from regard.errors import InputError, Interrupted, TrainingStopped
 
 # The least that a number may be, wherever it is an option.
-LEAST = dict.fromkeys(
-    ("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate"), 1
-) | dict.fromkeys(("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every"), 0)
+LEAST = (
+    dict.fromkeys(("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate"), 1)
+    | dict.fromkeys(("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every"), 0)
+    | dict.fromkeys(("fps", "limit"), 1)
+    | dict.fromkeys(("guide_sharpness", "guide_diversity", "guide_consistency"), 0)
+)
 
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo": demo,
     "pretrain": pretrain,
     "attention": attention,
+    "features": features,
+    "embed": embed,
+    "score": score,
     "segment": segment,
     "evaluate": evaluate,
     "predict": predict,

@@ -119,7 +119,7 @@ class PretrainData(_Resumable):
                 len(self.dataset), self.seed, self.batch_size, self.rank, self.world, self.epoch, skip
             ),
             drop_last=True,
-            **_loading(self.workers),
+            **loading(self.workers),
         )
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -128,7 +128,7 @@ class PretrainData(_Resumable):
         for probe in self.probes:
             padded = len(probe) + -len(probe) % self.world
             numbers = range(self.rank, padded, self.world)
-            loaders.append(DataLoader(probe, 128, sampler=numbers, **_loading(self.workers)))
+            loaders.append(DataLoader(probe, 128, sampler=numbers, **loading(self.workers)))
         return loaders
 
 
@@ -158,7 +158,7 @@ class SegmentationData(_Resumable):
             self.batch_size,
             sampler=EpochSampler(len(self.train), self.seed, epoch=self.epoch, skip=self.done * self.batch_size),
             drop_last=len(self.train) > self.batch_size,
-            **_loading(self.workers),
+            **loading(self.workers),
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -168,10 +168,11 @@ class SegmentationData(_Resumable):
 
 def whole_loader(dataset: MaskDataset, size: int, batch_size: int, workers: int = 0) -> DataLoader:
     """Lists of (image, mask) of whole images, in order."""
-    return DataLoader(WholePairs(dataset, size), batch_size, collate_fn=list, **_loading(workers))
+    return DataLoader(WholePairs(dataset, size), batch_size, collate_fn=list, **loading(workers))
 
 
-def _loading(workers: int) -> dict[str, Any]:
+def loading(workers: int) -> dict[str, Any]:
+    """How every DataLoader of ours loads."""
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,

@@ -3,6 +3,7 @@
 A run's description is written last and whole, so a folder that has one is finished, and one that has none is not.
 """
 
+import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from regard.backbones import (
     normalize,
     parameters,
 )
+from regard.backbones.weights import MODEL_FILE
 from regard.data.augment import TrainTransform, resize, short_side
 from regard.data.datasets import MaskDataset, read_image
 from regard.data.modules import SegmentationData, whole_loader
@@ -37,7 +39,7 @@ from regard.studies.curves import Clock, History
 from regard.studies.folders import CHECKPOINTS, read_json, write_json
 from regard.studies.training import Hardware, StepSeed, fit, make_trainer
 
-RUN_FILE, MODEL_FILE = "run.json", "model.safetensors"
+RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def segment_run(
     trainer = make_trainer(settings.epochs, out, hardware, callbacks, progress)
     fit(trainer, task, data, out)
     task.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
-    _save_tensors(model, out / MODEL_FILE)
+    _save_model(model, out / MODEL_FILE)
     description = {
         "regard": version("regard"),
         "backbone": describe(backbone),
@@ -176,7 +178,9 @@ def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> dict
     return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy, "images": len(counts), "iou": iou}
 
 
-def _save_tensors(model: torch.nn.Module, path: Path) -> None:
+def _save_model(model: SegmentationModel, path: Path) -> None:
+    """Whole or not at all; it says which backbone is in it, so that `build_backbone` can take that out again."""
     partial = path.with_name(path.name + ".partial")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, partial, metadata={"regard": json.dumps(describe(model.backbone))})
     partial.replace(path)

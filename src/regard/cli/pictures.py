@@ -1,0 +1,76 @@
+"""Images, folders and videos on their way into a backbone, and pictures on their way out: for commands that look.
+
+Imported by those commands when they run, since it needs torch.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from regard.backbones import Backbone, build_backbone, device_of, normalize
+from regard.cli.common import Accelerator
+from regard.data.augment import resize, short_side
+from regard.data.datasets import read_image
+from regard.data.video import frame_count, is_video, read_video
+from regard.studies.training import Hardware
+
+Picture = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
+
+
+def open_backbone(
+    name: str, weights: str | None, pretrained: bool, options: dict[str, Any] | None, accelerator: Accelerator
+) -> Backbone:
+    """The backbone that a command asks for, in eval mode, on its device."""
+    device = Hardware(accelerator).device
+    return build_backbone(name, pretrained, weights, **(options or {})).eval().to(device)
+
+
+def count_pictures(files: dict[Path, Path]) -> int:
+    """Images and frames in these files; those of a video as it says itself."""
+    return sum(frame_count(file) if is_video(file) else 1 for file in files)
+
+
+def read_pictures(files: dict[Path, Path]) -> Iterator[tuple[Path, Callable[[], Picture]]]:
+    """For each image and each frame of a video, its PNG (those of clip.mp4 are clip/000000.png, ...) and what reads it.
+
+    In natural order: frame2 is before frame10.
+    """
+    for file in sorted(files, key=_natural):
+        if is_video(file):
+            for number, read in enumerate(read_video(file)):
+                yield files[file].with_suffix("") / f"{number:06d}.png", read
+        else:
+            yield files[file], partial(read_image, file)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Text by its letters, numbers by their value."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def fed(image: Picture, size: int) -> Picture:
+    """As the backbone is to see it: brought to this short side."""
+    return resize(image, (0, 0, *image.shape[:2]), short_side(image.shape[:2], size))
+
+
+def as_batch(image: Picture, model: Backbone) -> Float[Tensor, "1 3 h w"]:
+    """One image, normalised, on the backbone's device."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return normalize(pixels.unsqueeze(0).to(device_of(model)))
+
+
+def save_png(path: Path, picture: Picture | UInt8[np.ndarray, "_ _"]) -> None:
+    """A PNG, in colours or grey, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".partial")
+    Image.fromarray(picture).save(unfinished, format="PNG")
+    unfinished.replace(path)
