@@ -196,6 +196,26 @@ def test_every_kind_under_bfloat16_autocast(model: str) -> None:
             torch.testing.assert_close(b.weights, a.weights, rtol=0.15, atol=0.1 / a.weights[0, 0].numel())
 
 
+@pytest.mark.parametrize("model", ["dino", "dinov2-registers"])
+def test_a_cls_token_that_looks_at_itself_alone_has_a_map_all_the_same(model: str) -> None:
+    """In float32 nothing is left for the patches then: cut and divided by its sum, the row would be 0 / 0."""
+    backbone = build_backbone(*VITS[model][:1], **VITS[model][1])
+    images = torch.randn(1, 3, 64, 64)
+    expected = backbone.eval()(images, attention=True).attention[-1].weights.detach()
+
+    def raise_logits(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        qkv = output.unflatten(-1, (3, 3, 16)).clone()
+        query, key = qkv[0, 0, 0].detach().clone(), qkv[0, 0, 1].clone()
+        qkv[0, 0, 1] = key + 2000 * query / query.square().sum(-1, keepdim=True)  # CLS to CLS: a logit of 500 more
+        return qkv.flatten(-3)
+
+    backbone.model.blocks[-1].attn.qkv.register_forward_hook(raise_logits)
+    weights = backbone(images, attention=True).attention[-1].weights
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-7)
+    (-weights * weights.log()).sum().backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize(("model", "kind"), [("dino", "received"), ("dino", "rollout"), ("swin-w4", "received")])
 def test_maps_read_a_few_rows_at_a_time_have_the_same_values_and_gradients(model: str, kind: str, monkeypatch) -> None:
     from regard.backbones import recorder

@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from regard.errors import InputError
 
 ROWS = 256  # queries whose attention to all keys is held at once
+Tokens = slice | Tensor  # some of the tokens
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,29 @@ class Attended:
     bias: Tensor | None
     scale: float
 
-    def weights(self, rows: slice | Tensor = slice(None)) -> Tensor:
-        """Softmax rows of the chosen queries, (batch, heads, rows, tokens), in float32 whatever the autocast."""
+    def weights(self, rows: Tokens = EVERY, keys: Tokens = EVERY) -> Tensor:
+        """Softmax rows of the chosen queries, (batch, heads, rows, keys), in float32 whatever the autocast.
+
+        keys: the softmax is over these alone: the whole row, cut to them and made to sum to 1, but without the division
+              by next to nothing where a query looks at the others.
+        """
         with torch.autocast(self.query.device.type, enabled=False):
-            logits = (self.query[:, :, rows].float() * self.scale) @ self.key.float().transpose(-2, -1)
+            query, key = self.query[:, :, rows].float(), self.key[:, :, keys].float()
+            logits = (query * self.scale) @ key.transpose(-2, -1)
             if self.bias is not None:
                 bias = self.bias.expand(*self.bias.shape[:-2], self.query.shape[2], self.key.shape[2])
-                logits = logits + bias[..., rows, :].float()
+                logits = logits + bias[..., rows, :][..., keys].float()
             return logits.softmax(dim=-1)
 
-    def mean_weights(self, rows: slice | Tensor = slice(None)) -> Tensor:
-        """Softmax row of the mean of the chosen queries against every key, without the bias (a mean query has no
-        place), (batch, heads, tokens), in float32 whatever the autocast.
+    def mean_weights(self, rows: Tokens = EVERY, keys: Tokens = EVERY) -> Tensor:
+        """Softmax row of the mean of the chosen queries against the chosen keys, without the bias (a mean query has no
+        place), (batch, heads, keys), in float32 whatever the autocast.
 
         Where queries are a linear projection of the tokens, the mean query is the query of the mean token.
         """
         with torch.autocast(self.query.device.type, enabled=False):
             mean = self.query[:, :, rows].float().mean(dim=2, keepdim=True) * self.scale
-            return (mean @ self.key.float().transpose(-2, -1)).softmax(dim=-1)[:, :, 0]
+            return (mean @ self.key[:, :, keys].float().transpose(-2, -1)).softmax(dim=-1)[:, :, 0]
 
     def follow(self, share: Tensor) -> Tensor:
         """Where the queries' shares go, share @ matrix: (batch or 1, heads or 1, tokens) -> (batch, heads, tokens).

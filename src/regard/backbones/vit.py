@@ -105,11 +105,14 @@ class ViT(Backbone):
         with Recorder(self.attention_modules, range(len(self.block_heads)), lambda _, attended: attended) as recorder:
             self._run(padded)
         blocks = recorder.finish(self.name)
-        share = self._share_of_queries(self.kinds[0], tokens, grid, padded)  # (tokens,)
-        share = share.expand(len(images), 1, -1)
+        patches = self._patches(tokens, grid, padded.device)
+        share = torch.zeros(1, 1, self.prefix + tokens[0] * tokens[1], device=padded.device)
+        share[..., slice(0, 1) if self.kinds[0] == "cls" else patches] = 1
+        share = (share / share.sum()).expand(len(images), 1, -1)
         for block in reversed(range(len(blocks))):
             share = 0.5 * share + 0.5 * blocks[block].follow(share).mean(dim=1, keepdim=True)
-        return _cut(share, self.prefix, tokens, grid)[:, 0]
+        found = share[:, 0, patches].unflatten(-1, grid)
+        return found / found.sum(dim=(-2, -1), keepdim=True)
 
     def _padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
         """The padded images, their grid of tokens, and that of the images themselves."""
@@ -120,50 +123,29 @@ class ViT(Backbone):
     def _run(self, padded: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self.model.forward_intermediates(padded, indices=list(self.blocks), norm=True)
 
-    def _share_of_queries(self, kind: Kind, tokens: tuple[int, int], grid: tuple[int, int], like: Tensor) -> Tensor:
-        """The query that a map is of, as weights over all tokens: CLS, or evenly the patches of the image."""
-        if kind == "cls":
-            inside = torch.zeros(tokens, device=like.device)
-            prefix = torch.zeros(self.prefix, device=like.device)
-            prefix[0] = 1
-        else:
-            inside = torch.zeros(tokens, device=like.device)
-            inside[: grid[0], : grid[1]] = 1 / (grid[0] * grid[1])
-            prefix = torch.zeros(self.prefix, device=like.device)
-        return torch.cat([prefix, inside.flatten()])
-
     def _map(
         self, attended: Attended, kind: Kind, tokens: tuple[int, int], grid: tuple[int, int], affinity: bool
     ) -> AttentionMap:
-        """The map of one block: softmax over all tokens, cut to the patches of the image, each head summing to 1."""
+        """The map of one block, of the patches of the image and over them, each head summing to 1."""
+        patches = self._patches(tokens, grid, attended.query.device)
         if kind == "cls":
-            row = attended.weights(rows=slice(0, 1))[:, :, 0]
+            weights = attended.weights(slice(0, 1), patches)[:, :, 0]
         elif kind == "pooled":
-            row = attended.mean_weights(self._queries(tokens, grid, attended.query.device))
+            weights = attended.mean_weights(patches, patches)
         else:
-            row = attended.follow(self._share_of_queries(kind, tokens, grid, attended.query)[None, None])
-        pairs = None
-        if affinity:
-            rows = attended.weights(rows=slice(self.prefix, None))[..., self.prefix :]  # (B, heads, n, n)
-            rows = rows.unflatten(-1, tokens)[..., : grid[0], : grid[1]].flatten(-2)  # keys of the image
-            rows = rows.unflatten(2, tokens)[:, :, : grid[0], : grid[1]].flatten(2, 3)  # queries of the image
-            pairs = rows / rows.sum(dim=-1, keepdim=True)
-        return AttentionMap(_cut(row, self.prefix, tokens, grid), kind, pairs)
+            share = torch.zeros(1, 1, attended.query.shape[2], device=attended.query.device)
+            share[..., patches] = 1 / (grid[0] * grid[1])
+            received = attended.follow(share)[..., patches]
+            weights = received / received.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(received.dtype).tiny)
+        pairs = attended.weights(patches, patches) if affinity else None
+        return AttentionMap(weights.unflatten(-1, grid), kind, pairs)
 
-    def _queries(self, tokens: tuple[int, int], grid: tuple[int, int], device: torch.device) -> slice | Tensor:
-        """The tokens that are patches of the image: not the prefix, not the padding."""
+    def _patches(self, tokens: tuple[int, int], grid: tuple[int, int], device: torch.device) -> slice | Tensor:
+        """The tokens that are patches of the image: not the prefix, not the padding; row by row."""
         if tokens == grid:
             return slice(self.prefix, None)
         numbers = torch.arange(tokens[0] * tokens[1], device=device).view(tokens)
         return numbers[: grid[0], : grid[1]].flatten() + self.prefix
-
-
-def _cut(
-    row: Float[Tensor, "batch heads all"], prefix: int, tokens: tuple[int, int], grid: tuple[int, int]
-) -> Float[Tensor, "batch heads h w"]:
-    """A row over all tokens, cut to the patches of the image and made to sum to 1."""
-    weights = crop(row[..., prefix:].unflatten(-1, tokens), grid)
-    return weights / weights.sum(dim=(-2, -1), keepdim=True)
 
 
 def _has_dinos_tokens(model: Any) -> bool:

@@ -96,7 +96,10 @@ def attention(
     beside = ""
     if explorer:  # first, since it may refuse images that are too large
         spaced = islice(read_pictures(files), 0, None, -(-total // EXPLORED))
-        named = [(target.stem, fed(read(), size)) for target, read in islice(spaced, EXPLORED)]
+        named = [
+            (target.relative_to(out).with_suffix("").as_posix(), fed(read(), size))
+            for target, read in islice(spaced, EXPLORED)
+        ]
         page = write_explorer(Path(out) / "explorer.html", model, named, reader.kind, reader.blocks, mass)
         beside = f"; {len(named)} of them in {page}"
     if animate:
