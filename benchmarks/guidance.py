@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain_weight", type=float, default=100.0, help="beside Barlow Twins' loss, of about 100")
-    parser.add_argument("--segment_weight", type=float, default=1.0, help="beside a cross-entropy of about 1")
+    parser.add_argument("--segment_weight", type=float, default=0.1, help="beside a cross-entropy of about 1")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     source = open_source(arguments.data, scenes_size=preset("tiny").segment.size)
