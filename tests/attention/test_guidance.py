@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from regard.attention.guidance import Guidance, consistency, diversity, sharpness
 from regard.attention.views import on_overlap
 from regard.backbones import AttentionMap, build_backbone
-from regard.data.augment import View, draws, resize
+from regard.data.augment import View, draws
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.segmentation.module import SegmentationModel, SegmentationTask
@@ -57,29 +58,59 @@ def test_consistency_of_worked_maps() -> None:
     assert consistency(one_hot(0), one_hot(3), *apart).item() == 0
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_views_of_one_image_agree_where_they_overlap(seed: int) -> None:
-    """An image whose brightness is a ramp; maps that read the brightness of their view; crops and flips as training."""
-    image = np.add.outer(np.arange(120) * 1.2, np.arange(160) * 0.6)
-    image = np.repeat(image[..., None], 3, axis=2).astype(np.uint8)
-    view = View(64, (0.3, 1.0), blur=0.0, solarize=0.0, jitter=0.0, grey=0.0)
-    maps, places = [], []
-    for number in range(2):
-        seen, place = view.placed(image, draws(2, seed, number))
-        assert np.array_equal(seen, view(image, draws(2, seed, number)))
-        grey = resize(seen, (0, 0, 64, 64), (16, 16))[..., 0].astype(np.float32)
-        maps.append(torch.from_numpy(grey / grey.sum())[None, None])
-        places.append(torch.tensor([place]))
-    p, q, shared = on_overlap(maps[0], maps[1], *places, points=8)
-    assert p.shape == (1, 1, 8, 8)
-    torch.testing.assert_close(p.sum(), torch.tensor(1.0))
-    if shared:
-        # bytes and bilinear interpolation of cells, the outer half cell without a neighbour: within 5% of the mean
-        assert ((p - q).abs().max() * 64).item() < 0.05
-    wrong = places[1].clone()
-    wrong[:, 4] = 1 - wrong[:, 4]
-    p, q, _ = on_overlap(maps[0], maps[1], places[0], wrong, points=8)
-    assert ((p - q).abs().max() * 64).item() > 0.05 or places[1][0, 3] < 0.3
+def naive_mass(weights: np.ndarray, place: list[float], stride: float, side: int, box: list[float]) -> float:
+    """The mass in a box of the image, by looking at every pixel of the view: which position and which box it is in."""
+    top, left, height, width, flipped = place
+    inside = 0.0
+    rows, columns = weights.shape
+    pixels_of = np.zeros_like(weights)
+    hits = np.zeros_like(weights)
+    for y in range(side):
+        for x in range(side):
+            position = min(int(y / stride), rows - 1), min(int(x / stride), columns - 1)
+            pixels_of[position] += 1
+            across = 1 - (x + 0.5) / side if flipped else (x + 0.5) / side
+            v, u = top + height * (y + 0.5) / side, left + width * across
+            hits[position] += box[0] <= v < box[2] and box[1] <= u < box[3]
+    inside = (weights * hits / pixels_of).sum()
+    return float(inside)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("side", "stride"), [(64, 8), (60, 8)])
+def test_cells_hold_the_mass_that_lies_in_them(seed: int, side: int, stride: int) -> None:
+    """Against every pixel's own place: within 2% of the whole, as a pixel that a cell's edge cuts is in or out."""
+    generator = np.random.default_rng(seed)
+    view = View(side, (0.4, 1.0), blur=0.0, solarize=0.0, jitter=0.0, grey=0.0)
+    image = generator.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    rows = -(-side // stride)
+    weights = torch.from_numpy(generator.dirichlet(np.full(rows * rows, 0.3), (1, 1))).view(1, 1, rows, rows).float()
+    seen, placed = zip(*(view.placed(image, draws(2, seed, number)) for number in range(2)), strict=True)
+    assert np.array_equal(seen[0], view(image, draws(2, seed, 0)))
+    places = [torch.tensor([place]) for place in placed]
+    extent = (side / stride, side / stride)
+    p, q, shared = on_overlap(weights, weights, *places, points=3, extents=(extent, extent))
+    if not shared:
+        return
+    start = np.maximum(placed[0][:2], placed[1][:2])
+    end = np.minimum(np.add(placed[0][:2], placed[0][2:4]), np.add(placed[1][:2], placed[1][2:4]))
+    for found, place in ((p, placed[0]), (q, placed[1])):
+        expected = np.zeros((3, 3))
+        for row in range(3):
+            for column in range(3):
+                low, high = (start + (end - start) * np.array([row + k, column + k]) / 3 for k in (0, 1))
+                expected[row, column] = naive_mass(weights[0, 0].numpy(), list(place), stride, side, [*low, *high])
+        torch.testing.assert_close(found[0, 0].numpy(), (expected / expected.sum()).astype("f4"), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("grid", [14, 28, 56])
+def test_disagreement_shows_on_fine_grids(grid: int) -> None:
+    """90% of the mass in different random positions, the rest even: the same at any grid."""
+    generator = torch.Generator().manual_seed(0)
+    spots = torch.stack([torch.randperm(grid * grid, generator=generator)[:2] for _ in range(64)])
+    maps = [torch.full((64, grid * grid), 0.1 / grid**2).scatter_(1, spots[:, k : k + 1], 0.9) for k in (0, 1)]
+    first, second = (one.view(64, 1, grid, grid) for one in maps)
+    assert consistency(first, second, WHOLE.expand(64, -1), WHOLE.expand(64, -1)) > 0.75
 
 
 @pytest.mark.parametrize("term", ["sharpness", "diversity", "consistency"])
@@ -180,15 +211,40 @@ def test_segmentation_adds_the_terms_to_the_loss() -> None:
     torch.testing.assert_close(losses[1], losses[0] + guidance.total(terms))
 
 
-def test_a_flip_is_what_consistency_in_segmentation_compares() -> None:
-    """Positions removed, a ViT sees a flipped image's patches mirrored only if the patches themselves are symmetric."""
-    backbone = build_backbone("vit_tiny_patch16_224", **VIT).eval()
-    with torch.no_grad():
-        backbone.model.pos_embed.zero_()
-    images = torch.randn(1, 3, 32, 4).repeat_interleave(8, dim=3)  # constant along each patch's width
-    flipped = WHOLE + torch.tensor([[0, 0, 0, 0, 1.0]])
-    maps = [backbone(x, attention=True).attention[-1].weights for x in (images, images.flip(-1))]
-    assert consistency(*maps, WHOLE, flipped).item() == pytest.approx(0, abs=1e-5)
+@pytest.mark.parametrize(("name", "options", "side"), [
+    ("vit_tiny_patch16_224", VIT, 32),
+    ("vit_tiny_patch16_224", VIT, 44),  # half a patch at the right, which the flip brings to the left
+    ("swin_tiny_patch4_window7_224", {"embed_dim": 12, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}, 44),
+])  # fmt: skip
+def test_segmentation_is_consistent_with_its_flip_where_heads_are(monkeypatch, name, options, side) -> None:
+    """With each map replaced by the brightness of what its position shows, a flip changes nothing but places."""
+    backbone = build_backbone(name, **options)
+    model = SegmentationModel(backbone, 3, "none", "linear")
+    task = SegmentationTask(model, 3, guidance=Guidance(consistency=1.0))
+    logged = {}
+    task.log = lambda *_, **__: None
+    task.log_dict = lambda terms, **_: logged.update(terms)
+    plain = model.features
+
+    def brightness(images: torch.Tensor, attention: bool = False):
+        seen = plain(images, attention)
+        maps = []
+        for stride, one in zip(backbone.strides, seen.attention, strict=True):
+            padded = torch.nn.functional.pad(images.mean(1, keepdim=True) + 3, (0, -side % stride, 0, -side % stride))
+            mass = torch.nn.functional.avg_pool2d(padded, stride).expand(-1, one.weights.shape[1], -1, -1)
+            maps.append(replace(one, weights=mass / mass.sum((-2, -1), keepdim=True)))
+        return replace(seen, attention=tuple(maps))
+
+    monkeypatch.setattr(model, "features", brightness)
+    pixels = torch.randint(0, 256, (2, 3, side, 1), dtype=torch.uint8).expand(-1, -1, -1, side)  # rows alone differ
+    ramp = (pixels // 2 + torch.arange(side, dtype=torch.uint8) * 2).contiguous()
+    batch = [ramp, torch.randint(0, 3, (2, side, side))]
+    task.training_step(batch, 0)
+    # positions at the seam show another part of the image once it is flipped: a little is left
+    assert logged["guide_consistency"].item() < 1e-3 * (1 if side % 8 == 0 else 2)
+    monkeypatch.setattr(torch.Tensor, "flip", lambda self, *_: self)  # the places say flipped, and nothing is
+    task.training_step(batch, 0)
+    assert logged["guide_consistency"].item() > 4e-3
 
 
 @pytest.mark.parametrize(

@@ -112,14 +112,14 @@ def test_every_map_of_every_block_of_a_vit_is_the_explicit_one(model: str, size:
         expected = {
             "cls": matrix[:, :, 0],
             "pooled": (query[:, :, inside].mean(2, keepdim=True) @ key.transpose(-2, -1)).softmax(-1)[:, :, 0],
-            "received": matrix[:, :, inside].mean(2),
         }
         pairs = matrix[:, :, inside][..., inside]
+        pairs = pairs / pairs.sum(-1, keepdim=True)
         for kind, read in maps.items():
-            row = expected[kind][..., inside]
+            row = pairs.mean(2) if kind == "received" else expected[kind][..., inside]
             row = (row / row.sum(-1, keepdim=True)).unflatten(-1, (rows, columns))
             torch.testing.assert_close(read[block].weights, row, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(read[block].affinity, pairs / pairs.sum(-1, keepdim=True), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(read[block].affinity, pairs, rtol=1e-5, atol=1e-6)
             assert read[block].kind == kind
     start = product[:, 0] if "cls" in maps else product[:, inside].mean(1)
     rollout = start[:, inside] / start[:, inside].sum(-1, keepdim=True)
@@ -347,6 +347,33 @@ def test_a_block_that_cannot_be_read_is_named() -> None:
         build_backbone("vit_small_patch16_18x2_224", embed_dim=48, depth=2, num_heads=3)
 
 
+@pytest.mark.parametrize("fusion", ["gate", "concat", "propagate"])
+@pytest.mark.parametrize("model", ["dino", "swin-w4"])
+def test_a_fusion_does_not_hear_of_a_head_that_is_switched_off(model: str, fusion: str) -> None:
+    """A model that decodes by one head's map of the last level alone: without that head it decodes as without a map."""
+    from regard.segmentation.module import SegmentationModel
+
+    backbone = shaken(*(VITS | SWINS)[model])
+    segmentation = SegmentationModel(backbone, 3, fusion, "linear").eval()
+    images = torch.randn(1, 3, 52, 64)
+    level = segmentation.fusion.levels[-1]
+    with torch.no_grad():
+        if fusion == "concat":
+            level.project[0].weight.zero_()
+            level.project[0].bias.zero_()
+            level.project[0].weight[:, 1] = 1
+            level.mix.weight.normal_()
+        else:
+            level.head_logits[1] = 50  # a softmax: this head alone
+            level.strength.fill_(0.7)
+        heard = segmentation(images)
+        with backbone.without_head(-1, 1):
+            silent = segmentation(images)
+            level.strength.zero_() if fusion != "concat" else level.mix.weight.zero_()
+            torch.testing.assert_close(silent, segmentation(images), rtol=1e-4, atol=1e-4)
+    assert (heard - silent).abs().max() > 1e-3
+
+
 def test_what_does_not_exist_is_one_line(monkeypatch) -> None:
     vit, swin = build_backbone("vit_small_patch16_224", **TINY_VIT), build_backbone(*SWINS["swin-w4"][:1], **TINY_SWIN)
     images = torch.randn(1, 3, 64, 64)
@@ -354,6 +381,7 @@ def test_what_does_not_exist_is_one_line(monkeypatch) -> None:
         (lambda: vit(images, attention=True, blocks=[4]), "has no block 4: it has 0 to 3"),
         (lambda: vit(images, attention=True, blocks=[-5]), "has no block -5"),
         (lambda: vit(images, attention=True, blocks=[3, -1]), "asked for twice"),
+        (lambda: swin(images, affinity=True, blocks=[]), "no blocks of .* are asked for"),
         (lambda: swin(images, attention="cls"), "has no cls attention: it has pooled, received"),
         (lambda: swin.rollout(images), "rollout is for a ViT"),
         (lambda: vit.without_head(0, 3).__enter__(), "has no head 3: it has 0 to 2"),

@@ -8,8 +8,10 @@ and levels, so that one weight suits all sizes:
   when all heads look at the same places.
 - consistency: Jensen-Shannon divergence, in bits, of a head's maps in two views of an image, on what both show.
 
-None of them knows what an object is: a head that always looks at one corner is as sharp as can be. What each does to
-the scores of heads and to segmentation is measured in `results/`.
+None of them knows what an object is: a head that always looks at one corner is as sharp as can be, and even maps are
+perfectly consistent. They are of the backbone's own kind of map, which is what fusions see: in a ViT the CLS token's
+query, while those of patches are free; in a Swin the mean query over the whole grid, which its windows never compute.
+What each does to the scores of heads and to segmentation is measured in `results/`.
 """
 
 import math
@@ -20,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regard.attention.views import Places, on_overlap
+from regard.attention.views import Extent, Places, on_overlap
 from regard.backbones import AttentionMap, Backbone
 from regard.errors import InputError
 
@@ -50,12 +52,18 @@ def diversity(weights: Maps) -> Float[Tensor, ""]:
     return 1 - divergence.mean() / math.log(heads)
 
 
-def consistency(first: Maps, second: Maps, places_first: Places, places_second: Places) -> Float[Tensor, ""]:
+def consistency(
+    first: Maps,
+    second: Maps,
+    places_first: Places,
+    places_second: Places,
+    extents: tuple[Extent | None, Extent | None] = (None, None),
+) -> Float[Tensor, ""]:
     """JS(first, second) / log 2 on the overlap of two views: 0 for maps that agree there, 1 for maps without a common
     position. A pair that hardly overlaps (`views.on_overlap`) counts as 0, so that the mean over processes is that of
     the whole batch.
     """
-    p, q, shared = on_overlap(first, second, places_first, places_second)
+    p, q, shared = on_overlap(first, second, places_first, places_second, extents=extents)
     p, q = p.flatten(2), q.flatten(2)
     divergence = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2  # (batch, heads)
     return (divergence.mean(dim=1) * shared).mean() / math.log(2)
@@ -78,10 +86,13 @@ class Guidance:
         return any(getattr(self, field.name) for field in fields(self))
 
     def check(self, backbone: Backbone) -> None:
-        """InputError for a weight below 0, or a backbone without attention."""
+        """InputError for a weight that is no number from 0 up, or a backbone without attention."""
         for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise InputError(f"guide_{field.name} {getattr(self, field.name)} is negative: 0 leaves the term out")
+            weight = getattr(self, field.name)
+            if not 0 <= weight < math.inf:
+                raise InputError(
+                    f"guide_{field.name} {weight} is no weight: take 0, which leaves the term out, or more"
+                )
         if self and not backbone.heads:
             raise InputError(f"{backbone.name} has no attention to guide: use a ViT or a Swin")
 
@@ -101,7 +112,7 @@ class Guidance:
             assert places is not None, "consistency compares two views whose places are known"
             pairs = zip(views[0], views[1], strict=True)
             found["consistency"] = torch.stack(
-                [consistency(a.weights, b.weights, places[0], places[1]) for a, b in pairs]
+                [consistency(a.weights, b.weights, places[0], places[1], (a.extent, b.extent)) for a, b in pairs]
             ).mean()
         return found
 

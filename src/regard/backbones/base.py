@@ -7,7 +7,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -34,17 +35,20 @@ class AttentionMap:
               `pooled`: the mean of the grid's queries, as the block uses them, against every position of the grid. That
               is the mean token's query where queries are linear in the tokens; in SwinV2, and wherever a block
               normalises or rotates its queries, it is the mean of those.
-              `received`: what each position receives, the mean over the queries of the grid. In a window transformer
+              `received`: what each position receives, the mean of the affinity over queries. In a window transformer
               each window hands out its own queries' attention, un-shifted and stitched: a position competes with those
               of its window only, and every window, dull or not, gets the same total.
-              CLS and register tokens take part in the softmax; a map is then cut to the grid and made to sum to 1.
+              All are over the grid alone: what goes to CLS and register tokens is left out, and the rest sums to 1.
     affinity: token to token, rows are queries and sum to 1 over the grid (n = h * w, row-major); only when asked for.
               In a window transformer it is zero between tokens of different windows.
+    extent:   height and width of the image in positions, such as 3.5 for 28 pixels at stride 8: the last row or column
+              stands for less of the image than the others. None for whole positions.
     """
 
     weights: Float[Tensor, "batch heads h w"]
     kind: Kind
     affinity: Float[Tensor, "batch heads n n"] | None = None
+    extent: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Features:
 
 class Backbone(nn.Module, ABC):
     """An image encoder: (batch, 3, H, W) float images, ImageNet-normalised -> `Features`.
+
+    Not for two threads at once: a forward pass keeps its state on the modules. Give each thread a `copy.deepcopy`.
 
     name:     timm's name of the model; options: what it was built with besides.
     channels: channels of each pyramid level, finest first.
@@ -91,6 +97,10 @@ class Backbone(nn.Module, ABC):
     multiple: int
     statistics: Statistics | None = None
     model: Any  # timm's; its parts are its own business, so they are not typed here
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._silent: list[tuple[int, int]] = []  # blocks and heads
 
     @abstractmethod
     def forward(
@@ -127,7 +137,8 @@ class Backbone(nn.Module, ABC):
 
     @contextmanager
     def without_head(self, block: int, head: int) -> Iterator[None]:
-        """Within: what this head of this block gathers is zero, as if it had nothing to say to the block's projection.
+        """Within: this head of this block has nothing to say. What it gathers for the block's projection is zero; its
+        map is even, and in its affinity each position looks at itself, so that no fusion hears of it either.
 
         Raises InputError for a block or head that it does not have.
         """
@@ -144,18 +155,34 @@ class Backbone(nn.Module, ABC):
             return (gathered,)
 
         hook = proj.register_forward_pre_hook(silence)
+        self._silent.append((block, head))
         try:
             yield
         finally:
+            self._silent.remove((block, head))
             hook.remove()
+
+    def _quieten(self, block: int, found: AttentionMap) -> AttentionMap:
+        """A block's map as it is `without_head`s."""
+        heads = [head for silent, head in self._silent if silent == block]
+        if not heads:
+            return found
+        weights, affinity = found.weights.clone(), found.affinity
+        weights[:, heads] = 1 / (weights.shape[-2] * weights.shape[-1])
+        if affinity is not None:
+            affinity = affinity.clone()
+            affinity[:, heads] = torch.eye(affinity.shape[-1], device=affinity.device)
+        return replace(found, weights=weights, affinity=affinity)
 
     def chosen_blocks(self, blocks: Sequence[int] | None) -> tuple[int, ...]:
         """Numbers of blocks, from 0 and in order of the asking; those of the levels for None.
 
-        Raises InputError for a block that the backbone does not have, or one asked for twice.
+        Raises InputError for none, for a block that the backbone does not have, and for one asked for twice.
         """
         if blocks is None:
             return self.blocks
+        if not len(blocks):
+            raise InputError(f"no blocks of {self.name} are asked for: leave blocks out for one per level")
         depth = len(self.block_heads)
         for block in blocks:
             if not -depth <= block < depth:
@@ -232,7 +259,17 @@ def free_memory(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     try:  # Linux says what could be had by giving up caches
-        with open("/proc/meminfo") as info:
-            return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
+        info = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
+        return min([available, *_left_by_cgroup()])
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**62
+
+
+def _left_by_cgroup() -> list[int]:
+    """Bytes that a container or a job manager leaves of its limit; [] without one."""
+    try:
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+        return [int(limit) - int(used)]
+    except (OSError, ValueError):  # no limit reads "max"
+        return []

@@ -62,23 +62,25 @@ class Attended:
             mean = self.query[:, :, rows].float().mean(dim=2, keepdim=True) * self.scale
             return (mean @ self.key[:, :, keys].float().transpose(-2, -1)).softmax(dim=-1)[:, :, 0]
 
-    def follow(self, share: Tensor) -> Tensor:
-        """Where the queries' shares go, share @ matrix: (batch or 1, heads or 1, tokens) -> (batch, heads, tokens).
+    def follow(self, share: Tensor, tokens: Tokens = EVERY) -> Tensor:
+        """Where the queries' shares go, share @ matrix, between the chosen tokens: (batch or 1, heads or 1, tokens) ->
+        (batch, heads, tokens). Each row of the matrix sums to 1 over them, as in `weights`.
 
         A few rows of the matrix at a time, computed again in the backward pass: O(tokens) memory. In float32.
         """
+        numbers = torch.arange(self.query.shape[2], device=self.query.device)[tokens]
 
         def some(start: int) -> Tensor:
-            rows = slice(start, start + ROWS)
+            part = slice(start, start + ROWS)
             with torch.autocast(self.query.device.type, enabled=False):
-                return (share[..., None, rows].float() @ self.weights(rows)).squeeze(2)
+                return (share[..., None, part].float() @ self.weights(numbers[part], tokens)).squeeze(2)
 
-        parts = range(0, self.query.shape[2], ROWS)
+        parts = range(0, len(numbers), ROWS)
         if torch.is_grad_enabled() and len(parts) > 1:
-            return sum(
-                (checkpoint(some, start, use_reentrant=False) for start in parts), torch.zeros((), device=share.device)
-            )
-        return sum((some(start) for start in parts), torch.zeros((), device=share.device))
+            found = [checkpoint(some, start, use_reentrant=False) for start in parts]
+        else:
+            found = (some(start) for start in parts)
+        return sum(found, torch.zeros((), device=share.device))
 
 
 class Recorder(TorchFunctionMode):

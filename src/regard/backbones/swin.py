@@ -13,6 +13,7 @@ Departures from timm:
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -99,7 +100,9 @@ class Swin(Backbone):
 
             def read(block: int, attended: Attended) -> AttentionMap:
                 level = self.stage_of[block]
-                return self._map(attended, kind, block, whole[level], grids[level], affinity)
+                found = self._map(attended, kind, block, whole[level], grids[level], affinity)
+                extent = (height / self.strides[level], width / self.strides[level])
+                return self._quieten(block, replace(found, extent=extent))
 
             with Recorder(self.attention_modules, wanted, read) as recorder:
                 last, pyramid = self.model.forward_intermediates(padded, norm=True)
@@ -161,10 +164,14 @@ class Swin(Backbone):
         pairs = None
         if affinity:
             seen = inside.flatten().bool()
+            count = grid[0] * grid[1]
+            number = torch.full_like(order.flatten(), count)  # of a position of the image; the padding shares the last
+            number[seen] = torch.arange(count, device=order.device)
+            number = number[order]
             rows = attended.weights().unflatten(0, (-1, len(order))).transpose(1, 2)  # (B, heads, windows, area, area)
-            pairs = rows.new_zeros(*rows.shape[:2], seen.numel(), seen.numel())
-            pairs[:, :, order.unsqueeze(2), order.unsqueeze(1)] = rows
-            pairs = pairs[:, :, seen][:, :, :, seen]
+            pairs = rows.new_zeros(*rows.shape[:2], count + 1, count + 1)
+            pairs[:, :, number.unsqueeze(2), number.unsqueeze(1)] = rows
+            pairs = pairs[:, :, :count, :count]
             pairs = pairs / pairs.sum(dim=-1, keepdim=True)
         return AttentionMap(weights, kind, pairs)
 

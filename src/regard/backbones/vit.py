@@ -1,6 +1,7 @@
 """Any timm vision transformer whose blocks keep one grid of tokens: ViT, DeiT, DINO, DINOv2, SigLIP, EVA and kin."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -79,8 +80,11 @@ class ViT(Backbone):
             if affinity:
                 self.check_affinity(images, wanted)
 
-            def read(_: int, attended: Attended) -> AttentionMap:
-                return self._map(attended, kind, tokens, grid, affinity)
+            extent = (images.shape[-2] / self.multiple, images.shape[-1] / self.multiple)
+
+            def read(block: int, attended: Attended) -> AttentionMap:
+                found = self._map(attended, kind, tokens, grid, affinity)
+                return self._quieten(block, replace(found, extent=extent))
 
             with Recorder(self.attention_modules, wanted, read) as recorder:
                 last, pyramid = self._run(padded)
@@ -124,7 +128,12 @@ class ViT(Backbone):
         return self.model.forward_intermediates(padded, indices=list(self.blocks), norm=True)
 
     def _map(
-        self, attended: Attended, kind: Kind, tokens: tuple[int, int], grid: tuple[int, int], affinity: bool
+        self,
+        attended: Attended,
+        kind: Kind,
+        tokens: tuple[int, int],
+        grid: tuple[int, int],
+        affinity: bool,
     ) -> AttentionMap:
         """The map of one block, of the patches of the image and over them, each head summing to 1."""
         patches = self._patches(tokens, grid, attended.query.device)
@@ -133,10 +142,8 @@ class ViT(Backbone):
         elif kind == "pooled":
             weights = attended.mean_weights(patches, patches)
         else:
-            share = torch.zeros(1, 1, attended.query.shape[2], device=attended.query.device)
-            share[..., patches] = 1 / (grid[0] * grid[1])
-            received = attended.follow(share)[..., patches]
-            weights = received / received.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(received.dtype).tiny)
+            count = grid[0] * grid[1]
+            weights = attended.follow(torch.full((1, 1, count), 1 / count, device=attended.query.device), patches)
         pairs = attended.weights(patches, patches) if affinity else None
         return AttentionMap(weights.unflatten(-1, grid), kind, pairs)
 

@@ -4,6 +4,7 @@ torch is imported inside the functions, not at the top of these files, so that `
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -24,6 +25,8 @@ LEAST = (
     | dict.fromkeys(("fps", "limit"), 1)
     | dict.fromkeys(("guide_sharpness", "guide_diversity", "guide_consistency"), 0)
 )
+
+MOST = {"size": 2**15 - 1, "local_size": 2**15 - 1}  # pixels of a side: OpenCV resizes no further
 
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo": demo,
@@ -84,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     values.pop("config", None)
     try:
         for name, value in values.items():
-            if name in LEAST and value is not None and value < LEAST[name]:
-                raise InputError(f"--{name} {value} is too small: take {LEAST[name]} or more")
+            if name in LEAST and value is not None and not LEAST[name] <= value < math.inf:
+                raise InputError(f"--{name} {value} is too small, or no number: take {LEAST[name]} or more")
+            if name in MOST and value is not None and value > MOST[name]:
+                raise InputError(f"--{name} {value} is too large: take {MOST[name]} or less")
         made = COMMANDS[options.subcommand](**values)
         if is_first_process():
             print(made)

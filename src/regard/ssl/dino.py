@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -205,7 +206,7 @@ def _by_size(images: list[Tensor]) -> list[Tensor]:
 def _global_maps(attention: Sequence[AttentionMap], batch: int) -> list[list[AttentionMap]]:
     """The maps of the first and of the second global crops, each by level."""
     return [
-        [AttentionMap(level.weights[start : start + batch], level.kind) for level in attention] for start in (0, batch)
+        [replace(level, weights=level.weights[start : start + batch]) for level in attention] for start in (0, batch)
     ]
 
 
