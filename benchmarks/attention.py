@@ -9,8 +9,8 @@ Cases, all of them inference in float32 with one set of weights:
 - fused + full: fused kernels, but in the last block, which forms the whole tokens x tokens matrix;
 - eager + full: every block forms its matrix, and the last one's is kept: the published DINO code's way.
 
-Both "full" cases end with what they are for, the CLS row, and must agree with ours to 1e-4 of an even weight. Swin has
-windows, so "full" is its last block's window matrices there, and no comparison of values.
+Both "full" cases end with what they are for, the CLS row, and must agree with ours to 0.1%, or 1% of an even weight.
+Swin has windows, so "full" is its last block's window matrices there, and no comparison of values.
 
 Time: medians over rounds in which the cases take turns. Memory: the peak of a forward pass over what the model and the
 images hold, in a fresh process for each figure; on the CPU resident memory, on CUDA what torch allocated.
@@ -91,7 +91,8 @@ def measure(model: str, rounds: int, processes: int, seed: int, device: str) -> 
     calls = {case: prepare(backbone, case) for case in CASES}
     with torch.inference_mode():
         if backbone.kind == "cls":
-            ours, tolerance = calls["maps"](images), 1e-4 / images.shape[-1] * max(backbone.strides)
+            ours = calls["maps"](images)
+            tolerance = 0.01 / ours.shape[-1]
             for case in ("fused + full", "eager + full"):
                 torch.testing.assert_close(calls[case](images), ours, rtol=1e-3, atol=tolerance)
         seconds = side_by_side.alternate({case: lambda c=case: calls[c](images) for case in CASES}, rounds)

@@ -113,6 +113,11 @@ def main() -> None:
     source = open_source(arguments.data, scenes_size=preset("tiny").segment.size)
     data = {split: Cached(dataset) for split, dataset in require_masks(source).items()}
     weights = {"pretrain": arguments.pretrain_weight, "segment": arguments.segment_weight}
+    settings = {"data": source.root, "pretrain_epochs": PRETRAIN_EPOCHS, "segment_epochs": SEGMENT_EPOCHS}
+    if not (kept := arguments.work / "settings.json").is_file():
+        write_json(kept, settings)
+    if read_json(kept) != settings:
+        parser.error(f"{arguments.work} holds runs with other settings: choose another --work")
     cells = []
     for seed in range(arguments.seeds):
         for stage, weight in weights.items():

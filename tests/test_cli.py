@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from regard.backbones import build_backbone
-from regard.cli import COMMANDS, main
+from regard.cli import COMMANDS, _spread_images, build_parser, main
 from regard.data.scenes import Scenes
 from regard.studies.runs import load_run
 
@@ -33,6 +33,21 @@ assert not heavy, heavy
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     for command in COMMANDS:
         assert f"regard [options] {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "images"),
+    [
+        ("--images a b --out c", ["a", "b"]),
+        ("--images=a --out c", ["a"]),
+        ("--images a --out c --images b d", ["a", "b", "d"]),
+        ("--out c --images a -1.png", ["a", "-1.png"]),
+        ('--images ["a","b"] --out c', ["a", "b"]),
+    ],
+)
+def test_images_are_given_as_people_type_them(given: str, images: list[str]) -> None:
+    spread = _spread_images(["attention", "--backbone", "x", *given.split()])
+    assert build_parser().parse_args(spread).attention.images == images
 
 
 def tree(root: Path, split: str = "train", count: int = 6) -> Path:

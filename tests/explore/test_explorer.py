@@ -200,9 +200,9 @@ def test_wrong_inputs_are_one_line_and_leave_the_old_page(tmp_path):
     for arguments, options, message in [
         ((vit(), []), {}, "no images"),
         ((build_backbone("resnet10t"), images), {}, "resnet10t has no attention to explore: use a ViT or a Swin"),
-        ((vit(), images), {"mass": 0.96}, "0.05 to 0.95 would work"),
+        ((vit(), images), {"mass": 1.0}, "take one between 0 and 1"),
         ((vit(), images), {"blocks": (4,)}, "has no block 4: it has 0 to 3"),
-        ((vit(), images), {"blocks": ()}, "no blocks to explore"),
+        ((vit(), images), {"blocks": ()}, "no blocks of .* are asked for"),
         ((swin(), images), {"kind": "cls"}, "has no cls attention: it has pooled, received"),
         ((diverged, images), {}, "the attention of vit_tiny_patch16_224 is not finite"),
         ((vit(), images), {"limit": 5_000}, r"take a smaller size or fewer blocks"),
@@ -399,10 +399,10 @@ def test_the_slider_sets_the_mass_of_the_mask(opened):
         opened.until("share", f"^{round(100 * mass)}%$")
         for head in range(3):
             assert (opened.mask(head) == naive_mask(opened.shown(head), mass)).all()
-    assert masses == {0.6, 0.67, 0.05, 0.95}
+    assert masses == {0.6, 0.67, 0.01, 0.99}
     opened.press(Keys.ESCAPE)
     opened.until("status", "^Head 0, cls map")
-    assert (opened.mask(1) == naive_mask(opened.shown(1), 0.95)).all()
+    assert (opened.mask(1) == naive_mask(opened.shown(1), 0.99)).all()
 
 
 @pytest.mark.slow

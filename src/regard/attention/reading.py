@@ -34,7 +34,8 @@ class HeadReader:
     blocks: one per level of the pyramid, "all", or numbers from 0 (negative ones count from the end).
     heads:  numbers from 0; a block gives those of them that it has, and is left out if it has none. None: all.
 
-    Raises InputError for a backbone without attention, and for a kind, a block or a head that it does not have.
+    Raises InputError for a backbone without attention, for a kind, a block or a head that it does not have, and for
+    attention that is not finite.
     """
 
     def __init__(
@@ -71,6 +72,10 @@ class HeadReader:
         maps = backbone(image, attention=self.kind, blocks=self.blocks).attention
         made = []
         for block, found in zip(self.blocks, maps, strict=True):
+            if not found.weights.isfinite().all():
+                raise InputError(
+                    f"block {block} of {backbone.name} gives no numbers: take weights that did not diverge"
+                )
             heads = tuple(head for head in self.heads if head < backbone.block_heads[block])
             weights = found.weights[0, list(heads)].cpu()
             made.append(BlockMaps(block, heads, backbone.block_strides[block], weights))

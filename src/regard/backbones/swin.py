@@ -165,12 +165,12 @@ class Swin(Backbone):
         if affinity:
             seen = inside.flatten().bool()
             count = grid[0] * grid[1]
-            number = torch.full_like(order.flatten(), count)  # of a position of the image; the padding shares the last
-            number[seen] = torch.arange(count, device=order.device)
-            number = number[order]
+            index = torch.full_like(order.flatten(), count)  # of a position of the image; the padding shares the last
+            index[seen] = torch.arange(count, device=order.device)
+            index = index[order]
             rows = attended.weights().unflatten(0, (-1, len(order))).transpose(1, 2)  # (B, heads, windows, area, area)
             pairs = rows.new_zeros(*rows.shape[:2], count + 1, count + 1)
-            pairs[:, :, number.unsqueeze(2), number.unsqueeze(1)] = rows
+            pairs[:, :, index.unsqueeze(2), index.unsqueeze(1)] = rows
             pairs = pairs[:, :, :count, :count]
             pairs = pairs / pairs.sum(dim=-1, keepdim=True)
         return AttentionMap(weights, kind, pairs)

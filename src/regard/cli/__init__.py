@@ -87,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     values.pop("config", None)
     try:
         for name, value in values.items():
-            if name in LEAST and value is not None and not LEAST[name] <= value < math.inf:
-                raise InputError(f"--{name} {value} is too small, or no number: take {LEAST[name]} or more")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"--{name} {value} is no number that can be used here")
+            if name in LEAST and value is not None and value < LEAST[name]:
+                raise InputError(f"--{name} {value} is too small: take {LEAST[name]} or more")
             if name in MOST and value is not None and value > MOST[name]:
                 raise InputError(f"--{name} {value} is too large: take {MOST[name]} or less")
         made = COMMANDS[options.subcommand](**values)
@@ -113,9 +115,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _spread_images(arguments: list[str]) -> list[str]:
-    """`--images A B C` as one JSON list, which is how jsonargparse takes lists."""
-    if "--images" not in arguments:
+    """`--images A B C`, `--images=A`, once or often, as one JSON list, which is how jsonargparse takes lists."""
+    images: list[str] = []
+    rest: list[str] = []
+    into = rest
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == "--images":
+            into = images
+            images.extend([value] if value else [])
+        elif argument.startswith("--"):
+            into = rest
+            rest.append(argument)
+        else:
+            into.append(argument)
+    if not images or images[0].startswith("["):  # JSON already
         return arguments
-    start = arguments.index("--images") + 1
-    end = next((i for i in range(start, len(arguments)) if arguments[i].startswith("--")), len(arguments))
-    return [*arguments[: start - 1], f"--images={json.dumps(arguments[start:end])}", *arguments[end:]]
+    return [*rest, f"--images={json.dumps(images)}"]

@@ -18,8 +18,8 @@ def attention(
     out: str = "runs/attention",
     size: int = 224,
     kind: Literal["cls", "pooled", "received", "rollout"] | None = None,
-    blocks: Literal["levels", "all"] | list[int] = "levels",
-    heads: list[int] | None = None,
+    blocks: Literal["levels", "all"] | list[int] | int = "levels",
+    heads: list[int] | int | None = None,
     what: Literal["overlay", "heat", "mask"] = "overlay",
     mass: float = 0.6,
     upsample: Literal["nearest", "bilinear"] = "nearest",
@@ -41,8 +41,8 @@ def attention(
         size: Short side that images are brought to, in pixels.
         kind: How attention is read: by the CLS token, by the mean query (pooled), as each patch receives it, or rolled
             out over all blocks; by default the backbone's own.
-        blocks: One block per `levels` of the pyramid, `all`, or numbers such as [0,5,-1].
-        heads: Numbers such as [0,2]; by default all.
+        blocks: One block per `levels` of the pyramid, `all`, or numbers such as [0,5,-1] or 5.
+        heads: Numbers such as [0,2] or 2; by default all.
         what: In the mosaic: heat maps over the grey image, heat maps alone, or the image where the mask of the mass is.
         mass: The share of a head's attention that its mask holds, above 0 and below 1; 0.6 as published for DINO.
         upsample: How heat maps get from patches to pixels; `nearest` as published for DINO.
@@ -72,7 +72,8 @@ def attention(
     if animate:
         check_animation(animate)
     model = open_backbone(backbone, weights, pretrained, backbone_options, accelerator)
-    reader = HeadReader(model, kind, blocks, heads)
+    blocks = [blocks] if isinstance(blocks, int) else blocks
+    reader = HeadReader(model, kind, blocks, [heads] if isinstance(heads, int) else heads)
     files = outputs(images, out)
     animation = Path(out) / f"attention.{animate}"
     if animation.resolve() in {file.resolve() for file in files}:

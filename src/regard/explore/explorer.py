@@ -57,7 +57,7 @@ def write_explorer(
     kind:     how the heads' own maps are read, one of `backbone.kinds`; its first by default. The row of a patch is
               the same for all kinds: its softmax over the patches.
     blocks:   the blocks to show; those of the backbone's levels by default. Negative ones count from the end.
-    mass:     where the slider of the mask starts, 0.05 to 0.95.
+    mass:     where the slider of the mask starts, above 0 and below 1.
     limit:    bytes that the file may have. Affinities are kept in the most of 256, 128, 64, 32 or 16 levels that fit.
     scores:   further scores of the heads, to show beside those that the page computes.
     progress: wraps the images as they are gone through, to show a progress bar.
@@ -69,8 +69,8 @@ def write_explorer(
         raise InputError("no images to explore: give one or more")
     if not backbone.kinds:
         raise InputError(f"{backbone.name} has no attention to explore: use a ViT or a Swin")
-    if not 0.05 <= mass <= 0.95:
-        raise InputError(f"mass {mass} is out of range: 0.05 to 0.95 would work")
+    if not 0 < mass < 1:
+        raise InputError(f"mass {mass} is no share of the attention: take one between 0 and 1, such as 0.6")
     kind, chosen = backbone.asked_kind(kind or True), backbone.chosen_blocks(blocks)
     if not chosen:
         raise InputError(f"no blocks to explore: {backbone.name} has 0 to {len(backbone.block_heads) - 1}")
