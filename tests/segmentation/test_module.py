@@ -80,3 +80,9 @@ def test_counts_are_per_image_in_order_at_the_masks_own_size() -> None:
 def test_unknown_head_is_one_line() -> None:
     with pytest.raises(InputError, match="unknown head 'segfromer': did you mean 'segformer'"):
         SegmentationModel(small_resnet(), 3, head="segfromer")
+
+
+def test_segformer_of_too_short_a_pyramid_is_one_line() -> None:
+    backbone = build_backbone("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    with pytest.raises(InputError, match="needs a pyramid of 3 levels, and this backbone has 2: use linear"):
+        SegmentationModel(backbone, 3, "none", "segformer")

@@ -72,8 +72,6 @@ def write_explorer(
     if not 0 < mass < 1:
         raise InputError(f"mass {mass} is no share of the attention: take one between 0 and 1, such as 0.6")
     kind, chosen = backbone.asked_kind(kind or True), backbone.chosen_blocks(blocks)
-    if not chosen:
-        raise InputError(f"no blocks to explore: {backbone.name} has 0 to {len(backbone.block_heads) - 1}")
     sources: list[str] = []
     maps: list[str] = []
     codes = _Codes()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from torch import Tensor, nn
 
-from regard.errors import unknown
+from regard.errors import InputError, unknown
 
 Logits = Float[Tensor, "batch classes h w"]
 
@@ -40,6 +40,10 @@ class SegFormerHead(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], classes: int, width: int = 256) -> None:
         super().__init__()
+        if len(channels) < 3:  # the library's limit
+            raise InputError(
+                f"head segformer needs a pyramid of 3 levels, and this backbone has {len(channels)}: use linear"
+            )
         self.decoder = SegformerDecoder([3, *channels], encoder_depth=len(channels), segmentation_channels=width)
         self.dropout = nn.Dropout2d(0.1)
         self.classify = nn.Conv2d(width, classes, kernel_size=1)
