@@ -35,7 +35,16 @@ from regard.studies.training import Hardware
 TERMS = ("none", "sharpness", "diversity", "consistency")
 HARDWARE = Hardware("cpu", bar=False)
 PRETRAIN_EPOCHS, SEGMENT_EPOCHS = 6, 10
-SCORES = ("entropy_share", "area", "distance", "consistency", "jaccard", "information")
+SCORES = (
+    "entropy_share",
+    "area",
+    "distance",
+    "consistency",
+    "consistency_elsewhere",
+    "jaccard",
+    "information",
+    "information_beyond_position",
+)
 SCORED_FILE = "scored.json"
 
 

@@ -56,6 +56,14 @@ def test_a_mask_is_the_smallest_that_holds_its_mass() -> None:
     torch.testing.assert_close(area(mask), mask.flatten(-2).sum(-1) / 63)
 
 
+@pytest.mark.parametrize("mass", [1e-3, 1e-9, 1e-20])
+def test_a_mask_of_little_mass_is_the_largest_weight(mass: float) -> None:
+    weights = maps(4, 3, 7, 9).float()
+    mask = mass_mask(weights, mass)
+    assert (mask.sum(dim=(-2, -1)) == 1).all()
+    torch.testing.assert_close(weights[mask].view(4, 3), weights.amax(dim=(-2, -1)))
+
+
 @pytest.mark.parametrize("mass", [0.0, 1.0, -0.5, 60.0, math.nan])
 def test_a_mass_is_a_share(mass: float) -> None:
     with pytest.raises(InputError, match="between 0 and 1"):

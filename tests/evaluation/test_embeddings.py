@@ -131,8 +131,10 @@ def test_pooled_features_are_the_backbones_whatever_the_batches() -> None:
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "drop_path_rate": 0.5}
     backbone = build_backbone("vit_tiny_patch16_224", **options).train()
     images = torch.randn(7, 3, 32, 32)
+    backbone.model.blocks[0].eval()  # as a frozen block
+    modes = [module.training for module in backbone.modules()]
     found = pooled_features(backbone, images.split(3))
-    assert backbone.training
+    assert [module.training for module in backbone.modules()] == modes
     with torch.no_grad():
         expected = backbone.eval()(images).pooled.numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,6 @@
 """Scores of heads over many images: equal to naive means over images, in whatever batches they come, at flat memory."""
 
+import copy
 import math
 import pickle
 
@@ -9,9 +10,11 @@ import torch
 
 from regard.attention import metrics
 from regard.backbones import Backbone, build_backbone
-from regard.evaluation.heads import HeadScores, _jackknife
+from regard.errors import InputError
+from regard.evaluation.heads import GROUPS, BlockScores, HeadScores, _jackknife_error, _leaving_out
 
 BLOCKS, CLASSES, OBJECTS = (1, 3), 4, (1, 2, 3)
+PLACE = torch.tensor([[0.0, 0, 1, 1, 0]]).expand(2, 5)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,8 @@ def data(count: int, height: int = 44, width: int = 32) -> tuple[torch.Tensor, t
 
 def scored(backbone: Backbone, images: torch.Tensor, labels: torch.Tensor, batch: int = 4, **options) -> dict:
     scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS, **options)
-    for part, of_part in zip(images.split(batch), labels.split(batch), strict=True):
-        scores.update(part, of_part)
+    for numbers in torch.arange(len(images)).split(batch):
+        scores.update(images[numbers], numbers, labels[numbers], labels[numbers - 1])
     return scores.result()
 
 
@@ -85,7 +88,7 @@ def test_jaccard_equals_a_naive_mean_over_objects_and_then_images(backbone) -> N
 
 
 def test_information_is_of_the_table_over_all_images(backbone) -> None:
-    """And `position` is of the labels of the image before; the first image has none before it."""
+    """And `position` is of the labels of another image."""
     images, labels = data(5)
     result = scored(backbone, images, labels, batch=2)
     with torch.no_grad():
@@ -93,25 +96,125 @@ def test_information_is_of_the_table_over_all_images(backbone) -> None:
     counts = metrics.cell_counts(labels, CLASSES, 8)
     for block, weights in zip(result["blocks"], maps, strict=True):
         joint = metrics.joint_histogram(weights, counts).double()
-        elsewhere = metrics.joint_histogram(weights[1:], counts[:-1]).double()
-        moments = metrics.label_moments(counts)
-        samples, others = (metrics.independent_samples(m.sum(0)) for m in (moments, moments[:-1]))
-        information, position = (
-            metrics.information(joint.sum(0), samples),
-            metrics.information(elsewhere.sum(0), others),
-        )
+        elsewhere = metrics.joint_histogram(weights, counts.roll(1, 0)).double()
+        samples = metrics.independent_samples(metrics.label_moments(counts).sum(0))
+        information, position = (metrics.information(table.sum(0), samples) for table in (joint, elsewhere))
         assert block["samples"] == pytest.approx(samples.item())
         for row, expected, by_position in zip(block["heads"], information, position, strict=False):
             assert row["information"] == pytest.approx(expected.item(), abs=1e-9)
             assert row["position"] == pytest.approx(by_position.item(), abs=1e-9)
+            assert row["information_beyond_position"] == pytest.approx(row["information"] - row["position"], abs=1e-12)
             assert row["information_share"] == pytest.approx(expected.item() / block["label_entropy"])
 
 
 def test_batches_change_nothing(backbone) -> None:
-    images, labels = data(7)
-    whole = scored(backbone, images, labels, batch=7)
+    """Nor the order in which they come: here all of one shape first. Standard errors and `position` included."""
+    tall, wide = data(7), data(6, 33, 40)
+    elsewhere = [torch.randint(0, CLASSES, labels.shape) for _, labels in (tall, wide)]
+    numbers = [torch.arange(0, 14, 2), torch.arange(1, 13, 2)]
+
+    def found(turns: list[tuple[int, slice]]) -> dict:
+        scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS)
+        for shape, part in turns:
+            images, labels = (tall, wide)[shape]
+            scores.update(images[part], numbers[shape][part], labels[part], elsewhere[shape][part])
+        return scores.result()
+
+    one_by_one = found([(i % 2, slice(i // 2, i // 2 + 1)) for i in range(13)])
+    same(found([(0, slice(0, 7)), (1, slice(0, 6))]), one_by_one)
+    same(found([(1, slice(0, 4)), (0, slice(0, 3)), (0, slice(3, 7)), (1, slice(4, 6))]), one_by_one)
+
+
+def test_batches_of_views_change_nothing(backbone) -> None:
+    views = torch.randn(2, 7, 3, 32, 32)
+    places = torch.rand(2, 7, 5) * 0.5
+    places[..., 2:4] += 0.5  # all overlap
+
+    def found(batch: int) -> dict:
+        scores = HeadScores(backbone, "cls", BLOCKS)
+        scores.update(views[0], torch.arange(7))
+        for part in torch.arange(7).split(batch):
+            scores.update_views(*views[:, part], *places[:, part])
+        return scores.result()
+
+    whole = found(7)
+    assert (whole["view_pairs_that_overlap"], whole["view_pairs_elsewhere"]) == (7, 6)
     for batch in (1, 3):
-        same(scored(backbone, images, labels, batch), whole)
+        same(found(batch), whole)
+
+
+def test_consistency_elsewhere_is_that_of_an_image_with_the_one_before(backbone) -> None:
+    """By hand, over whole images; and maps that know nothing of their image are as consistent as with any other."""
+    images = torch.randn(4, 3, 32, 32)
+    place = torch.tensor([0.0, 0, 1, 1, 0]).expand(4, 5)
+    scores = HeadScores(backbone, "cls", BLOCKS)
+    scores.update(images, torch.arange(4))
+    scores.update_views(images, images, place, place)
+    with torch.no_grad():
+        maps = backbone(images, attention="cls", blocks=BLOCKS).attention
+    for block, found in zip(scores.result()["blocks"], maps, strict=True):
+        expected = metrics.consistency(found.weights[1:], found.weights[:-1]).mean(0)
+        for head in range(3):
+            assert block["heads"][head]["consistency"] == pytest.approx(1, abs=1e-5)
+            assert block["heads"][head]["consistency_elsewhere"] == pytest.approx(expected[head].item(), abs=1e-5)
+    blind, weights = BlockScores(3, 0, 0.6), torch.rand(1, 3, 4, 4).expand(4, 3, 4, 4)
+    blind.add_views(weights, weights**2, place, place)
+    torch.testing.assert_close(blind.consistency.result()[0], blind.consistency_elsewhere.result()[0])
+
+
+def test_maps_that_share_a_tenth_of_their_mass_are_a_tenth_consistent() -> None:
+    """On a fine grid too: 90% of the mass in one position of 56 x 56, in different cells of 8 x 8, the rest even."""
+    weights = torch.full((2, 20, 1, 56 * 56), 0.1 / 56**2)
+    first, second = torch.randperm(64)[:40].view(2, 20)  # different cells of 7 x 7 positions
+    for view, cells in enumerate((first, second)):
+        rows, columns = (7 * c + torch.randint(0, 7, (20,)) for c in (cells // 8, cells % 8))
+        weights[view, torch.arange(20), 0, rows * 56 + columns] += 0.9
+    scores = BlockScores(1, 0, 0.6)
+    place = torch.tensor([0.0, 0, 1, 1, 0]).expand(20, 5)
+    scores.add_views(*weights.view(2, 20, 1, 56, 56), place, place)
+    assert scores.consistency.result()[0][0].item() == pytest.approx(0.1, abs=0.03)
+
+
+def smooth(count: int, channels: int) -> torch.Tensor:
+    """Random fields of 32 x 32 that change over a quarter of the side."""
+    coarse = torch.randn(count, channels, 4, 4)
+    return torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic", align_corners=True)
+
+
+def test_smooth_maps_that_know_nothing_tell_nothing_beyond_position() -> None:
+    """Neighbours resemble each other, so that information alone is above 0 by more than its errors; position has the
+    same bias, and the difference is 0 within its own.
+    """
+    beyond, alone = [], []
+    for _ in range(12):
+        weights = (2 * smooth(40, 4)).flatten(2).softmax(-1).view(40, 4, 32, 32)
+        counts = metrics.cell_counts(smooth(40, 8).argmax(1), 8, 1)
+        scores = BlockScores(4, 8, 0.6)
+        scores.add_maps(weights)
+        scores.add_labels(weights, counts, counts.roll(1, 0), counts, torch.arange(40) % GROUPS)
+        for row in scores.result()["heads"][:-1]:
+            alone.append(row["information"] / row["information_se"])
+            beyond.append(row["information_beyond_position"] / row["information_beyond_position_se"])
+    assert np.mean(np.abs(beyond) < 2) > 0.9
+    assert abs(np.mean(beyond)) < 0.5
+    assert np.median(alone) > 2.5
+
+
+def test_the_mode_of_every_module_is_left_as_it_was(backbone) -> None:
+    backbone.train()
+    backbone.model.blocks[1].eval()  # as a frozen block
+    modes = [module.training for module in backbone.modules()]
+    scored(backbone, *data(2))
+    assert [module.training for module in backbone.modules()] == modes
+    backbone.eval()
+
+
+def test_attention_that_is_not_finite_is_refused_by_its_block(backbone) -> None:
+    broken = copy.deepcopy(backbone)
+    broken.model.blocks[3].attn.qkv.weight.data[0] = math.nan
+    images, labels = data(2)
+    with pytest.raises(InputError, match="attention of block 3 of vit_tiny_patch16_224 is not finite"):
+        scored(broken, images, labels)
 
 
 def test_heads_are_scored_each_for_itself(backbone) -> None:
@@ -139,16 +242,16 @@ def test_memory_does_not_grow_with_the_images(backbone) -> None:
     scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS)
     for step in range(1, 41):
         images, labels = data(2, 44, 32 + 8 * (step % 20))  # of 20 shapes
-        scores.update(images, labels)
+        scores.update(images, torch.arange(2), labels, labels.flip(0))
+        scores.update_views(images[..., :32, :32], images[..., :32, :32], PLACE, PLACE)
         if step in (20, 40):
-            sizes.append((len(pickle.dumps(scores.blocks)), len(scores._last)))
-    assert abs(sizes[1][0] - sizes[0][0]) < 64  # numbers have more digits
-    assert sizes[0][1] == sizes[1][1] < 20
+            sizes.append(len(pickle.dumps(scores.blocks)))
+    assert abs(sizes[1] - sizes[0]) < 64  # numbers have more digits
 
 
 def test_without_labels_there_are_only_the_scores_that_need_none(backbone) -> None:
     scores = HeadScores(backbone, "cls", BLOCKS)
-    scores.update(data(3)[0])
+    scores.update(data(3)[0], torch.arange(3))
     result = scores.result()
     assert result.keys() == {"images", "blocks"}
     for block in result["blocks"]:
@@ -163,7 +266,8 @@ def test_instances_are_objects_of_their_own(backbone) -> None:
     images, labels = data(3)
     instances = labels.where(labels < CLASSES, 255)
     result = HeadScores(backbone, "cls", BLOCKS, CLASSES)
-    result.update(images, (labels > 0).long().where(labels < CLASSES, 255), instances)
+    of_class = (labels > 0).long().where(labels < CLASSES, 255)
+    result.update(images, torch.arange(3), of_class, of_class, instances)
     by_class = scored(backbone, images, labels)
     ours = result.result()
     assert ours["objects"] == by_class["objects"]
@@ -175,7 +279,7 @@ def test_the_same_view_twice_is_consistent_and_views_apart_do_not_count(backbone
     images, _ = data(3, 32, 32)
     whole, corner, other = torch.tensor([[0.0, 0, 1, 1, 0], [0.0, 0, 0.4, 0.4, 0], [0.5, 0.5, 0.4, 0.4, 0]])
     scores = HeadScores(backbone, "cls", BLOCKS)
-    scores.update(images)
+    scores.update(images, torch.arange(3))
     scores.update_views(images, images, whole.expand(3, 5), whole.expand(3, 5))
     scores.update_views(images, images, corner.expand(3, 5), other.expand(3, 5))
     result = scores.result()
@@ -187,12 +291,18 @@ def test_the_same_view_twice_is_consistent_and_views_apart_do_not_count(backbone
     assert all(row["consistency"] < 0.999 for block in scores.result()["blocks"] for row in block["heads"])
 
 
-def test_of_one_image_there_is_no_standard_error(backbone) -> None:
-    result = scored(backbone, *data(1))
+def test_of_one_image_there_is_no_standard_error_and_no_position(backbone) -> None:
+    images, labels = data(1)
+    scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS)
+    scores.update(images, torch.arange(1), labels)
+    result = scores.result()
+    assert result["images_with_position"] == 0
     for block in result["blocks"]:
         assert block["oracle"] is not None
         assert block["oracle_se"] is None
-        assert block["heads"][0]["information_se"] is None
+        assert block["heads"][0]["information"] is not None
+        for score in ("information_se", "position", "position_se", "information_beyond_position"):
+            assert block["heads"][0][score] is None
 
 
 def test_the_standard_error_of_information_is_its_spread_over_data_sets() -> None:
@@ -203,7 +313,7 @@ def test_the_standard_error_of_information_is_its_spread_over_data_sets() -> Non
         binned = torch.randint(0, 3, (10, 400)).where(torch.rand(10, 400) < 0.5, classes)
         joint = torch.nn.functional.one_hot(binned * 2 + classes, 6).sum(1).view(10, 1, 3, 2).double()
         counts = torch.nn.functional.one_hot(classes, 2).mT.unsqueeze(-1).float()  # (groups, classes, 400, 1)
-        estimate, error = _jackknife(joint, metrics.label_moments(counts))
+        estimate, without = _leaving_out(joint, metrics.label_moments(counts))
         estimates.append(estimate.item())
-        errors.append(error.item())
+        errors.append(_jackknife_error(without).item())
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(estimates), rel=0.2)

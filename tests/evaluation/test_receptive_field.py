@@ -86,6 +86,14 @@ def test_a_seed_gives_the_same_field_and_leaves_no_gradients() -> None:
     assert images.grad is None
 
 
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_the_same_field(without) -> None:
+    backbone, images = vit(), torch.randn(1, 3, 64, 64)
+    expected = effective_receptive_field(backbone, images)
+    with without():
+        assert torch.equal(effective_receptive_field(backbone, images * 1), expected)
+
+
 class Squares(Convolutions):
     """A convolution of squares: the field is as |x|, so that a strong image has a strong gradient."""
 

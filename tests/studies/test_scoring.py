@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,22 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
+from regard.attention.views import LEAST_SHARED
 from regard.backbones import build_backbone, save_backbone
 from regard.cli import main
+from regard.data.augment import View
 from regard.data.datasets import VOC2012, ImageFolder
 from regard.data.scenes import Scenes
 from regard.studies.runs import load_run
-from regard.studies.scoring import Chosen, choose_protocol, importance, random_twin, score_heads
+from regard.studies.scoring import (
+    Chosen,
+    Samples,
+    choose_protocol,
+    describe_setting,
+    importance,
+    random_twin,
+    score_heads,
+)
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 SWIN = {"img_size": 64, "embed_dim": 12, "depths": [2, 2, 2], "num_heads": [1, 2, 3], "window_size": 4}
@@ -32,22 +43,22 @@ def sharp_vit(**options):
     return vit.eval()
 
 
-def voc_tree(root: Path) -> Path:
-    """Three images with two rectangles of class 15 and one of class 3, each an instance, void around the first."""
+def voc_tree(root: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
+    """Images with two rectangles of class 15 and one of class 3, each an instance, void around the first."""
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for i, (height, width) in enumerate(SIZES):
+    for i, (height, width) in enumerate(sizes):
         classes, instances = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
         classes[1:14, 2:15] = instances[1:14, 2:15] = 255
-        for number, (label, top, left) in enumerate([(15, 3, 4), (15, 20, 20), (3, 14 + i, 2)], 1):
+        for number, (label, top, left) in enumerate([(15, 3, 4), (15, 20, 20), (3, 14 + i % 3, 2)], 1):
             classes[top : top + 9, left : left + 9] = label
             instances[top : top + 9, left : left + 9] = number
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(root / f"JPEGImages/{i}.jpg")
         Image.fromarray(classes).save(root / f"SegmentationClass/{i}.png")
         Image.fromarray(instances).save(root / f"SegmentationObject/{i}.png")
     for split in ("train", "val"):
-        (root / f"ImageSets/Segmentation/{split}.txt").write_text("0\n1\n2\n")
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("".join(f"{i}\n" for i in range(len(sizes))))
     return root
 
 
@@ -103,14 +114,55 @@ def test_the_dino_protocol_equals_a_naive_version_of_it(objects, truth, tmp_path
 
 
 def test_the_size_of_batches_changes_nothing(tmp_path) -> None:
+    """Of no score and no standard error, although images of one shape go through the backbone together."""
+    data, vit = Chosen(VOC2012(voc_tree(tmp_path, SIZES * 4), "val")), sharp_vit()
+    protocol = choose_protocol("regard", vit, data.classes, size=32)
+    one, *others = (score_heads({"given": vit}, data, protocol, batch_size=b)["given"] for b in (1, 5, 12))
+    assert {"position_se", "consistency_elsewhere_se"} <= one["blocks"][0]["heads"][0].keys()
+    for other in others:
+        same(other, one)
+
+
+def same(found, expected) -> None:
+    """Equal up to rounding, at any depth."""
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys()
+        for key in found:
+            same(found[key], expected[key])
+    elif isinstance(found, list):
+        for one, other in zip(found, expected, strict=True):
+            same(one, other)
+    else:
+        exact = found is None or isinstance(found, str)
+        assert found == (expected if exact else pytest.approx(expected, rel=1e-4, abs=1e-6))
+
+
+def test_position_rests_on_all_images_whatever_their_shapes(tmp_path) -> None:
+    """On the labels of the image before, by nearest pixels: by hand for a map and labels of another size."""
     data, vit = Chosen(VOC2012(voc_tree(tmp_path), "val")), sharp_vit()
     protocol = choose_protocol("regard", vit, data.classes, size=32)
-    one, other = (score_heads({"given": vit}, data, protocol, batch_size=b)["given"] for b in (1, 3))
-    for a, b in zip(one["blocks"], other["blocks"], strict=True):
-        assert a["oracle"] == pytest.approx(b["oracle"], rel=1e-5)
-        for row, expected in zip(a["heads"], b["heads"], strict=True):
-            for score in ("jaccard", "information", "consistency", "entropy"):
-                assert row[score] == pytest.approx(expected[score], rel=1e-4, abs=1e-6)
+    result = score_heads({"given": vit}, data, protocol, consistency=False)["given"]
+    assert result["images_with_position"] == 3
+    assert all(row["position"] is not None for block in result["blocks"] for row in block["heads"])
+    samples = Samples(data, protocol, None, 0)
+    for i in range(3):
+        before, (height, width) = data.mask((i - 1) % 3), samples[i].labels.shape
+        rows, columns = (
+            (np.arange(small) + 0.5) * large // small
+            for small, large in zip((height, width), before.shape, strict=True)
+        )
+        expected = before[np.ix_(rows.astype(int), columns.astype(int))]
+        assert (samples[i].elsewhere.numpy() == expected).mean() > 0.99  # but for ties between two pixels
+
+
+def test_scoring_leaves_the_model_and_the_generators_as_they_were(tmp_path) -> None:
+    data, vit = Chosen(VOC2012(voc_tree(tmp_path), "val")), sharp_vit().train()
+    vit.model.blocks[1].eval()  # as a frozen block
+    modes, state = [module.training for module in vit.modules()], torch.get_rng_state()
+    protocol = choose_protocol("regard", vit, data.classes, size=32)
+    score_heads({"given": vit, "random": random_twin(vit, 3)}, data, protocol)
+    assert [module.training for module in vit.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_void_counts_for_nothing_in_our_protocol_and_as_background_in_dinos(tmp_path) -> None:
@@ -210,6 +262,46 @@ def test_a_swin_with_blocks_of_unlike_heads_and_a_plain_folder(tmp_path, capsys)
     assert "Jaccard" not in capsys.readouterr().err
 
 
+def test_a_single_image_has_scores_but_no_nulls(tmp_path) -> None:
+    out = tmp_path / "scores"
+    score(*VIT, "--size", "32", "--limit", "1", "--out", str(out))
+    report = json.loads((out / "scores.json").read_text())
+    assert (report["images"], report["images_with_position"]) == (1, 0)
+    row = report["blocks"][0]["heads"][0]
+    assert row["information"] is not None
+    assert row["position"] is row["information_beyond_position"] is None
+    assert {path.name for path in out.iterdir()} == {"scores.json", "scores.csv", "heads.png"}
+
+
+def test_broken_weights_are_one_line_and_nothing_is_written(tmp_path, capsys) -> None:
+    vit = sharp_vit()
+    vit.model.blocks[3].attn.qkv.weight.data[0] = np.nan
+    save_backbone(vit, tmp_path / "backbone.safetensors")
+    with pytest.raises(SystemExit) as stop:
+        score("--backbone", str(tmp_path), "--data", "scenes", "--size", "32", "--limit", "2", "--out",
+              str(tmp_path / "scores"))  # fmt: skip
+    assert stop.value.code == 2
+    assert "the attention of block 3 of vit_tiny_patch16_224 is not finite: its weights" in capsys.readouterr().err
+    assert not (tmp_path / "scores").exists()
+
+
+def test_the_protocol_tells_all_that_consistency_depends_on(tmp_path) -> None:
+    """The views of the report, built from the report alone, are those that were scored."""
+    vit, data = sharp_vit(), Chosen(Scenes(3, 32))
+    protocol = choose_protocol("regard", vit, data.classes, size=36)
+    setting = describe_setting(protocol, vit, data, "scenes", "val", "random", 0, views=True)
+    about = json.loads(json.dumps(setting))["views"]
+    strength = tuple(about[name] for name in ("brightness", "contrast", "saturation", "hue"))
+    told = View(about["side"], (0.4, 1.0), about["blur"], about["solarize"], flip=about["flip"],
+                jitter=about["colour_changes"], strength=strength, grey=about["grey"])  # fmt: skip
+    assert told == protocol.view(vit)
+    assert about["side"] == 40  # whole positions
+    assert about["crop"].startswith("40% to 100%")
+    assert (about["least_overlap"], about["compared"]) == (LEAST_SHARED, "mass in 8 x 8 cells of the overlap")
+    assert setting["versions"].keys() == {"torch", "timm", "opencv"}
+    assert "views" not in describe_setting(protocol, vit, data, "scenes", "val", "random", 0, views=False)
+
+
 def test_importance_is_the_drop_without_the_head(tmp_path, capsys) -> None:
     """As if the head's rows of the projection were zero."""
     data, run = tree(tmp_path / "data"), tmp_path / "run"
@@ -218,8 +310,14 @@ def test_importance_is_the_drop_without_the_head(tmp_path, capsys) -> None:
          "--head", "linear", "--size", "32", "--epochs", "2", "--batch_size", "2", "--lr", "0.01", "--workers", "0",
          "--backbone_lr", "0.01", "--accelerator", "cpu", "--out", str(run)]
     )  # fmt: skip
+    capsys.readouterr()
     score("--backbone", str(run), "--data", str(data), "--size", "32", "--out", str(tmp_path / "scores"),
-          "--importance", "--blocks", "[2]", "--limit", "4", "--consistency", "false")  # fmt: skip
+          "--importance", "--blocks", "[2]", "--limit", "4")  # fmt: skip
+    lines = [line for line in capsys.readouterr().err.splitlines() if str(tmp_path) not in line]
+    assert any(line.split() == ["block", "head", "%", "consist.", "elsewhere", "%", "bits", "position", "%"]
+               for line in lines)  # fmt: skip
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)  # the widest table has room
     report = json.loads((tmp_path / "scores/scores.json").read_text())
     assert report["importance"]["images"] == report["images"] == 4
     drops = [row["importance"] for row in report["blocks"][0]["heads"]]

@@ -28,13 +28,14 @@ BINS = len(EDGES) + 1
 def mass_mask(weights: Float[Tensor, "*lead heads h w"], mass: float = 0.6) -> Bool[Tensor, "*lead heads h w"]:
     """The positions that hold `mass` of the attention, as published for DINO (Caron et al. 2021, figure 4).
 
-    Weights are sorted in ascending order and summed up; those where the sum exceeds 1 - mass are kept. Of equal weights
-    those later in the grid are kept first. Raises InputError for a mass outside (0, 1).
+    Weights are sorted in ascending order and summed up; those where the sum exceeds 1 - mass are kept, the largest at
+    least. Of equal weights those later in the grid are kept first. Raises InputError for a mass outside (0, 1).
     """
     if not 0 < mass < 1:
         raise InputError(f"a mass of {mass:g} is no share of the attention: take one between 0 and 1, such as 0.6")
     ascending, order = weights.flatten(-2).sort(dim=-1, stable=True)
     kept = (ascending / ascending.sum(dim=-1, keepdim=True)).cumsum(dim=-1) > 1 - mass
+    kept[..., -1] = True  # in float32, no sum exceeds 1 - 1e-9, which is 1 there
     return torch.zeros_like(kept).scatter(-1, order, kept).view(weights.shape)
 
 

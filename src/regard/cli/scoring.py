@@ -46,7 +46,7 @@ def score(
         blocks: `levels` (default), `all`, or a list such as [0, -1]; by default of `dino`, the last.
         objects: What is scored as one object of an image: a class, or an instance (VOC).
         limit: Images at most: evenly spaced ones.
-        consistency: Also compare two augmented views of each image, at two more forward passes.
+        consistency: Also compare two augmented views of each image, and of two images, at two more forward passes.
         importance: Of a folder of `regard segment`: also the drop in mIoU without each head.
         baseline: Also score the same architecture with random weights.
         batch_size: Images per forward pass.
@@ -108,16 +108,19 @@ def score(
     return f"scores of {sum(len(b['heads']) - 1 for b in report['blocks'])} heads in {out}: scores.json, heads.png"
 
 
-COLUMNS = {  # heading -> score, factor, digits; those that fit into 80 columns, all are in scores.csv
-    "entropy %": ("entropy_share", 100, 1),
-    "area %": ("area", 100, 1),
+COLUMNS = {  # heading -> score, factor, digits; what else there is, is in scores.csv
+    "entropy\n%": ("entropy_share", 100, 1),
+    "area\n%": ("area", 100, 1),
     "distance": ("distance", 1, 3),
     "consist.": ("consistency", 1, 3),
-    "Jaccard %": ("jaccard", 100, 1),
-    "inform. bits": ("information", 1, 3),
-    "position bits": ("position", 1, 3),
-    "import. %": ("importance", 100, 1),
+    "elsewhere": ("consistency_elsewhere", 1, 3),
+    "Jaccard\n%": ("jaccard", 100, 1),
+    "inform.\nbits": ("information", 1, 3),
+    "beyond\nposition": ("information_beyond_position", 1, 3),
+    "import.\n%": ("importance", 100, 1),
 }
+WITH_ERRORS = ("information_beyond_position",)
+WITHOUT_LABELS = ("area", "distance")  # in 80 columns there is no room for them beside what needs labels
 
 
 def _print_tables(report: dict[str, Any]) -> None:
@@ -127,14 +130,17 @@ def _print_tables(report: dict[str, Any]) -> None:
 
     plain: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
     protocol = report["protocol"]
-    present = {title: column for title, column in COLUMNS.items() if column[0] in report["blocks"][0]["heads"][0]}
+    scored = report["blocks"][0]["heads"][0]
+    left_out = WITHOUT_LABELS if "information" in scored else ()
+    present = {name: column for name, column in COLUMNS.items() if column[0] in scored and column[0] not in left_out}
     title = f"{protocol['kind']} attention of {protocol['backbone']}, {protocol['weights']}; {report['images']} images"
-    heads = Table("block", "head", title=title, **plain)
+    close: dict[str, Any] = plain | {"padding": 0}
+    heads = Table("block", "head", title=title, **close)
     for name in present:
         heads.add_column(name, justify="right")
     for block in report["blocks"]:
         for row in block["heads"]:
-            cells = [_number(row, *column) for column in present.values()]
+            cells = [(_with_error if c[0] in WITH_ERRORS else _number)(row, *c) for c in present.values()]
             heads.add_row(str(block["block"]), str(row["head"]), *cells, style="dim" if row["head"] == "mean" else "")
         heads.add_section()
     console().print(heads)
@@ -171,4 +177,5 @@ def _number(row: dict[str, Any], score: str, factor: int, digits: int) -> str:
 
 
 def _with_error(row: dict[str, Any], score: str, factor: int, digits: int) -> str:
-    return f"{_number(row, score, factor, digits)} ± {_number(row, f'{score}_se', factor, digits)}"
+    value, error = _number(row, score, factor, digits), _number(row, f"{score}_se", factor, digits)
+    return value if value == "-" else f"{value} ± {error}"

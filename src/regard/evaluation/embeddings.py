@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regard.backbones.base import Backbone
 from regard.errors import InputError
+from regard.evaluation.modes import eval_mode
 
 Method = Literal["pca", "tsne", "umap"]
 Points = Float[np.ndarray, "images 2"]
@@ -34,12 +35,8 @@ def pooled_features(
     """The pooled vectors of all images of the batches, in order; in eval mode whatever the backbone's. One batch of
     images is in memory at a time. Raises InputError for no batches.
     """
-    training = backbone.training
-    backbone.eval()
-    try:
+    with eval_mode(backbone):
         found = [backbone(batch).pooled.float().cpu().numpy() for batch in batches]
-    finally:
-        backbone.train(training)
     if not found:
         raise InputError("there are no images to embed")
     return np.concatenate(found)

@@ -16,10 +16,11 @@ from regard.attention import metrics
 from regard.attention.views import Places, on_overlap
 from regard.backbones import AttentionMap, Backbone
 from regard.backbones.base import Kind
+from regard.errors import InputError
+from regard.evaluation.modes import eval_mode
 
 GROUPS = 10  # of images, for the standard error of information: as many as its jackknife leaves out in turn
-SHAPES = 16  # image shapes whose last labels are kept, for what position alone tells
-POINTS = 8  # of the overlap of two views, down and across: as many for coarse grids as for fine ones
+POINTS = 8  # cells of the overlap of two views, down and across: as many for coarse grids as for fine ones
 
 
 class HeadScores:
@@ -30,7 +31,8 @@ class HeadScores:
     objects: the classes that count as objects, each one object of its image; () where instances are given.
     mass:    of the attention that a mask holds.
 
-    Batches may be of any size and shape, and change nothing but rounding: images count in the order of their coming.
+    Batches may be of any size and shape, and change nothing but rounding. The backbone is scored in eval mode, and left
+    as it was.
     """
 
     def __init__(
@@ -48,26 +50,30 @@ class HeadScores:
         }
         self.images = 0
         self.views = 0
-        self._last: dict[tuple[int, int], Tensor] = {}  # the labels of the last image of each shape, newest shape last
 
     @torch.inference_mode()
     def update(
         self,
         images: Float[Tensor, "batch 3 height width"],
+        numbers: Int[Tensor, "batch"],
         labels: Int[Tensor, "batch height width"] | None = None,
+        elsewhere: Int[Tensor, "batch height width"] | None = None,
         instances: Int[Tensor, "batch height width"] | None = None,
     ) -> None:
         """Add images, normalised, of one size.
 
+        numbers:   each image's own, from 0 and whatever its batch: who is left out together by the jackknife.
         labels:    the class of each pixel; others than 0 .. classes - 1 are void and count for nothing.
+        elsewhere: the labels of another image, at this one's size, for what position alone tells; None: not known.
         instances: the object of each pixel, from 1; 0 and 255 are none.
+
+        Raises InputError for attention that is not finite.
         """
         maps = self._maps(images)
         for scores, attention in zip(self.blocks.values(), maps, strict=True):
             scores.add_maps(attention.weights)
         if labels is not None:
-            elsewhere = self._labels_before(labels)
-            groups = torch.arange(self.images, self.images + len(images)) % GROUPS
+            elsewhere = torch.full_like(labels, -1) if elsewhere is None else elsewhere
             strides = [self.backbone.block_strides[block] for block in self.blocks]
             counts = {s: metrics.cell_counts(labels, self.classes, s) for s in set(strides)}
             others = {s: metrics.cell_counts(elsewhere, self.classes, s) for s in set(strides)}
@@ -77,7 +83,7 @@ class HeadScores:
             else:
                 objects = {s: counts[s][:, self.objects] for s in set(strides)}
             for scores, attention, s in zip(self.blocks.values(), maps, strides, strict=True):
-                scores.add_labels(attention.weights, counts[s], others[s], objects[s], groups)
+                scores.add_labels(attention.weights, counts[s], others[s], objects[s], numbers.cpu() % GROUPS)
         self.images += len(images)
 
     @torch.inference_mode()
@@ -88,13 +94,16 @@ class HeadScores:
         places_first: Places,
         places_second: Places,
     ) -> None:
-        """Add two views of each of some images, for consistency; pairs that hardly overlap do not count."""
+        """Add two views of each of some images, for consistency; pairs that hardly overlap do not count.
+
+        All views of one size, in whole positions, and images in one order whatever their batches: the first view of an
+        image is also compared with the second view of the image before, for `consistency_elsewhere`.
+
+        Raises InputError for attention that is not finite.
+        """
         pairs = zip(self.blocks.values(), self._maps(first), self._maps(second), strict=True)
         for scores, one, two in pairs:
-            p, q, shared = on_overlap(
-                _with_mean(one.weights), _with_mean(two.weights), places_first, places_second, POINTS
-            )
-            scores.consistency.add(metrics.consistency(p, q)[shared])
+            scores.add_views(one.weights, two.weights, places_first, places_second)
         self.views += len(first)
 
     def result(self) -> dict[str, Any]:
@@ -111,23 +120,22 @@ class HeadScores:
         counts: dict[str, Any] = {"images": self.images}
         if self.classes:
             counts |= {"images_with_objects": one.oracle.images, "objects": one.objects}
+            counts |= {"images_with_position": one.images_elsewhere}
         if self.views:
             counts |= {"view_pairs": self.views, "view_pairs_that_overlap": one.consistency.images}
+            counts |= {"view_pairs_elsewhere": one.consistency_elsewhere.images}
         return counts | {"blocks": blocks}
 
     def _maps(self, images: Tensor) -> tuple[AttentionMap, ...]:
-        return self.backbone(images, attention=self.kind, blocks=tuple(self.blocks)).attention
-
-    def _labels_before(self, labels: Int[Tensor, "batch height width"]) -> Int[Tensor, "batch height width"]:
-        """The labels of the image before each, among images of this shape; all void for the first of a shape."""
-        shape = (labels.shape[-2], labels.shape[-1])
-        before = self._last.pop(shape, None)
-        if before is None:
-            before = torch.full_like(labels[0], self.classes)
-        self._last[shape] = labels[-1].clone()
-        if len(self._last) > SHAPES:
-            del self._last[next(iter(self._last))]
-        return torch.cat([before.unsqueeze(0), labels[:-1]])
+        with eval_mode(self.backbone):
+            maps = self.backbone(images, attention=self.kind, blocks=tuple(self.blocks)).attention
+        for block, found in zip(self.blocks, maps, strict=True):
+            if not found.weights.isfinite().all():
+                raise InputError(
+                    f"the attention of block {block} of {self.backbone.name} is not finite: "
+                    "its weights are broken or diverged, so take others, such as an earlier checkpoint"
+                )
+        return maps
 
 
 class BlockScores:
@@ -135,13 +143,15 @@ class BlockScores:
 
     def __init__(self, heads: int, classes: int, mass: float) -> None:
         self.heads, self.classes, self.mass = heads, classes, mass
-        self.entropy, self.entropy_share, self.area, self.consistency = Mean(), Mean(), Mean(), Mean()
+        self.entropy, self.entropy_share, self.area = Mean(), Mean(), Mean()
         self.distance, self.diversity = Mean(), Mean()
+        self.consistency, self.consistency_elsewhere = Mean(), Mean()
+        self.last_view: tuple[Tensor, Tensor] | None = None  # of the image before: its rows and its place
         self.jaccard, self.oracle = Mean(), Mean()
-        self.objects = 0
+        self.objects = self.images_elsewhere = 0
         shape = (GROUPS, heads + 1, metrics.BINS, classes)
         self.joint = torch.zeros(shape, dtype=torch.float64)  # with the image's own labels
-        self.joint_elsewhere = torch.zeros(shape, dtype=torch.float64)  # with those of the image before
+        self.joint_elsewhere = torch.zeros(shape, dtype=torch.float64)  # with those of another
         self.moments = torch.zeros(GROUPS, 4, classes, dtype=torch.float64)
         self.moments_elsewhere = torch.zeros(GROUPS, 4, classes, dtype=torch.float64)
 
@@ -154,6 +164,26 @@ class BlockScores:
         self.entropy_share.add(metrics.entropy_share(rows))
         self.area.add(metrics.area(metrics.mass_mask(rows, self.mass)))
 
+    def add_views(
+        self,
+        first: Float[Tensor, "batch heads h w"],
+        second: Float[Tensor, "batch heads h w"],
+        places_first: Places,
+        places_second: Places,
+    ) -> None:
+        """Two views of each image, with their places (`on_overlap`)."""
+        first, second = _with_mean(first), _with_mean(second)
+        p, q, shared = on_overlap(first, second, places_first, places_second, POINTS)
+        self.consistency.add(metrics.consistency(p, q)[shared])
+        before, places_before = self.last_view or (second[:1], places_second[:1])
+        before = torch.cat([before, second[:-1]])
+        places_before = torch.cat([places_before, places_second[:-1]])
+        p, q, shared = on_overlap(first, before, places_first, places_before, POINTS)
+        if self.last_view is None:
+            shared[0] = False  # the first image has none before it
+        self.consistency_elsewhere.add(metrics.consistency(p, q)[shared])
+        self.last_view = second[-1:].clone(), places_second[-1:].clone()
+
     def add_labels(
         self,
         weights: Float[Tensor, "batch heads h w"],
@@ -164,7 +194,7 @@ class BlockScores:
     ) -> None:
         """What needs labels: pixels of each class, and of each object, by position (`metrics.cell_counts`).
 
-        elsewhere: of the image before; groups: of GROUPS, the one of each image.
+        elsewhere: of another image; groups: of GROUPS, the one of each image.
         """
         rows = _with_mean(weights)
         present = objects.sum(dim=(-2, -1)) > 0  # (batch, objects)
@@ -174,6 +204,7 @@ class BlockScores:
         self.jaccard.add(means[:, :-1])
         self.oracle.add(means[:, -1])
         self.objects += int(present.sum())
+        self.images_elsewhere += int((elsewhere.sum(dim=(-3, -2, -1)) > 0).sum())
         self.joint.index_add_(0, groups, _sums(metrics.joint_histogram(rows, counts)))
         self.joint_elsewhere.index_add_(0, groups, _sums(metrics.joint_histogram(rows, elsewhere)))
         self.moments.index_add_(0, groups, metrics.label_moments(counts.cpu()))
@@ -182,7 +213,9 @@ class BlockScores:
     def result(self) -> dict[str, Any]:
         """As a block of `HeadScores.result`; the scores of each head, and of their mean map, under "heads".
 
-        `position` is the information about the labels of another image: what is known from the place alone.
+        Two scores come with what they would be for maps that know nothing of their image: `consistency_elsewhere`, of
+        views of two images at the same places; `position`, the information about the labels of another image, which is
+        what the place alone tells, and what remains of the bias. `information_beyond_position` is what is left.
         """
         columns: dict[str, tuple[Tensor, Tensor]] = {
             "entropy": self.entropy.result(),
@@ -192,14 +225,20 @@ class BlockScores:
         }
         if self.consistency.images:
             columns["consistency"] = self.consistency.result()
+            columns["consistency_elsewhere"] = self.consistency_elsewhere.result()
         block: dict[str, Any] = _named("diversity", self.diversity.result())
         if self.classes:
             joint, samples = self.joint.sum(dim=0), metrics.independent_samples(self.moments.sum(dim=0))
             label_entropy = metrics.label_entropy(joint[0], samples)  # of all rows alike
-            value, error = _jackknife(self.joint, self.moments)
+            value, without = _leaving_out(self.joint, self.moments)
+            position, position_without = _leaving_out(self.joint_elsewhere, self.moments_elsewhere)
+            used, used_elsewhere = (m.sum(dim=(-2, -1)) > 0 for m in (self.moments, self.moments_elsewhere))
+            error = _jackknife_error(without[used])
             columns["information"] = value, error
             columns["information_share"] = value / label_entropy, error / label_entropy
-            columns["position"] = _jackknife(self.joint_elsewhere, self.moments_elsewhere)
+            columns["position"] = position, _jackknife_error(position_without[used_elsewhere])
+            beyond_error = _jackknife_error((without - position_without)[used | used_elsewhere])
+            columns["information_beyond_position"] = value - position, beyond_error
             correction = metrics.miller_madow(joint, samples).min()
             block |= {"samples": _plain(samples), "label_entropy": _plain(label_entropy)}
             block |= {"largest_correction": _plain(correction)}
@@ -235,21 +274,24 @@ class Mean:
         return mean, (spread / (self.images - 1)).sqrt() if self.images > 1 else torch.full_like(mean, math.nan)
 
 
-def _jackknife(
+def _leaving_out(
     joint: Float[Tensor, "groups rows bins classes"], moments: Float[Tensor, "groups 4 classes"]
-) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
-    """Information of all groups together, and its standard error: how it varies as one group at a time is left out
-    (Efron and Stein 1981: too large rather than too small, most where there is hardly any information).
-    """
-    used = moments.sum(dim=(-2, -1)) > 0
-    joint, moments = joint[used], moments[used]
+) -> tuple[Float[Tensor, "rows"], Float[Tensor, "groups rows"]]:
+    """Information of all groups together, and of all but one group at a time."""
     whole = metrics.information(joint.sum(dim=0), metrics.independent_samples(moments.sum(dim=0)))
-    groups = len(joint)
-    if groups < 2:
-        return whole, torch.full_like(whole, math.nan)
     samples = metrics.independent_samples(moments.sum(dim=0) - moments).unsqueeze(1)
-    without = metrics.information(joint.sum(dim=0) - joint, samples)
-    return whole, (without.var(dim=0, correction=0) * (groups - 1)).sqrt()
+    return whole, metrics.information(joint.sum(dim=0) - joint, samples)
+
+
+def _jackknife_error(without: Float[Tensor, "groups rows"]) -> Float[Tensor, "rows"]:
+    """The standard error of an estimate, by how it varies as one group at a time is left out; nan for one group.
+
+    Efron and Stein 1981: too large rather than too small, most where there is hardly any information.
+    """
+    groups = len(without)
+    if groups < 2:
+        return without.new_full(without.shape[1:], math.nan)
+    return (without.var(dim=0, correction=0) * (groups - 1)).sqrt()
 
 
 def _with_mean(weights: Float[Tensor, "batch heads h w"]) -> Float[Tensor, "batch rows h w"]:

@@ -17,6 +17,8 @@ from regard.backbones.base import Backbone
 from regard.errors import InputError
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def effective_receptive_field(
     backbone: Backbone, images: Float[Tensor, "batch 3 height width"], level: int = -1, seed: int = 0
 ) -> Float[Tensor, "height width"]:
@@ -24,7 +26,7 @@ def effective_receptive_field(
 
     It is the absolute gradient with respect to the image, added over its channels, and the mean over the images. The
     middle position of a grid of h x w is (h // 2, w // 2). Leave the backbone in eval mode: a batch
-    norm in training mixes the images.
+    norm in training mixes the images. It takes gradients also where the caller has switched them off.
 
     Raises InputError for a level that the backbone does not have, and where no gradient arrives.
     """

@@ -21,9 +21,11 @@ SCORES = {  # a score of heads -> its title in pictures
     "area": "area of the mask, share",
     "distance": "distance from other heads, bits",
     "consistency": "consistency between views",
+    "consistency_elsewhere": "consistency of different images",
     "jaccard": "Jaccard of the mask",
     "information": "information on classes, bits",
     "position": "information by position alone, bits",
+    "information_beyond_position": "information beyond position, bits",
     "importance": "importance: drop in mIoU",
 }
 
@@ -45,7 +47,8 @@ def report_scores(
     if found_importance:
         report["importance"] = {key: value for key, value in found_importance.items() if key != "heads"}
     if baseline:
-        report["baseline"] = {"weights": f"random, seed {protocol['seed']}", "blocks": baseline["blocks"]}
+        about = f"random: one draw, seed {protocol['seed']}; its spread over draws is not in the standard errors"
+        report["baseline"] = {"weights": about, **baseline}
     return report
 
 
@@ -71,7 +74,9 @@ def check_folder(out: Path) -> None:
 
 
 def write_scores(report: dict[str, Any], out: Path) -> None:
-    """scores.json, scores.csv, heads.png and, where there are labels, information.png: each whole, scores.json last."""
+    """scores.json, scores.csv, heads.png and, for two images or more with labels, information.png: each whole, the JSON
+    last.
+    """
     out.mkdir(parents=True, exist_ok=True)
     flat = rows(report)
     text = io.StringIO()
@@ -79,7 +84,7 @@ def write_scores(report: dict[str, Any], out: Path) -> None:
     writer.writeheader()
     writer.writerows(flat)
     _write(out / "heads.png", lambda path: _save(heat_maps(report), path))
-    if "jaccard" in flat[0]:
+    if any(row.get("jaccard") is not None and row["information_beyond_position"] is not None for row in flat):
         _write(out / "information.png", lambda path: _save(scatter(report), path))
     else:
         (out / "information.png").unlink(missing_ok=True)  # of an earlier scoring, with labels
@@ -101,7 +106,8 @@ def _save(figure: Figure, path: Path) -> None:
 def heat_maps(report: dict[str, Any]) -> Figure:
     """One heat map per score: blocks down, heads across, their mean map last."""
     blocks = report["blocks"]
-    scores = [score for score in SCORES if score in blocks[0]["heads"][0]]
+    every = [row for block in blocks for row in block["heads"]]
+    scores = [score for score in SCORES if any(row.get(score) is not None for row in every)]
     most = max(len(block["heads"]) for block in blocks)  # heads and the mean
     across = min(len(scores), 4)
     down = -(-len(scores) // across)
@@ -130,7 +136,7 @@ def heat_maps(report: dict[str, Any]) -> Figure:
 
 
 def scatter(report: dict[str, Any]) -> Figure:
-    """Information against Jaccard, a point per head; those of random weights hollow."""
+    """Information beyond position, with its standard error, against Jaccard; a point per head, hollow where random."""
     figure = Figure((6.4, 4.8), layout="constrained")
     axes = figure.add_subplot()
     blocks = [block["block"] for block in report["blocks"]]
@@ -138,21 +144,26 @@ def scatter(report: dict[str, Any]) -> Figure:
     colours = dict(zip(blocks, ramp, strict=True))
     for row in rows(report):
         hollow = row["weights"] == "random"
-        axes.plot(
+        value, error = (row[name] for name in ("information_beyond_position", "information_beyond_position_se"))
+        if value is None:
+            continue
+        axes.errorbar(
             row["jaccard"],
-            row["information"],
-            marker="D" if row["head"] == "mean" else "o",
-            markerfacecolor="none" if hollow else colours[row["block"]],
-            markeredgecolor=colours[row["block"]],
-            linestyle="none",
+            value,
+            error or 0.0,
+            fmt="D" if row["head"] == "mean" else "o",
+            markerfacecolor="white" if hollow else colours[row["block"]],
+            color=colours[row["block"]],
+            elinewidth=0.7,
         )
+    axes.axhline(0, color="0.7", linewidth=0.7, zorder=0)
     for block, colour in colours.items():
         axes.plot([], [], "o", color=colour, label=f"block {block}")
     axes.plot([], [], "D", color="grey", label="mean of a block's heads")
     if "baseline" in report:
-        axes.plot([], [], "o", markerfacecolor="none", color="grey", label="random weights")
+        axes.plot([], [], "o", markerfacecolor="white", color="grey", label="random weights")
     axes.set_xlabel("Jaccard of the mask, mean over objects")
-    axes.set_ylabel("information on classes, bits")
+    axes.set_ylabel("information on classes beyond position, bits ± standard error")
     axes.legend(fontsize=7)
     axes.set_title(_title(report), fontsize=9)
     return figure

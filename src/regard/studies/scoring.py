@@ -6,6 +6,7 @@ object. "dino": how the figures of the DINO paper (Caron et al. 2021, figure 4) 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, cast
 
 import cv2
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from regard.attention.metrics import BINS, EDGES
+from regard.attention.views import LEAST_SHARED
 from regard.backbones import Backbone, describe, device_of, from_description, normalize
 from regard.backbones.base import Kind
 from regard.data.augment import ORDER, VIEW, View, draws, resize, resize_pair, short_side
@@ -58,11 +60,22 @@ class Protocol:
         if self.name == "dino":
             size = (self.size, self.size)
             squashed = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-            near = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks]
-            return squashed, [np.where(mask == 255, 0, mask).astype(np.uint8) for mask in near]
+            return squashed, [
+                self.void(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)) for mask in masks
+            ]
         size = short_side(image.shape[:2], self.size)
         small = resize(image, (0, 0, *image.shape[:2]), size) if image.shape[:2] != size else image
         return small, [resize_pair(image, mask, size)[1] for mask in masks]
+
+    def void(self, mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+        """A mask with its void pixels as this protocol takes them: as background for DINO's, else as they are."""
+        return np.where(mask == 255, 0, mask).astype(np.uint8) if self.name == "dino" else mask
+
+    def view(self, backbone: Backbone) -> View:
+        """The distribution of the two views of an image that consistency is scored on."""
+        stride = max(backbone.block_strides)
+        side = -(-self.size // stride) * stride  # so that every position of a view's grid is a whole one
+        return View(side, SCALE, blur=0.0, solarize=0.0, jitter=1.0, grey=0.0)
 
     def describe(self, classes: Sequence[str]) -> dict[str, Any]:
         """In words and numbers, as every output carries it."""
@@ -76,7 +89,8 @@ class Protocol:
             "background": background,
             "information": f"bits; {BINS} bins of weight x positions, edges {EDGES[0]:.3f} to {EDGES[-1]:.2f} "
             "half an octave apart; Miller-Madow correction by independent samples",
-            "position": "information about the labels of another image of the same shape, drawn at random",
+            "position": "information about the labels of the image before in the order of scoring (of the last, for "
+            "the first), brought to the size of the image, nearest; it has the same bias",
         }
         resize_rule = (
             f"squashed to {self.size} x {self.size}, bilinear with antialiasing (Pillow, as torchvision's Resize)"
@@ -135,7 +149,7 @@ def _numbers(blocks: str | Sequence[int] | None, backbone: Backbone) -> Sequence
 
 class Chosen:
     """At most `most` images of a dataset, evenly spaced and in a fixed random order: neighbours in a listing are often
-    frames of one video, and what position tells is told by the labels of the image before.
+    frames of one video, and the image before stands for an unrelated one.
     """
 
     def __init__(self, dataset: Dataset, most: int | None = None) -> None:
@@ -174,10 +188,15 @@ class Chosen:
 
 
 class Sample(NamedTuple):
-    """One image as it is scored: uint8 (3, h, w), int64 (h, w); views (2, 3, side, side) and places (2, 5)."""
+    """One image as it is scored: uint8 (3, h, w), int64 (h, w); views (2, 3, side, side) and places (2, 5).
 
+    number: of the image among those chosen; elsewhere: the labels of the image before, None for a single image.
+    """
+
+    number: Tensor
     image: Tensor
     labels: Tensor | None
+    elsewhere: Tensor | None
     instances: Tensor | None
     views: Tensor | None
     places: Tensor | None
@@ -199,13 +218,20 @@ class Samples(TorchDataset):
             masks.append(self.data.instances(index))
         pixels, masks = self.protocol.prepare(image, masks)
         labels, instances, *_ = *(torch.from_numpy(mask).long() for mask in masks), None, None
+        elsewhere = self._elsewhere(index, pixels.shape[:2]) if labelled and len(self) > 1 else None
         views = places = None
         if self.view is not None:
             number = self.data.numbers[index]
             drawn = [self.view.placed(image, draws(VIEW, self.seed, 0, number, n)) for n in range(2)]
             views = torch.stack([_tensor(view) for view, _ in drawn])
             places = torch.tensor([place for _, place in drawn])
-        return Sample(_tensor(pixels), labels, instances, views, places)
+        return Sample(torch.tensor(index), _tensor(pixels), labels, elsewhere, instances, views, places)
+
+    def _elsewhere(self, index: int, shape: tuple[int, int]) -> Tensor:
+        """The labels of the image before, of the last for the first, brought to the shape of this one."""
+        mask = self.data.mask((index - 1) % len(self))
+        near = cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return torch.from_numpy(self.protocol.void(near)).long()
 
 
 def _tensor(image: np.ndarray) -> Tensor:
@@ -223,25 +249,30 @@ def score_heads(
 ) -> dict[str, dict[str, Any]]:
     """For each backbone, all of one architecture: `HeadScores.result` over the same images and views.
 
-    Raises InputError where the masks of all images are void.
+    Raises InputError where the masks of all images are void, and where attention is not finite.
     """
     if protocol.objects == "instance":
         data.require_instances()
     classes = len(data.classes)
     objects = [c for c in range(classes) if c != protocol.background]
-    one = next(iter(backbones.values()))
-    stride = max(one.block_strides)
-    side = -(-protocol.size // stride) * stride  # so that every position of a view's grid is a whole one
-    view = View(side, SCALE, blur=0.0, solarize=0.0, jitter=1.0, grey=0.0) if consistency else None
-    samples = DataLoader(Samples(data, protocol, view, seed), batch_size, collate_fn=list, **loading(workers))
+    view = protocol.view(next(iter(backbones.values()))) if consistency else None
+    samples = DataLoader(
+        Samples(data, protocol, view, seed),
+        batch_size,
+        collate_fn=list,
+        generator=torch.Generator(),  # a loader draws a seed for its workers, even where none is used
+        **loading(workers),
+    )
     scores = {
-        name: HeadScores(backbone.eval(), protocol.kind, protocol.blocks, classes, objects, protocol.mass)
+        name: HeadScores(backbone, protocol.kind, protocol.blocks, classes, objects, protocol.mass)
         for name, backbone in backbones.items()
     }
     for batch in track(samples, "scoring heads", len(samples), transient=True, console=Console(stderr=True)):
-        for part in _same_shapes(batch):
-            for name, backbone in backbones.items():
-                _add(scores[name], part, device_of(backbone))
+        for name, backbone in backbones.items():
+            for part in _same_shapes(batch):
+                _add_images(scores[name], part, device_of(backbone))
+            if consistency:
+                _add_views(scores[name], batch, device_of(backbone))
     results = {name: found.result() for name, found in scores.items()}
     first, *_ = results.values()
     if classes and any(block["label_entropy"] is None for block in first["blocks"]):
@@ -257,25 +288,33 @@ def _same_shapes(batch: Sequence[Sample]) -> Iterator[list[Sample]]:
     yield from parts.values()
 
 
-def _add(scores: HeadScores, part: Sequence[Sample], device: torch.device) -> None:
-    def together(field: str) -> Tensor | None:
-        found = [getattr(sample, field) for sample in part]
-        return None if found[0] is None else torch.stack(found).to(device)
+def _add_images(scores: HeadScores, part: Sequence[Sample], device: torch.device) -> None:
+    images, *others = (
+        _together(part, field, device) for field in ("image", "number", "labels", "elsewhere", "instances")
+    )
+    scores.update(normalize(images), *others)
 
-    scores.update(normalize(torch.stack([s.image for s in part]).to(device)), together("labels"), together("instances"))
-    views, places = together("views"), together("places")
-    if views is not None and places is not None:
-        first, second = normalize(views[:, 0]), normalize(views[:, 1])
-        scores.update_views(first, second, places[:, 0], places[:, 1])
+
+def _add_views(scores: HeadScores, batch: Sequence[Sample], device: torch.device) -> None:
+    """All of a batch in its order, which decides the image before: views are of one size."""
+    views, places = (_together(batch, field, device) for field in ("views", "places"))
+    scores.update_views(normalize(views[:, 0]), normalize(views[:, 1]), places[:, 0], places[:, 1])
+
+
+def _together(samples: Sequence[Sample], field: str, device: torch.device) -> Any:
+    """A tensor; None where the samples have none."""
+    found = [getattr(sample, field) for sample in samples]
+    return None if found[0] is None else torch.stack(found).to(device)
 
 
 def random_twin(backbone: Backbone, seed: int) -> Backbone:
-    """The same architecture with random weights, on the same device.
+    """The same architecture with random weights, on the same device. Leaves the global generators as they were.
 
     Of what `regard pretrain` made with this seed, they are the weights that it began with.
     """
-    torch.manual_seed(seed)
-    return from_description(describe(backbone)).to(device_of(backbone)).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the CPU's, where models are built: others are not touched
+        return from_description(describe(backbone)).to(device_of(backbone)).eval()
 
 
 def importance(run: Run, data: Chosen, blocks: Sequence[int]) -> dict[str, Any]:
@@ -312,11 +351,27 @@ def describe_setting(
         "positions": backbone.options.get("positions", "timm"),
         "weights": weights,
         "seed": seed,
-        "standard_errors": f"over images, as if independent; of information a jackknife over {GROUPS} groups of them",
+        "standard_errors": f"over images, as if independent; of information a jackknife over {GROUPS} groups of them, "
+        f"by the image's place in the order modulo {GROUPS}",
+        "versions": {"torch": torch.__version__, "timm": version("timm"), "opencv": cv2.__version__},
     }
     if views:
-        about["views"] = (
-            f"two square crops of {SCALE[0]:.0%} to {SCALE[1]:.0%} of an image, flipped or not, colours changed; "
-            f"compared at {POINTS} x {POINTS} points of their overlap"
-        )
+        view = protocol.view(backbone)
+        about["views"] = {
+            "count": "two per image, drawn by the seed and the image's number in the split",
+            "side": view.size,
+            "crop": f"{SCALE[0]:.0%} to {SCALE[1]:.0%} of the area, aspect 3/4 to 4/3, "
+            "area averaging to shrink, bicubic to enlarge (OpenCV)",
+            "flip": view.flip,
+            "colour_changes": view.jitter,
+            **dict(zip(("brightness", "contrast", "saturation", "hue"), view.strength, strict=True)),
+            "grey": view.grey,
+            "blur": view.blur,
+            "solarize": view.solarize,
+            "compared": f"mass in {POINTS} x {POINTS} cells of the overlap",
+            "least_overlap": LEAST_SHARED,
+            "least_overlap_of": "the area of the smaller view; pairs with less do not count",
+            "elsewhere": "the first view of an image and the second view of the image before in the order of scoring, "
+            "as if of one image; the first image has none before it",
+        }
     return protocol.describe(data.classes) | about
