@@ -13,10 +13,12 @@ Both "full" cases end with what they are for, the CLS row, and must agree with o
 Swin has windows, so "full" is its last block's window matrices there, and no comparison of values.
 
 Time: medians over rounds in which the cases take turns. Memory: the peak of a forward pass over what the model and the
-images hold, in a fresh process for each figure; on the CPU resident memory, on CUDA what torch allocated.
+images hold, in a fresh process for each figure; on the CPU resident memory, on CUDA what torch allocated. Those
+processes give freed memory back at once (MALLOC_MMAP_THRESHOLD_): what glibc would keep is more than these maps are.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=side_by_side.ROOT / "results/attention.json")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read by glibc when the fresh processes start
     results = []
     for model in arguments.models:
         found = measure(model, arguments.rounds, arguments.processes, arguments.seed, device)
