@@ -230,7 +230,7 @@ def test_blocks_give_the_heads_that_they_have_and_are_left_out_without() -> None
         ({"heads": [3]}, "have no head 3: 0 to 2"),
         ({"heads": [-1]}, "have no head -1"),
         ({"heads": []}, "no blocks or no heads"),
-        ({"blocks": []}, "no blocks or no heads"),
+        ({"blocks": []}, "no blocks of .* are asked for"),
         ({"kind": "rollout", "heads": [0]}, "leave out --blocks and --heads"),
     ],
 )
