@@ -51,7 +51,7 @@ def heads_mosaic(image: Picture, maps: Sequence[BlockMaps], style: Style, captio
     if style.what == "mask":
         caption += f"; in colours the patches that hold {100 * style.mass:g}% of a head's attention"
     else:
-        bar = ("0", COLOURS, f"a head's maximum{' over all frames' if style.tops else ''}")
+        bar = ("0", COLOURS, f"a head's maximum{' over the frames' if style.tops else ''}")
     return mosaic(
         rows,
         ["" if found.block is None else f"block {found.block}" for found in maps],

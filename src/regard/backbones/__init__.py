@@ -17,6 +17,7 @@ from regard.backbones.base import (
     Backbone,
     Features,
     Statistics,
+    eval_mode,
     normalize,
 )
 from regard.backbones.convnet import ConvNet
@@ -156,15 +157,9 @@ def _probe(backbone: Backbone) -> None:
     """
     device, stride = device_of(backbone), max(backbone.strides)
     height, width = 2 * stride, 3 * stride
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            images = torch.zeros(1, 3, height, width, device=device, dtype=next(backbone.parameters()).dtype)
-            seen = backbone(images, attention=bool(backbone.heads))
-    finally:
-        for module in training:
-            module.training = True
+    with eval_mode(backbone), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        images = torch.zeros(1, 3, height, width, device=device, dtype=next(backbone.parameters()).dtype)
+        seen = backbone(images, attention=bool(backbone.heads))
     grids = [backbone.grid(height, width, level) for level in range(len(backbone.strides))]
     expected = [(1, channels, *grid) for channels, grid in zip(backbone.channels, grids, strict=True)]
     found = [tuple(features.shape) for features in seen.pyramid]

@@ -241,6 +241,18 @@ class Backbone(nn.Module, ABC):
             )
 
 
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within: the model in eval mode. After: every module in its own mode again, so that frozen parts stay frozen."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True  # .train() would change its children too
+
+
 def normalize(images: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
     """RGB bytes as a backbone takes them: float32, minus the ImageNet mean, over the ImageNet standard deviation."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255

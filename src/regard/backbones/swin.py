@@ -144,7 +144,7 @@ class Swin(Backbone):
     ) -> AttentionMap:
         """The map of one block; its queries and keys come as (batch * windows, heads, window area, head_dim)."""
         block = self._all_blocks[number]
-        order = _window_order(whole, block.window_size, block.shift_size).to(attended.key.device)  # (windows, area)
+        order = _window_order(whole, block.window_size, block.shift_size, attended.key.device)  # (windows, area)
         inside = torch.zeros(whole, device=order.device)  # 1 where the image is, 0 on the padding
         inside[: grid[0], : grid[1]] = 1
         queries = inside.flatten()[order]  # (windows, area)
@@ -182,9 +182,11 @@ def _to_grid(x: Tensor, order: Tensor, whole: tuple[int, int], grid: tuple[int, 
     return crop(torch.empty_like(x).index_copy(2, order.flatten(), x).unflatten(-1, whole), grid)
 
 
-def _window_order(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+def _window_order(
+    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device
+) -> Tensor:
     """Where each token of each (shifted) window lies in the row-major grid, (windows, window area)."""
-    index = torch.arange(grid[0] * grid[1]).view(1, *grid, 1)
+    index = torch.arange(grid[0] * grid[1], device=device).view(1, *grid, 1)
     rolled = torch.roll(index, shifts=(-shift[0], -shift[1]), dims=(1, 2))
     return window_partition(rolled, window).view(-1, window[0] * window[1])
 

@@ -16,9 +16,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from regard.backbones.base import Backbone
+from regard.backbones.base import Backbone, eval_mode
 from regard.errors import InputError
-from regard.evaluation.modes import eval_mode
 
 Method = Literal["pca", "tsne", "umap"]
 Points = Float[np.ndarray, "images 2"]

@@ -15,9 +15,8 @@ from torch import Tensor
 from regard.attention import metrics
 from regard.attention.views import Places, on_overlap
 from regard.backbones import AttentionMap, Backbone
-from regard.backbones.base import Kind
+from regard.backbones.base import Kind, eval_mode
 from regard.errors import InputError
-from regard.evaluation.modes import eval_mode
 
 GROUPS = 10  # of images, for the standard error of information: as many as its jackknife leaves out in turn
 POINTS = 8  # cells of the overlap of two views, down and across: as many for coarse grids as for fine ones

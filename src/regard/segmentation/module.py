@@ -101,8 +101,11 @@ class SegmentationTask(L.LightningModule):
             views, places = [features.attention], None
             if self.guidance.consistency:
                 views.append(self.model.features(images.flip(-1), attention=True).attention)
-                upright = images.new_tensor([0.0, 0.0, 1.0, 1.0, 0.0]).expand(len(images), -1)
-                places = [upright, upright + upright.new_tensor([0.0, 0.0, 0.0, 0.0, 1.0])]
+                upright = images.new_zeros(len(images), 5)
+                upright[:, 2:4] = 1
+                flipped = upright.clone()
+                flipped[:, 4] = 1
+                places = [upright, flipped]
             terms = self.guidance.terms(views, places)
             self.log_dict({f"guide_{name}": term for name, term in terms.items()}, batch_size=len(images))
             loss = loss + self.guidance.total(terms)
