@@ -28,8 +28,9 @@ from regard.data.samples import Cached
 from regard.studies.folders import read_json, write_json
 from regard.studies.presets import preset
 from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
-from regard.studies.runs import RUN_FILE, load_run, segment_run, summary
+from regard.studies.runs import RUN_FILE, load_run, summary
 from regard.studies.scoring import Chosen, choose_protocol, score_heads
+from regard.studies.segmenting import segment_run
 from regard.studies.training import Hardware
 
 TERMS = ("none", "sharpness", "diversity", "consistency")

@@ -6,8 +6,9 @@ import torch
 from regard.backbones import build_backbone
 from regard.data.scenes import Scenes
 from regard.errors import InputError
-from regard.segmentation.module import SegmentationModel, count_pixels, segmentation_loss
-from regard.studies.runs import SegmentSettings, segment_run
+from regard.segmentation.inference import count_pixels
+from regard.segmentation.module import SegmentationModel, segmentation_loss
+from regard.studies.segmenting import SegmentSettings, segment_run
 from regard.studies.training import Hardware
 
 

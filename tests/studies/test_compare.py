@@ -17,7 +17,8 @@ from regard.studies import compare as module
 from regard.studies.compare import compare
 from regard.studies.presets import CONFIGURATIONS, PRESETS, QUESTIONS, preset
 from regard.studies.pretraining import pretrain_run
-from regard.studies.runs import load_run, segment_run
+from regard.studies.runs import load_run
+from regard.studies.segmenting import segment_run
 from regard.studies.training import Hardware
 
 QUIET = Hardware(bar=False)

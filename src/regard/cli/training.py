@@ -263,7 +263,8 @@ def segment(
     from regard.segmentation.fusion import build_fusion
     from regard.segmentation.heads import HEADS
     from regard.studies.folders import run_folder
-    from regard.studies.runs import RUN_FILE, SegmentSettings, load_run, segment_run, summary
+    from regard.studies.runs import RUN_FILE, load_run, summary
+    from regard.studies.segmenting import SegmentSettings, segment_run
     from regard.studies.training import Hardware
 
     if head not in HEADS:

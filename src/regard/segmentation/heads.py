@@ -20,7 +20,7 @@ class LinearHead(nn.Module):
     segmentation, which normalises likewise).
     """
 
-    def __init__(self, channels: tuple[int, ...], classes: int) -> None:
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(sum(channels), affine=False)
         self.classify = nn.Conv2d(sum(channels), classes, kernel_size=1)
@@ -38,7 +38,7 @@ class SegFormerHead(nn.Module):
     Its output is on the finest grid of the pyramid, which for a ViT is its patch grid.
     """
 
-    def __init__(self, channels: tuple[int, ...], classes: int, width: int = 256) -> None:
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, width: int = 256) -> None:
         super().__init__()
         if len(channels) < 3:  # the library's limit
             raise InputError(
@@ -59,8 +59,10 @@ class SegFormerHead(nn.Module):
 HEADS: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead, "segformer": SegFormerHead}
 
 
-def build_head(name: str, channels: tuple[int, ...], classes: int, **options: int) -> nn.Module:
-    """A head for a pyramid of these channels; InputError for an unknown name."""
+def build_head(
+    name: str, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, **options: int
+) -> nn.Module:
+    """A head for a pyramid of these channels and strides; InputError for an unknown name."""
     if name not in HEADS:
         raise unknown("head", name, HEADS)
-    return HEADS[name](channels, classes, **options)
+    return HEADS[name](channels, strides, classes, **options)

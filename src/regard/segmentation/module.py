@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from regard.attention.guidance import Guidance
 from regard.backbones import Backbone, Features, normalize
 from regard.errors import InputError
-from regard.evaluation.scores import confusion, scores, torch_counts
+from regard.evaluation.scores import scores, torch_counts
 from regard.segmentation.fusion import build_fusion
 from regard.segmentation.heads import build_head
+from regard.segmentation.inference import count_pixels
 
 
 class SegmentationModel(nn.Module):
@@ -32,7 +33,7 @@ class SegmentationModel(nn.Module):
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
         # the head first: with one seed it then starts the same under every fusion
-        self.head = build_head(head, backbone.channels, classes, **head_options)
+        self.head = build_head(head, backbone.channels, backbone.strides, classes, **head_options)
         self.fusion = build_fusion(fusion, backbone)
         if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
             backbone.requires_grad_(False).eval()
@@ -148,37 +149,3 @@ def segmentation_loss(
     """Mean cross-entropy over the labelled pixels; 0 (not nan) where there is none."""
     total = F.cross_entropy(logits.float(), masks, ignore_index=ignore_index, reduction="sum")
     return total / (masks != ignore_index).sum().clamp(min=1)
-
-
-@torch.no_grad()
-def count_pixels(
-    model: SegmentationModel, pairs: list[tuple[Tensor, Tensor]], classes: int, ignore_index: int
-) -> list[Tensor]:
-    """One confusion matrix per (uint8 image, mask) pair, the prediction resampled to the mask's own size.
-
-    Images of one size that follow each other share a forward pass.
-    """
-    counts: list[Tensor] = []
-    for images, masks in _same_sizes(pairs):
-        logits = model(normalize(torch.stack(images)))
-        for logit, mask in zip(logits, masks, strict=True):
-            counts.append(confusion(predict_at(logit, mask.shape), mask, classes, ignore_index))
-    return counts
-
-
-def predict_at(logits: Float[Tensor, "classes h w"], size: tuple[int, ...]) -> Tensor:
-    """Class indices at another size: the logits are resampled, not the answer."""
-    if logits.shape[-2:] != tuple(size):
-        logits = F.interpolate(logits.unsqueeze(0), size=tuple(size), mode="bilinear", align_corners=False)[0]
-    return logits.argmax(dim=0)
-
-
-def _same_sizes(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    runs: list[tuple[list[Tensor], list[Tensor]]] = []
-    for image, mask in pairs:
-        if runs and runs[-1][0][0].shape == image.shape:
-            runs[-1][0].append(image)
-            runs[-1][1].append(mask)
-        else:
-            runs.append(([image], [mask]))
-    return runs

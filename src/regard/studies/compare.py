@@ -5,7 +5,7 @@ one stopped:
 
     study.json                    what is compared; a folder belongs to one study
     pretraining/KEY/              a pre-training, done once and shared: `pretraining.pretrain_run`
-    cells/CONFIGURATION/seed-N/   one training: `runs.segment_run`, and counts.npz, its confusion counts per image
+    cells/CONFIGURATION/seed-N/   one training: `segmenting.segment_run`, and counts.npz, its confusion counts per image
     results.json, report.html     all of it, and the page made from it
 """
 
@@ -25,7 +25,8 @@ from regard.studies.presets import CONFIGURATIONS, Configuration, Preset, preset
 from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.studies.report import write_report
 from regard.studies.results import CELL_FILE, COUNTS_FILE, cell_folder, collect, plain, scored_split
-from regard.studies.runs import MODEL_FILE, RUN_FILE, load_run, segment_run, summary
+from regard.studies.runs import MODEL_FILE, RUN_FILE, load_run, summary
+from regard.studies.segmenting import segment_run
 from regard.studies.training import Hardware
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over

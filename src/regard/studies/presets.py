@@ -7,7 +7,7 @@ from typing import Any
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError, unknown
 from regard.studies.pretraining import PretrainSettings
-from regard.studies.runs import SegmentSettings
+from regard.studies.segmenting import SegmentSettings
 
 
 @dataclass(frozen=True)
