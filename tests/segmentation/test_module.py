@@ -7,7 +7,7 @@ from regard.backbones import build_backbone
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.segmentation.inference import count_pixels
-from regard.segmentation.module import SegmentationModel, segmentation_loss
+from regard.segmentation.module import SegmentationModel, SegmentationTask, rate_factor
 from regard.studies.segmenting import SegmentSettings, segment_run
 from regard.studies.training import Hardware
 
@@ -16,17 +16,49 @@ def small_resnet():
     return build_backbone("resnet18", channels=(8, 16, 16, 16))
 
 
-def test_void_pixels_do_not_count_and_an_all_void_batch_costs_nothing() -> None:
-    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
-    masks = torch.randint(0, 3, (2, 4, 4))
-    masks[0, :2] = 255
-    expected = torch.nn.functional.cross_entropy(logits, masks, ignore_index=255)
-    torch.testing.assert_close(segmentation_loss(logits, masks, 255), expected)
-    nothing = segmentation_loss(logits, torch.full_like(masks, 255), 255)
-    nothing.backward()
-    assert nothing == 0
-    assert logits.grad is not None
-    assert torch.isfinite(logits.grad).all()
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
+
+
+def test_each_layer_learns_slower_than_the_next_by_the_decay() -> None:
+    """Stem and positions are layer 0, the blocks 1 to 4; timm counts the final norm to the last of them."""
+    model = SegmentationModel(build_backbone("vit_tiny_patch16_224", **VIT), 3)
+    task = SegmentationTask(model, 3, torch.nn.Identity(), backbone_lr=0.01, layer_decay=0.5, weight_decay=0.1)
+    rates, decays = {}, {}
+    for group in task._backbone_groups():
+        for parameter in group["params"]:
+            rates[parameter], decays[parameter] = group["lr"], group["weight_decay"]
+    found = {name: parameter for name, parameter in model.backbone.model.named_parameters()}
+    assert set(rates) == set(found.values())
+    layers = {"pos_embed": 0, "patch_embed.proj.weight": 0, "norm.weight": 4}
+    layers |= {f"blocks.{i}.attn.qkv.weight": i + 1 for i in range(4)}
+    for name, layer in layers.items():
+        assert rates[found[name]] == pytest.approx(0.01 * 0.5 ** (4 - layer)), name
+    assert decays[found["blocks.0.attn.qkv.weight"]] == 0.1
+    assert decays[found["pos_embed"]] == decays[found["blocks.0.attn.qkv.bias"]] == 0
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_rates_rise_over_the_warm_up_and_fall_to_nearly_nothing(schedule: str) -> None:
+    factors = [rate_factor(step, total=100, warmup=5, schedule=schedule) for step in range(100)]
+    assert factors[:5] == sorted(factors[:5])
+    assert factors[4:] == sorted(factors[4:], reverse=True)
+    assert factors[0] == pytest.approx(0.2)
+    halfway = {"poly": 0.5**0.9, "cosine": 0.5}[schedule]
+    assert factors[50] == pytest.approx(halfway)
+    assert 0 < factors[-1] < 0.02
+
+
+def test_features_that_are_taken_apart_are_put_together_again() -> None:
+    for fusion, tensors in (("none", 4), ("gate", 8), ("propagate", 12)):
+        model = SegmentationModel(build_backbone("vit_tiny_patch16_224", **VIT), 3, fusion).eval()
+        for parameter in model.fusion.parameters():
+            torch.nn.init.normal_(parameter)
+        images = torch.randn(2, 3, 40, 56)
+        features = model.features(images)
+        apart = model.to_tensors(features)
+        assert len(apart) == tensors
+        again = model.decode(model.from_tensors(apart), (40, 56))
+        assert torch.equal(again, model(images))
 
 
 def test_a_frozen_backbone_stays_put_and_its_head_learns() -> None:

@@ -212,11 +212,24 @@ def segment(
     fusion: str = "none",
     head: str = "segformer",
     size: int = 224,
+    crop: int | None = None,
+    class_share: float | None = None,
     epochs: int = 50,
     batch_size: int = 16,
+    accumulate: int = 1,
+    loss: str = "cross_entropy",
+    class_weights: Literal["none", "balanced"] = "none",
     lr: float = 1e-3,
     backbone_lr: float = 1e-4,
+    layer_decay: float = 1.0,
+    weight_decay: float = 0.01,
+    warmup: float = 0.05,
+    schedule: Literal["poly", "cosine"] = "poly",
+    average: Literal["none", "ema", "swa"] = "none",
+    patience: int | None = None,
     freeze: bool = False,
+    cache: str | None = None,
+    cache_crops: int = 1,
     weights: str | None = None,
     pretrained: bool = False,
     seed: int = 0,
@@ -228,21 +241,35 @@ def segment(
     guide_diversity: float = 0.0,
     guide_consistency: float = 0.0,
     backbone_options: dict[str, Any] | None = None,
+    head_options: dict[str, int] | None = None,
 ) -> str:
     """Train a segmentation on images with masks, and score the best epoch.
 
     Args:
-        data: `scenes`, or a path: images/ + masks/, or VOC2012.
+        data: `scenes`, or a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet or CamVid.
         backbone: A timm model, or what `regard pretrain` made (its folder or file).
         out: Folder for the run; a second call goes on with a run cut short.
         fusion: How the backbone's attention reaches the head: none, concat, gate or propagate.
-        head: linear or segformer.
-        size: Short side of the images, and side of the training crops, in pixels.
+        head: linear, fcn, unet, setr_pup, segformer, upernet or deeplabv3plus.
+        size: Short side of the images in pixels.
+        crop: Side of the training crops in pixels; by default the short side of the images.
+        class_share: Draw a crop again where one class has more of it than this, such as 0.75.
         epochs: Passes over the images.
-        batch_size: Images per step.
+        batch_size: Images per step, over all accumulated parts.
+        accumulate: Forward passes per step.
+        loss: A sum of cross_entropy, dice, focal and lovasz, such as "cross_entropy + 0.5*dice".
+        class_weights: `balanced` gives rare classes more weight in the loss, by their pixels in all training masks.
         lr: Peak rate of fusion and head.
         backbone_lr: Peak rate of the backbone.
+        layer_decay: Each layer of the backbone learns at this many times the rate of the layer after it, such as 0.75.
+        weight_decay: Of AdamW.
+        warmup: Share of the steps in which the rates rise.
+        schedule: How they fall then: `poly` (to the power 0.9) or `cosine`.
+        average: Score and keep an average of the weights: `ema` over the steps, `swa` over the last quarter's epochs.
+        patience: Stop after so many epochs without a better score.
         freeze: Leave the backbone as it is.
+        cache: Folder for the features of a frozen backbone: they are computed once, for other runs too.
+        cache_crops: How many crops of each image are kept there; training goes around them.
         weights: A checkpoint file for the backbone: Barlow Twins, DINO, torchvision or timm.
         pretrained: timm's published weights for the backbone.
         seed: Of weights, order and crops.
@@ -254,42 +281,52 @@ def segment(
         guide_diversity: Weight of a loss that makes the heads of a block look at different places.
         guide_consistency: Weight of a loss that makes a head look at the same places when the image is flipped.
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
+        head_options: Passed to the head, such as {"width": 128}.
     """
     import torch
 
     from regard.attention.guidance import Guidance
     from regard.backbones import build_backbone
-    from regard.data.layout import check_readable, open_source, require_masks
+    from regard.data.layout import check_readable, fingerprint, open_source, require_masks
     from regard.segmentation.fusion import build_fusion
     from regard.segmentation.heads import HEADS
+    from regard.segmentation.losses import build_loss
     from regard.studies.folders import run_folder
     from regard.studies.runs import RUN_FILE, load_run, summary
-    from regard.studies.segmenting import SegmentSettings, segment_run
+    from regard.studies.segmenting import Cache, SegmentSettings, check_settings, segment_run
     from regard.studies.training import Hardware
 
     if head not in HEADS:
         raise unknown("head", head, HEADS)
+    build_loss(loss, None, 255)  # so that a wrong name is said before anything is read or written
     source = open_source(data, scenes_size=size)
     splits = require_masks(source)
     for split in ("train", "val"):
         source.split(split)
     torch.manual_seed(seed)
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {}))
-    build_fusion(fusion, model)  # so that a wrong name is said before anything is read or written
+    build_fusion(fusion, model)  # likewise
     guidance = Guidance(guide_sharpness, guide_diversity, guide_consistency)
     guidance.check(model)
     if guidance and freeze:
         raise InputError("guidance changes the backbone, and --freeze leaves it as it is: take one of the two")
+    settings = SegmentSettings(
+        size, crop, most=class_share, head=head, head_options=head_options or {}, freeze=freeze, epochs=epochs,
+        batch_size=batch_size, lr=lr, backbone_lr=backbone_lr, weight_decay=weight_decay, layer_decay=layer_decay,
+        warmup=warmup, schedule=schedule, loss=loss, class_weights=class_weights, accumulate=accumulate,
+        average=average, patience=patience, cache_crops=cache_crops, guidance=guidance,
+    )  # fmt: skip
+    kept = Cache(Path(cache), fingerprint(source, Path(cache))) if cache else None
+    check_settings(settings, kept)
     say(source.describe())
     check_readable(source)
-    settings = SegmentSettings(
-        size, head=head, freeze=freeze, epochs=epochs, batch_size=batch_size, lr=lr, backbone_lr=backbone_lr,
-        guidance=guidance,
-    )  # fmt: skip
     hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
     started = {"data": source.root, "backbone": backbone, "fusion": fusion, "seed": seed, **asdict(settings)}
     with run_folder(out, started, RUN_FILE) as folder:
-        segment_run(splits["train"], splits["val"], model, fusion, settings, folder, seed, hardware)
+        made = segment_run(splits["train"], splits["val"], model, fusion, settings, folder, seed, hardware, cache=kept)
+    for level in made["head_weights"]:
+        shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in enumerate(level["weights"]))
+        say(f"heads of block {level['block']} in the fusion (strength {level['strength']:.3f}): {shares}")
     run = load_run(out)
     table(summary(run, run.evaluate(splits["val"])), "val")
     return f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."

@@ -14,11 +14,14 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from regard.errors import InputError
+
 Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
 Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
 
 cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's own threads would fight with them
 ORDER, VIEW, CROP = 1, 2, 3  # purposes of a draw
+TRIES = 10  # crops drawn until none of the classes has too large a share, as mmsegmentation
 GREY = np.array([[0.299, 0.587, 0.114]], dtype=np.float32)  # ITU-R 601, as PIL and torchvision
 
 
@@ -152,8 +155,15 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 class TrainTransform:
     """Image and mask together: scale jitter, square crop, flip; colours of the image alone.
 
-    size:  side of the crop; the image is first brought to this short side.
-    scale: then scaled by a factor between these; where that leaves less than the crop, the rest is mean grey and void.
+    size:  side of the crop, pixels.
+    scale: the image at its short side `whole` is scaled by a factor between these, uniform in its logarithm; where that
+           leaves less than the crop, the rest is mean grey and void.
+    short: the short side that an image is brought to before that, pixels; None for `size`.
+    most:  the largest share of a crop's labelled pixels that one class may have. A crop above it, or without a labelled
+           pixel, is drawn again, `TRIES` crops at most, of which the last is kept; None or 1.0 for no such limit.
+           (mmsegmentation's `cat_max_ratio`, there 0.75.)
+
+    Raises InputError for sides below a pixel, and a share outside (0, 1].
     """
 
     size: int
@@ -162,25 +172,55 @@ class TrainTransform:
     flip: float = 0.5
     jitter: float = 0.8
     strength: tuple[float, float, float, float] = (0.3, 0.3, 0.2, 0.05)
+    short: int | None = None
+    most: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.whole < 1:
+            raise InputError(f"crops of {self.size} px of images of {self.whole} px: take 1 or more for both")
+        if self.most is not None and not 0 < self.most <= 1:
+            raise InputError(f"a class cannot have at most {self.most} of a crop: take a share above 0, up to 1")
+
+    @property
+    def whole(self) -> int:
+        """The short side of whole images, pixels: to train at before scale jitter, to validate at."""
+        return self.size if self.short is None else self.short
 
     def __call__(self, image: Image, mask: Mask, rng: np.random.Generator) -> tuple[Image, Mask]:
         """A (size, size) pair."""
         factor = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
-        height, width = short_side(image.shape[:2], round(self.size * factor))
+        height, width = short_side(image.shape[:2], round(self.whole * factor))
         image, mask = resize_pair(image, mask, (height, width))
         below, right = max(0, self.size - height), max(0, self.size - width)
         if below or right:
             image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(124, 116, 104))
             mask = cv2.copyMakeBorder(mask, 0, below, 0, right, cv2.BORDER_CONSTANT, value=self.ignore_index)
-        top = int(rng.integers(image.shape[0] - self.size + 1))
-        left = int(rng.integers(image.shape[1] - self.size + 1))
-        image = image[top : top + self.size, left : left + self.size]
-        mask = mask[top : top + self.size, left : left + self.size]
+        crop = self._crop(mask, rng)
+        image, mask = image[crop], mask[crop]
         if rng.random() < self.flip:
             image, mask = image[:, ::-1], mask[:, ::-1]
         if rng.random() < self.jitter:
             image = jitter_colour(np.ascontiguousarray(image), self.strength, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+    def _crop(self, mask: Mask, rng: np.random.Generator) -> tuple[slice, slice]:
+        """Rows and columns of a crop; the same draws as ever where there is no limit."""
+        down, across = (side - self.size for side in mask.shape)
+        most = 1.0 if self.most is None else self.most
+        is_free = most == 1 or down == across == 0
+        for _ in range(1 if is_free else TRIES):
+            top, left = int(rng.integers(down + 1)), int(rng.integers(across + 1))
+            crop = slice(top, top + self.size), slice(left, left + self.size)
+            if is_free or largest_share(mask[crop], self.ignore_index) <= most:
+                break
+        return crop
+
+
+def largest_share(mask: Mask, ignore_index: int) -> float:
+    """The share of the labelled pixels that the most frequent class has; infinite where nothing is labelled."""
+    counts = np.bincount(mask.ravel(), minlength=256)
+    counts[ignore_index] = 0
+    return float(counts.max() / counts.sum()) if counts.any() else math.inf
 
 
 def centre_crop(image: Image, size: int) -> Image:

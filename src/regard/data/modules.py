@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
 from regard.data.augment import ORDER, TrainTransform, View, draws
 from regard.data.datasets import Dataset, MaskDataset
@@ -136,6 +137,9 @@ class SegmentationData(_Resumable):
     """Augmented square crops to train on; whole images to validate on.
 
     Training batches are (images uint8, masks int64); validation batches are lists of such pairs, of any sizes.
+
+    batch_size: images per optimizer step, of `accumulate` forward passes; the last, smaller step of an epoch is left
+                out when there are others.
     """
 
     def __init__(
@@ -146,24 +150,34 @@ class SegmentationData(_Resumable):
         batch_size: int,
         workers: int = 0,
         seed: int = 0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.train, self.val, self.transform = train, val, transform
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.batch_size, self.workers, self.seed, self.accumulate = batch_size, workers, seed, accumulate
+
+    @property
+    def share(self) -> int:
+        """Images per forward pass."""
+        return self.batch_size // self.accumulate
+
+    def train_pairs(self) -> TorchDataset:
+        """(epoch, index) -> a sample."""
+        return TrainPairs(self.train, self.transform, self.seed)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled by (seed, epoch); the last, smaller batch of an epoch is left out when there are others."""
+        """Shuffled by (seed, epoch)."""
+        step = self.batch_size if len(self.train) >= self.batch_size else 1
         return DataLoader(
-            TrainPairs(self.train, self.transform, self.seed),
-            self.batch_size,
-            sampler=EpochSampler(len(self.train), self.seed, epoch=self.epoch, skip=self.done * self.batch_size),
-            drop_last=len(self.train) > self.batch_size,
+            self.train_pairs(),
+            self.share,
+            sampler=EpochSampler(len(self.train), self.seed, step, epoch=self.epoch, skip=self.done * self.share),
             **loading(self.workers),
         )
 
     def val_dataloader(self) -> DataLoader:
         """Every validation image once, in order."""
-        return whole_loader(self.val, self.transform.size, self.batch_size, self.workers)
+        return whole_loader(self.val, self.transform.whole, self.share, self.workers)
 
 
 def whole_loader(dataset: MaskDataset, size: int, batch_size: int, workers: int = 0) -> DataLoader:

@@ -5,6 +5,8 @@ starts at zero: untrained, every fusion gives exactly the output of `none`.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,14 +19,21 @@ Pyramid = tuple[Tensor, ...]
 
 
 class Fusion(nn.Module):
-    """Features -> pyramid. `attention`, `affinity`: what it needs of the backbone."""
+    """Features -> pyramid.
+
+    attention, affinity: what it needs of the backbone.
+    reads: the levels that the head reads, from 0; None: all. The others pass as they are, and do not learn.
+    """
 
     attention = True
     affinity = False
 
-    def __init__(self, channels: tuple[int, ...], heads: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], heads: tuple[int, ...], reads: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(self.level(c, h) for c, h in zip(channels, heads, strict=True))
+        self.levels: Any = nn.ModuleList(self.level(c, h) for c, h in zip(channels, heads, strict=True))
+        self.reads = tuple(range(len(channels)) if reads is None else reads)
+        for i, level in enumerate(self.levels):  # distributed training waits for the gradients of all that could learn
+            level.requires_grad_(i in self.reads)
 
     def level(self, channels: int, heads: int) -> nn.Module:
         """What fuses one level: a module of (features, attention map) -> features."""
@@ -32,10 +41,33 @@ class Fusion(nn.Module):
 
     def forward(self, features: Features) -> Pyramid:
         """The pyramid with attention in it."""
-        return tuple(
-            level(x, attention)
-            for level, x, attention in zip(self.levels, features.pyramid, features.attention, strict=True)
-        )
+        levels = zip(self.levels, features.pyramid, features.attention, strict=True)
+        return tuple(level(x, attention) if i in self.reads else x for i, (level, x, attention) in enumerate(levels))
+
+    @torch.no_grad()
+    def head_weights(self) -> tuple[Float[Tensor, " _"], ...]:
+        """Per level, the share of each head in what the fusion takes from attention: >= 0, and they sum to 1.
+
+        Of `gate` and `propagate` they are the learned weights of the mix. Of `concat` they are read from its matrices:
+        how far head n gets through the hidden units, sum over u of |project[u, n]| * ||mix[:, u]||. That is of the
+        weights, not of what flows through them: the nonlinearity between the two, and how much a head's map varies
+        from image to image, are left out. Even shares where nothing gets through at all.
+
+        They say what the decoder listens to, not what a head knows: of two heads with the same map, either may have it
+        all. And they mean nothing where `strength` is near 0.
+        """
+        return tuple(level.head_weights() for level in self.levels)
+
+    @torch.no_grad()
+    def strength(self) -> tuple[float, ...]:
+        """Per level, how much attention gets in at all: 0 at the start, and in a level that the head does not read.
+
+        Of `gate` and `propagate`, the root mean square over channels of the learned factor: at 1, a gate scales the
+        features by 1 + salience, and propagation puts the average along the attention in their place. Of `concat`, the
+        root mean square over channels of a row of its last matrix (its Frobenius norm over the root of the channels),
+        which is in the units of the features. So compare levels and runs of one fusion, not fusions.
+        """
+        return tuple(level.magnitude().item() for level in self.levels)
 
 
 def salience(attention: AttentionMap) -> Float[Tensor, "batch heads h w"]:
@@ -54,12 +86,20 @@ class NoFusion(Fusion):
 
     attention = False
 
-    def __init__(self, channels: tuple[int, ...], heads: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], heads: tuple[int, ...], reads: Sequence[int] | None = None) -> None:
         nn.Module.__init__(self)
 
     def forward(self, features: Features) -> Pyramid:
         """The pyramid as it is."""
         return features.pyramid
+
+    def head_weights(self) -> tuple[Float[Tensor, " _"], ...]:
+        """()."""
+        return ()
+
+    def strength(self) -> tuple[float, ...]:
+        """()."""
+        return ()
 
 
 class ConcatFusion(Fusion):
@@ -87,6 +127,17 @@ class _Concat(nn.Module):
         """x, with what the maps say added to it."""
         return x + self.mix(self.project(salience(attention)))
 
+    def head_weights(self) -> Float[Tensor, " heads"]:
+        """How far each head gets through both matrices, as a share."""
+        project = self.project.get_parameter("0.weight").flatten(1)  # (width, heads)
+        mix = self.mix.weight.flatten(1)  # (channels, width)
+        reach = (project.abs() * mix.norm(dim=0).unsqueeze(1)).sum(dim=0)
+        return reach / reach.sum() if reach.sum() > 0 else torch.full_like(reach, 1 / len(reach))
+
+    def magnitude(self) -> Float[Tensor, ""]:
+        """Root mean square, over channels, of the rows of the last matrix."""
+        return self.mix.weight.norm() / math.sqrt(self.mix.out_channels)
+
 
 class GateFusion(Fusion):
     """A learned mix of heads scales the features, each channel as strongly as it learns to."""
@@ -108,6 +159,14 @@ class _Gate(nn.Module):
         """x scaled by the mix of heads."""
         mix = torch.einsum("bnhw,n->bhw", salience(attention), self.head_logits.softmax(dim=0))
         return x * (1 + self.strength.view(-1, 1, 1) * mix.unsqueeze(1))
+
+    def head_weights(self) -> Float[Tensor, " heads"]:
+        """The weights of the mix."""
+        return self.head_logits.softmax(dim=0)
+
+    def magnitude(self) -> Float[Tensor, ""]:
+        """Root mean square of the factor, over channels."""
+        return self.strength.square().mean().sqrt()
 
 
 class PropagateFusion(Fusion):
@@ -136,6 +195,14 @@ class _Propagate(nn.Module):
         averaged = (affinity.to(tokens.dtype) @ tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
         return x + self.strength.view(-1, 1, 1) * (averaged - x)
 
+    def head_weights(self) -> Float[Tensor, " heads"]:
+        """The weights of the mix."""
+        return self.head_logits.softmax(dim=0)
+
+    def magnitude(self) -> Float[Tensor, ""]:
+        """Root mean square of the factor, over channels."""
+        return self.strength.square().mean().sqrt()
+
 
 FUSIONS: dict[str, type[Fusion]] = {
     "none": NoFusion,
@@ -145,12 +212,15 @@ FUSIONS: dict[str, type[Fusion]] = {
 }
 
 
-def build_fusion(name: str, backbone: Backbone) -> Fusion:
-    """A fusion for a backbone; InputError for an unknown name, or attention asked of a backbone that has none."""
+def build_fusion(name: str, backbone: Backbone, reads: Sequence[int] | None = None) -> Fusion:
+    """A fusion for a backbone, and for a head that `reads` these levels; None: all of them.
+
+    Raises InputError for an unknown name, or attention asked of a backbone that has none.
+    """
     if name not in FUSIONS:
         raise unknown("fusion", name, FUSIONS)
     if FUSIONS[name].attention and not backbone.heads:
         raise InputError(
             f"fusion {name} needs attention, and {backbone.name} has none: use fusion none, a ViT or a Swin"
         )
-    return FUSIONS[name](backbone.channels, backbone.heads)
+    return FUSIONS[name](backbone.channels, backbone.heads, reads)

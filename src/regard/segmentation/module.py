@@ -1,18 +1,25 @@
 """A segmentation model (backbone, fusion, head) and how it is trained."""
 
+import math
+from functools import partial
+from typing import Any
+
 import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 
 from regard.attention.guidance import Guidance
-from regard.backbones import Backbone, Features, normalize
-from regard.errors import InputError
-from regard.evaluation.scores import scores, torch_counts
+from regard.backbones import AttentionMap, Backbone, Features, normalize
+from regard.errors import InputError, unknown
+from regard.evaluation.scores import confusion, scores, torch_counts
 from regard.segmentation.fusion import build_fusion
 from regard.segmentation.heads import build_head
-from regard.segmentation.inference import count_pixels
+from regard.segmentation.inference import count_pixels, predict_at
+
+SCHEDULES = ("poly", "cosine")
 
 
 class SegmentationModel(nn.Module):
@@ -47,6 +54,25 @@ class SegmentationModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             return self.backbone(images, attention=self.fusion.attention or attention, affinity=self.fusion.affinity)
 
+    def to_tensors(self, features: Features) -> list[Tensor]:
+        """What `decode` needs of features, as a flat list, for a cache: levels, then maps, then their affinities."""
+        tensors = list(features.pyramid)
+        if self.fusion.attention:
+            tensors += [found.weights for found in features.attention]
+        if self.fusion.affinity:
+            tensors += [found.affinity for found in features.attention if found.affinity is not None]
+        return tensors
+
+    def from_tensors(self, tensors: list[Tensor]) -> Features:
+        """The features that `to_tensors` took apart, but for their pooled vector, which no head reads."""
+        levels, kind = len(self.backbone.channels), self.backbone.kind
+        pyramid, rest = tuple(tensors[:levels]), tensors[levels:]
+        weights, affinities = rest[:levels], rest[levels:] or [None] * levels
+        maps = ()
+        if self.fusion.attention and kind is not None:
+            maps = tuple(AttentionMap(w, kind, a) for w, a in zip(weights, affinities, strict=True))
+        return Features(pyramid, maps, pyramid[0].new_zeros(len(pyramid[0]), self.backbone.dim))
+
     def decode(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "batch classes height width"]:
         """Logits at this (height, width)."""
         logits = self.head(self.fusion(features))
@@ -61,12 +87,18 @@ class SegmentationModel(nn.Module):
 
 
 class SegmentationTask(L.LightningModule):
-    """Cross-entropy over labelled pixels; AdamW; linear warm-up, then a polynomial decay to zero.
+    """A loss over labelled pixels; AdamW; linear warm-up, then a polynomial or cosine decay to zero.
 
+    loss:            a module of (logits, masks), as `losses.build_loss` makes it.
     guidance:        terms on the attention maps, added to the loss. For consistency the crops go through the backbone
                      a second time, flipped left to right.
     lr, backbone_lr: peak rates of fusion and head, and of the backbone.
-    power:           of the decay; 0.9 as in DeepLab (Chen et al. 2017).
+    layer_decay:     each layer of the backbone learns this much slower than the one after it (Clark et al. 2020,
+                     appendix A; Bao et al. 2022, appendix); 1 for one rate. Below 1, biases and norms have no weight decay.
+    schedule:        "poly", to the power 0.9 as in DeepLab (Chen et al. 2017), or "cosine".
+    warmup:          share of the steps.
+
+    Training batches are [uint8 crops, or the tensors of their features from a cache; int64 masks].
     Validation gives `val_miou` and `val_accuracy` over the whole set, masks at their own size.
     """
 
@@ -74,35 +106,44 @@ class SegmentationTask(L.LightningModule):
         self,
         model: SegmentationModel,
         classes: int,
+        loss: nn.Module,
         ignore_index: int = 255,
         lr: float = 1e-3,
         backbone_lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup: float = 0.05,
-        power: float = 0.9,
+        schedule: str = "poly",
+        layer_decay: float = 1.0,
         guidance: Guidance = Guidance(),
     ) -> None:
         super().__init__()
         guidance.check(model.backbone)
         if guidance and model.freeze:
             raise InputError("guidance changes the backbone, and a frozen one stays as it is: leave out one of the two")
-        self.guidance = guidance
+        if schedule not in SCHEDULES:
+            raise unknown("schedule", schedule, SCHEDULES)
+        if not 0 < layer_decay <= 1:
+            raise InputError(f"layer decay {layer_decay} is no factor that slows down: take one above 0, up to 1")
+        if layer_decay < 1 and model.freeze:
+            raise InputError(
+                "layer decay slows the backbone down, and a frozen one does not learn: leave out one of the two"
+            )
+        self.guidance, self.loss = guidance, loss
         self.model, self.classes, self.ignore_index = model, classes, ignore_index
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
-        self.warmup, self.power = warmup, power
+        self.warmup, self.schedule, self.layer_decay = warmup, schedule, layer_decay
 
-    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
-        """The loss of one batch: [uint8 crops, int64 masks]."""
+    def training_step(self, batch: list[Any], batch_index: int) -> Tensor:
+        """The loss of one batch."""
         images, masks = batch
-        images = normalize(images)
-        features = self.model.features(images, attention=bool(self.guidance))
+        features = self._features(images)
         logits = self.model.decode(features, (masks.shape[-2], masks.shape[-1]))
-        loss = segmentation_loss(logits, masks, self.ignore_index)
+        loss = self.loss(logits, masks)
         if self.guidance:
             views, places = [features.attention], None
             if self.guidance.consistency:
-                views.append(self.model.features(images.flip(-1), attention=True).attention)
-                upright = images.new_zeros(len(images), 5)
+                views.append(self._features(images.flip(-1)).attention)
+                upright = torch.zeros(len(images), 5, device=images.device)
                 upright[:, 2:4] = 1
                 flipped = upright.clone()
                 flipped[:, 4] = 1
@@ -110,17 +151,33 @@ class SegmentationTask(L.LightningModule):
             terms = self.guidance.terms(views, places)
             self.log_dict({f"guide_{name}": term for name, term in terms.items()}, batch_size=len(images))
             loss = loss + self.guidance.total(terms)
-        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(masks))
         return loss
+
+    def _features(self, images: Tensor | list[Tensor]) -> Features:
+        if isinstance(images, Tensor):
+            return self.model.features(normalize(images), attention=bool(self.guidance))
+        return self.model.from_tensors(images)
+
+    def pass_batch(self, batch: list[Any]) -> None:
+        """Send a training batch through the model, for its batch statistics."""
+        images, masks = batch
+        self.model.decode(self._features(images), (masks.shape[-2], masks.shape[-1]))
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero."""
         self.counts = torch_counts(self.classes, self.device)
 
-    def validation_step(self, pairs: list[tuple[Tensor, Tensor]], batch_index: int) -> None:
-        """Count the pixels of some whole images."""
-        for counts in count_pixels(self.model, pairs, self.classes, self.ignore_index):
-            self.counts += counts
+    def validation_step(self, samples: list[Any], batch_index: int) -> None:
+        """Count the pixels of some whole images: (uint8 image, mask), or (tensors of its features, its size, mask)."""
+        if len(samples[0]) == 2:
+            for counts in count_pixels(self.model, samples, self.classes, self.ignore_index):
+                self.counts += counts
+            return
+        for tensors, size, mask in samples:
+            features = self.model.from_tensors([tensor.unsqueeze(0) for tensor in tensors])
+            prediction = predict_at(self.model.decode(features, tuple(size))[0], mask.shape)
+            self.counts += confusion(prediction, mask, self.classes, self.ignore_index)
 
     def on_validation_epoch_end(self) -> None:
         """Score the whole set."""
@@ -128,24 +185,35 @@ class SegmentationTask(L.LightningModule):
         self.log_dict({"val_miou": result.miou, "val_accuracy": result.pixel_accuracy})
 
     def configure_optimizers(self):
-        """AdamW with two rates and a schedule by step."""
-        backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
+        """AdamW with a rate for each part, and a schedule by step."""
         rest = [*self.model.fusion.parameters(), *self.model.head.parameters()]
-        groups = [{"params": rest, "lr": self.lr}, {"params": backbone, "lr": self.backbone_lr}]
+        groups = [{"params": rest, "lr": self.lr}, *self._backbone_groups()]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay, fused=True)
         total = int(self.trainer.estimated_stepping_batches)
-        warmup = max(1, round(self.warmup * total))
-
-        def factor(step: int) -> float:
-            return min(1.0, (step + 1) / warmup) * (1 - min(step, total - 1) / total) ** self.power
-
+        factor = partial(rate_factor, total=total, warmup=max(1, round(self.warmup * total)), schedule=self.schedule)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _backbone_groups(self) -> list[dict[str, Any]]:
+        model = self.model.backbone.model
+        if self.layer_decay == 1:
+            return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.backbone_lr}]
+        groups = param_groups_layer_decay(
+            model, self.weight_decay, no_weight_decay_list=_not_decayed(model), layer_decay=self.layer_decay
+        )
+        return [
+            {"params": g["params"], "weight_decay": g["weight_decay"], "lr": self.backbone_lr * g["lr_scale"]}
+            for g in groups
+        ]
 
-def segmentation_loss(
-    logits: Float[Tensor, "batch classes h w"], masks: Tensor, ignore_index: int
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the labelled pixels; 0 (not nan) where there is none."""
-    total = F.cross_entropy(logits.float(), masks, ignore_index=ignore_index, reduction="sum")
-    return total / (masks != ignore_index).sum().clamp(min=1)
+
+def _not_decayed(model: Any) -> set[str]:
+    """Parameters that timm's model keeps from weight decay: position embeddings and the like."""
+    return set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+
+
+def rate_factor(step: int, total: int, warmup: int, schedule: str, power: float = 0.9) -> float:
+    """Of the peak rate, how much step `step` of `total` gets: linear over `warmup` steps, times the decay to zero."""
+    done = min(step, total - 1) / total
+    decay = (1 - done) ** power if schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
+    return min(1.0, (step + 1) / warmup) * decay

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regard.attention.guidance import Guidance
@@ -51,6 +51,13 @@ class Pretraining(L.LightningModule):
         named = {f"guide_{name}": term.detach() for name, term in terms.items()}
         self.log_dict(named)
         return self.guidance.total(terms), named
+
+    def pass_batch(self, batch: Sequence[Tensor]) -> None:
+        """Send the views of a batch through backbone and projector, for their batch statistics."""
+        projector = getattr(self, "projector", nn.Identity())
+        for view in batch:
+            if view.ndim == 4:  # not the labels
+                projector(self.backbone(normalize(view)).pooled)
 
     @property
     def kept(self) -> Backbone:

@@ -1,37 +1,34 @@
-"""Averages of the weights while training, by Lightning's `WeightAveraging`; kNN then scores, and a run keeps, those.
+"""Averages of the weights while training, by Lightning's `WeightAveraging`; validation scores, and a run keeps, those.
 
 ema: an exponential moving average over the steps.
 swa: the equal average of the weights at the ends of the epochs of the last quarter (Izmailov et al. 2018,
      https://arxiv.org/abs/1803.05407). A departure: the rate goes on falling there; theirs is constant or cyclic.
 
-Batch statistics are averaged along with the weights while training. At its end they are taken anew, from the data.
+Batch statistics are averaged along with the weights while training. At its end they are taken anew, from the data; the
+best epoch of a segmentation keeps those that it was scored with.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from regard.backbones import normalize
 from regard.errors import InputError, unknown
-from regard.ssl.dino import DINO
-from regard.ssl.pretraining import Pretraining
 
+AVERAGES = ("none", "ema", "swa")
 STATISTICS_BATCHES = 200  # as detectron2's PREC_BN.NUM_ITER
 
 
-def make_averaging(average: str, module: Pretraining, epochs: int) -> list[WeightAveraging]:
-    """The callback, if any. InputError for an average that is not known, or that this training cannot have."""
+def make_averaging(average: str, epochs: int) -> list[WeightAveraging]:
+    """The callback, if any. InputError for an average that is not known, or that so short a training cannot have."""
+    if average not in AVERAGES:
+        raise unknown("average", average, AVERAGES)
     if average == "none":
         return []
-    if average not in ("ema", "swa"):
-        raise unknown("average", average, ("none", "ema", "swa"))
-    if isinstance(module, DINO):
-        raise InputError(f"--average {average} is not for DINO: its teacher is an average of the weights already")
     if average == "ema":
         return [Averaging(ema_weight)]
     if epochs < 5:
@@ -86,28 +83,26 @@ class Averaging(WeightAveraging):
         loader.sampler.set_epoch(trainer.max_epochs)  # the views that would come next
         batches = (trainer.strategy.batch_to_device(batch) for batch in islice(loader, STATISTICS_BATCHES))
         with trainer.precision_plugin.forward_context():
-            renew_statistics(cast(Pretraining, pl_module), batches)
+            renew_statistics(pl_module, batches)
         self._average_model = None  # a validation from here on is of these
 
 
 @torch.no_grad()
-def renew_statistics(module: Pretraining, batches: Iterable[Sequence[Tensor]]) -> None:
-    """Give each batch norm of backbone and projector the mean, over batches and views, of their means and variances.
+def renew_statistics(module: Any, batches: Iterable[Any]) -> None:
+    """Give each batch norm in training the mean, over the batches that pass it, of their means and variances.
 
+    module: has `pass_batch`, which sends a batch through what normalises. What is frozen, in eval mode, stays as it is.
     Where several processes train, each passes its own part of the batches through batch norms that share statistics
     (`ssl.distributed`), so all get those of one process. Nothing is dropped out. Leaves the module in eval mode.
     """
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
     module.eval()
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.training, norm.momentum = True, None  # None: the mean of all batches
-    projector = getattr(module, "projector", nn.Identity())
     for batch in batches:
-        for view in batch:
-            if view.ndim == 4:  # not the labels
-                projector(module.backbone(normalize(view)).pooled)
+        module.pass_batch(batch)
     module.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

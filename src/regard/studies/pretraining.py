@@ -120,7 +120,11 @@ def pretrain_run(
         queries = queries and SkipUnreadable(queries, out / SKIPPED_QUERIES_FILE)
     bank = range(0, len(dataset), -(-len(dataset) // BANK))  # class folders are in order of class: of each its share
     module = build_method(backbone, settings, classes)
-    averaging = make_averaging(settings.average, module, settings.epochs)
+    averaging = make_averaging(settings.average, settings.epochs)
+    if averaging and isinstance(module, DINO):
+        raise InputError(
+            f"--average {settings.average} is not for DINO: its teacher is an average of the weights already"
+        )
     loggers = [wandb_logger(out, asdict(settings) | {"seed": seed})] if watch.logger == "wandb" else []
     data = PretrainData(
         dataset,

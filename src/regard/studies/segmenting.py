@@ -8,13 +8,17 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from jaxtyping import Int
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from rich.console import Console
+from rich.progress import track
 from safetensors.torch import save_file
+from torch import Tensor
 
 from regard.attention.guidance import Guidance
 from regard.backbones import Backbone, describe, parameters
@@ -22,20 +26,43 @@ from regard.backbones.weights import MODEL_FILE
 from regard.data.augment import TrainTransform
 from regard.data.datasets import MaskDataset
 from regard.data.modules import SegmentationData
+from regard.errors import InputError
+from regard.segmentation.losses import balanced_weights, build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask
+from regard.studies.averaging import make_averaging
 from regard.studies.curves import Clock, History
+from regard.studies.feature_cache import cached_data
 from regard.studies.folders import CHECKPOINTS, write_json
 from regard.studies.runs import RUN_FILE
 from regard.studies.training import Hardware, StepSeed, fit, make_trainer
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Where features of frozen backbones are kept; content changes with the data's files: `data.layout.fingerprint`."""
+
+    folder: Path
+    content: str
+
+
+@dataclass(frozen=True)
 class SegmentSettings:
-    """A training for segmentation. size: short side of whole images, and side of the training crops, pixels."""
+    """A training for segmentation; what is not said here is said in `SegmentationTask` and `TrainTransform`.
+
+    size:          short side of whole images, pixels; crop: side of the training crops, None for `size`.
+    most:          the largest share of a crop that one class may have; None for no limit.
+    loss:          a formula, see `losses.build_loss`; class_weights: "balanced" by the pixels of the training masks.
+    batch_size:    images per optimizer step, of `accumulate` forward passes.
+    average:       "ema" or "swa": what is scored and kept is an average of the weights (`averaging`).
+    patience:      stop after so many epochs without a better score; None to train on.
+    cache_crops:   of a frozen backbone with a cache, how many crops of each image there are (`feature_cache`).
+    """
 
     size: int = 224
+    crop: int | None = None
     scale: tuple[float, float] = (0.5, 2.0)
     jitter: float = 0.8
+    most: float | None = None
     head: str = "segformer"
     head_options: dict[str, int] = field(default_factory=dict)
     freeze: bool = False
@@ -43,6 +70,16 @@ class SegmentSettings:
     batch_size: int = 16
     lr: float = 1e-3
     backbone_lr: float = 1e-4
+    weight_decay: float = 0.01
+    layer_decay: float = 1.0
+    warmup: float = 0.05
+    schedule: str = "poly"
+    loss: str = "cross_entropy"
+    class_weights: Literal["none", "balanced"] = "none"
+    accumulate: int = 1
+    average: str = "none"
+    patience: int | None = None
+    cache_crops: int = 1
     guidance: Guidance = Guidance()
 
 
@@ -56,25 +93,65 @@ def segment_run(
     seed: int = 0,
     hardware: Hardware = Hardware(),
     progress: str = "training",
+    cache: Cache | None = None,
 ) -> dict[str, Any]:
     """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
 
-    The best epoch is the one of the highest mIoU on `val`. Goes on from a checkpoint as `pretrain_run` does.
+    The best epoch is the one of the highest mIoU on `val`; with the average `swa`, the last one is kept. Goes on from a
+    checkpoint as `pretrain_run` does. With a cache, the features of a frozen backbone are computed once.
+
+    Raises InputError for settings that do not go together.
     """
+    check_settings(settings, cache)
     classes = len(train.classes)
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, **settings.head_options)
+    averaging = make_averaging(settings.average, settings.epochs)
+    weights = balanced_weights(class_pixels(train)) if settings.class_weights == "balanced" else None
     task = SegmentationTask(
-        model, classes, train.ignore_index, settings.lr, settings.backbone_lr, guidance=settings.guidance
+        model,
+        classes,
+        build_loss(settings.loss, weights, train.ignore_index),
+        train.ignore_index,
+        settings.lr,
+        settings.backbone_lr,
+        settings.weight_decay,
+        settings.warmup,
+        settings.schedule,
+        settings.layer_decay,
+        settings.guidance,
     )
-    transform = TrainTransform(settings.size, train.ignore_index, settings.scale, jitter=settings.jitter)
-    data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed)
-    best = ModelCheckpoint(out / CHECKPOINTS, "best-{step}", monitor="val_miou", mode="max", save_weights_only=True)
+    transform = TrainTransform(
+        settings.crop or settings.size,
+        train.ignore_index,
+        settings.scale,
+        jitter=settings.jitter,
+        short=settings.size,
+        most=settings.most,
+    )
+    data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
+    if cache is not None:
+        model.to(hardware.device)
+        data = cached_data(
+            cache.folder, model, data, settings.cache_crops, cache.content, hardware.autocast, hardware.bar
+        )
+    best = ModelCheckpoint(
+        out / CHECKPOINTS,
+        "best-{step}",
+        monitor="val_miou",
+        mode="max",
+        save_weights_only=not averaging,  # Lightning puts the average only into whole checkpoints
+    )
     history, clock = History(), Clock()
-    callbacks = [best, history, clock, StepSeed(seed)]
-    trainer = make_trainer(settings.epochs, out, hardware, callbacks, progress)
+    callbacks = [best, history, clock, StepSeed(seed), *averaging]
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping("val_miou", mode="max", patience=settings.patience))
+    trainer = make_trainer(settings.epochs, out, hardware, callbacks, progress, settings.accumulate)
     fit(trainer, task, data, out)
-    task.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    best_epoch = None  # of `swa`, the average at the end is kept
+    if settings.average != "swa":
+        best_epoch = max(history.points, key=lambda point: point["val_miou"])["epoch"]
+        task.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     _save_model(model, out / MODEL_FILE)
     description = {
         "regard": version("regard"),
@@ -86,13 +163,47 @@ def segment_run(
         "ignore_index": train.ignore_index,
         "seed": seed,
         "seconds": clock.seconds,
-        "best_epoch": max(history.points, key=lambda point: point["val_miou"])["epoch"],
+        "best_epoch": best_epoch,
         "curve": history.points,
         "parameters": parameters(model),
+        "head_weights": head_weights(model),
     }
     write_json(out / RUN_FILE, description)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return description
+
+
+def check_settings(settings: SegmentSettings, cache: Cache | None = None) -> None:
+    """InputError for settings that do not go together."""
+    if settings.batch_size % settings.accumulate:
+        raise InputError(
+            f"a step of {settings.batch_size} images is not {settings.accumulate} equal parts: take a batch size that "
+            "--accumulate divides"
+        )
+    if cache is not None and not settings.freeze:
+        raise InputError("a cache keeps the features of a backbone that does not learn: add --freeze, or leave it out")
+    if settings.patience is not None and settings.average == "swa":
+        raise InputError("the average swa is over the last epochs, and patience may stop before them: leave out one")
+
+
+def class_pixels(dataset: MaskDataset) -> Int[Tensor, "classes"]:
+    """How many pixels each class has in all masks."""
+    counts = np.zeros(256, np.int64)
+    for i in track(range(len(dataset)), "counting pixels", transient=True, console=Console(stderr=True)):
+        counts += np.bincount(dataset.mask(i).ravel(), minlength=256)
+    counts[dataset.ignore_index] = 0
+    return torch.from_numpy(counts[: len(dataset.classes)])
+
+
+def head_weights(model: SegmentationModel) -> list[dict[str, Any]]:
+    """Which heads the fusion of each level uses, as it learned; see `Fusion.head_weights` and `strength`."""
+    fusion = model.fusion
+    return [
+        {"block": block, "strength": strength, "weights": [round(w, 4) for w in weights.tolist()]}
+        for block, strength, weights in zip(
+            model.backbone.blocks, fusion.strength(), fusion.head_weights(), strict=False
+        )
+    ]
 
 
 def _save_model(model: SegmentationModel, path: Path) -> None:

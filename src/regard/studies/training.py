@@ -59,6 +59,18 @@ class Hardware:
         return self.accelerator != "cpu" and torch.cuda.is_available()
 
     @property
+    def chosen_precision(self) -> str:
+        """What `auto` comes to."""
+        if self.precision == "auto":
+            return "bf16-mixed" if self.on_gpu else "32-true"
+        return self.precision
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What mixed precision computes in; None without it."""
+        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.chosen_precision)
+
+    @property
     def device(self) -> str:
         """Where a finished model is scored: where it was trained."""
         return "cuda" if self.on_gpu else "cpu"
@@ -125,9 +137,7 @@ def make_trainer(
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
-    precision: Any = hardware.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if hardware.on_gpu else "32-true"
+    precision: Any = hardware.chosen_precision
     many = hardware.processes > 1
     plugins: list[Any] = [WholeFiles(), *([SharedBatchStatistics(hardware.on_gpu)] if many else [])]
     if SLURMEnvironment.detect():
