@@ -8,7 +8,7 @@ import torch
 from regard.backbones import AttentionMap, Features, build_backbone
 from regard.errors import InputError
 from regard.segmentation.fusion import FUSIONS, build_fusion, salience
-from regard.segmentation.heads import HEADS
+from regard.segmentation.heads import HEADS, build_head
 from regard.segmentation.module import SegmentationModel
 
 BACKBONES = {
@@ -32,7 +32,7 @@ def test_an_untrained_fusion_gives_exactly_the_output_of_none(backbone: str, hea
     for name in ("none", fusion):
         torch.manual_seed(1)
         body = build_backbone(backbone, **BACKBONES[backbone])
-        model = SegmentationModel(body, 5, name, head).eval()
+        model = SegmentationModel(body, 5, name, head, **({} if head == "linear" else {"width": 8})).eval()
         torch.manual_seed(2)
         for parameter in model.head.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -98,3 +98,103 @@ def test_attention_asked_of_a_convnet_is_an_error() -> None:
         build_fusion("gate", build_backbone("resnet18"))
     with pytest.raises(InputError, match="unknown fusion 'gat': did you mean 'gate'"):
         build_fusion("gat", build_backbone("resnet18"))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_fusion_trains_with_every_head_and_leaves_no_parameter_without_a_gradient(head: str) -> None:
+    # DDP refuses a parameter that could learn and gets none, such as of a level that the head does not read
+    backbone = build_backbone("vit_tiny_patch16_224", **BACKBONES["vit_tiny_patch16_224"])
+    parts = build_head(head, backbone.channels, backbone.strides, 3, **({} if head == "linear" else {"width": 8}))
+    for name in FUSIONS:
+        fusion = build_fusion(name, backbone, parts.levels)
+        seen = backbone(torch.randn(2, 3, 64, 64), attention=fusion.attention, affinity=fusion.affinity)
+        parts(fusion(seen)).square().mean().backward()
+        learning = {key: p.grad for key, p in fusion.named_parameters() if p.requires_grad}
+        assert all(gradient is not None for gradient in learning.values())
+        assert {int(key.split(".")[1]) for key in learning} == (set() if name == "none" else set(parts.levels))
+
+
+def test_a_level_that_is_not_read_passes_as_it_is() -> None:
+    maps = tuple(AttentionMap(torch.rand(1, 2, 3, 3).flatten(2).softmax(-1).unflatten(2, (3, 3)), "cls") for _ in "ab")
+    seen = Features((torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3)), maps, torch.zeros(1, 4))
+    gate = FUSIONS["gate"]((4, 4), (2, 2), reads=(1,))
+    for level in gate.levels:
+        level.strength.data.fill_(1.0)
+    first, second = gate(seen)
+    assert first is seen.pyramid[0]
+    assert not torch.equal(second, seen.pyramid[1])
+
+
+def test_the_names_of_parameters_are_those_of_saved_runs() -> None:
+    keys = {name: sorted(fusion((4,), (2,)).state_dict()) for name, fusion in FUSIONS.items()}
+    assert keys == {
+        "none": [],
+        "concat": ["levels.0.mix.weight", "levels.0.project.0.bias", "levels.0.project.0.weight"],
+        "gate": ["levels.0.head_logits", "levels.0.strength"],
+        "propagate": ["levels.0.head_logits", "levels.0.strength"],
+    }
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_at_the_start_no_attention_gets_in_and_no_head_is_preferred(name: str) -> None:
+    fusion = FUSIONS[name]((4, 6), (2, 5))
+    if name == "none":
+        assert fusion.head_weights() == fusion.strength() == ()
+        return
+    assert fusion.strength() == (0.0, 0.0)
+    for heads, weights in zip((2, 5), fusion.head_weights(), strict=True):
+        torch.testing.assert_close(weights, torch.full((heads,), 1 / heads))
+        assert not weights.requires_grad
+
+
+@pytest.mark.parametrize("name", ["gate", "propagate"])
+def test_head_weights_of_a_mix_are_its_own_and_strength_is_over_channels(name: str) -> None:
+    fusion = FUSIONS[name]((4,), (2,))
+    fusion.levels[0].head_logits.data = torch.tensor([math.log(3), 0.0])
+    fusion.levels[0].strength.data = torch.tensor([1.0, -1.0, 3.0, 5.0])
+    torch.testing.assert_close(fusion.head_weights()[0], torch.tensor([0.75, 0.25]))
+    assert fusion.strength() == (3.0,)  # the root of 36 / 4
+
+
+def test_head_weights_of_concat_count_both_matrices() -> None:
+    fusion = FUSIONS["concat"]((4,), (2,))
+    level = fusion.levels[0]
+    level.project[0].weight.data.zero_()
+    level.project[0].weight.data[0] = torch.tensor([-3.0, 1.0]).view(2, 1, 1)
+    level.project[0].weight.data[1] = torch.tensor([0.0, 100.0]).view(2, 1, 1)  # loud, and not listened to
+    level.mix.weight.data[:, 0] = 2.0
+    torch.testing.assert_close(fusion.head_weights()[0], torch.tensor([0.75, 0.25]))
+    assert fusion.strength()[0] == pytest.approx(2)
+    level.mix.weight.data[:, 1] = torch.tensor([0.06, 0.08, 0.0, 0.0]).view(4, 1, 1)  # length 0.1, against 4
+    torch.testing.assert_close(fusion.head_weights()[0], torch.tensor([12.0, 14.0]) / 26)
+
+
+@pytest.mark.parametrize("name", ["concat", "gate", "propagate"])
+def test_a_fusion_comes_to_listen_to_the_head_that_tells_the_answer(name: str) -> None:
+    heads, telling, side = 5, 3, 6
+    fusion, classify = FUSIONS[name]((4,), (heads,)), torch.nn.Conv2d(4, 2, kernel_size=1)
+    optimizer = torch.optim.Adam([*fusion.parameters(), *classify.parameters()], lr=0.05)
+    for _ in range(150):
+        affinity = (3 * torch.randn(8, heads, side**2, side**2)).softmax(-1)
+        seen = Features(
+            (torch.randn(8, 4, side, side) + 2,),
+            (
+                AttentionMap(
+                    (2 * torch.randn(8, heads, side**2)).softmax(-1).unflatten(2, (side, side)), "cls", affinity
+                ),
+            ),
+            torch.zeros(8, 4),
+        )
+        if name == "propagate":  # the label is of what the telling head looks at
+            gathered = affinity[:, telling] @ seen.pyramid[0].flatten(2).transpose(1, 2)
+            labels = (gathered[..., 0] > 2).long().unflatten(1, (side, side))
+        else:
+            labels = (salience(seen.attention[0])[:, telling] > -0.2).long()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(classify(fusion(seen)[0]), labels).backward()
+        optimizer.step()
+    (weights,) = fusion.head_weights()
+    assert weights.argmax() == telling
+    assert weights[telling] > 2 / heads  # far from even, which is where it started
+    assert fusion.strength()[0] > 0.1
+    assert weights.sum().item() == pytest.approx(1)

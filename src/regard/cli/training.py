@@ -289,15 +289,13 @@ def segment(
     from regard.backbones import build_backbone
     from regard.data.layout import check_readable, fingerprint, open_source, require_masks
     from regard.segmentation.fusion import build_fusion
-    from regard.segmentation.heads import HEADS
+    from regard.segmentation.heads import build_head
     from regard.segmentation.losses import build_loss
     from regard.studies.folders import run_folder
     from regard.studies.runs import RUN_FILE, load_run, summary
     from regard.studies.segmenting import Cache, SegmentSettings, check_settings, segment_run
     from regard.studies.training import Hardware
 
-    if head not in HEADS:
-        raise unknown("head", head, HEADS)
     build_loss(loss, None, 255)  # so that a wrong name is said before anything is read or written
     source = open_source(data, scenes_size=size)
     splits = require_masks(source)
@@ -305,7 +303,9 @@ def segment(
         source.split(split)
     torch.manual_seed(seed)
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {}))
-    build_fusion(fusion, model)  # likewise
+    with torch.random.fork_rng(devices=[]):  # likewise, and without a trace in the weights to come
+        levels = build_head(head, model.channels, model.strides, 2, **(head_options or {})).levels
+        build_fusion(fusion, model, levels)
     guidance = Guidance(guide_sharpness, guide_diversity, guide_consistency)
     guidance.check(model)
     if guidance and freeze:

@@ -51,6 +51,30 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(input)
 
 
+class AdaptiveMean(nn.Module):
+    """Means over a grid of cells x cells, as `nn.AdaptiveAvgPool2d`, by two matrix products.
+
+    ONNX has no such pooling. Torch's exporter writes the windows of the example's size in its place, and the model then
+    answers wrongly, without a word, at any other.
+    """
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c cells cells"]:
+        """The means."""
+        return self._shares(x.shape[-2], x) @ x @ self._shares(x.shape[-1], x).T
+
+    def _shares(self, length: int | torch.SymInt, like: Tensor) -> Float[Tensor, "cells length"]:
+        """What each position counts in each cell. A position on a border of cells is in both."""
+        cell = torch.arange(self.cells, device=like.device).unsqueeze(1)
+        position = torch.arange(length, device=like.device)
+        start, end = cell * length // self.cells, ((cell + 1) * length + self.cells - 1) // self.cells
+        inside = ((position >= start) & (position < end)).to(like.dtype)
+        return inside / inside.sum(dim=1, keepdim=True)
+
+
 class Neck(nn.Module):
     """Gives the levels of a ViT, which share one stride, different sizes; passes stages on as they are.
 
@@ -156,7 +180,7 @@ class UNetHead(Head):
         self.neck = Neck(channels, strides, OCTAVES[-len(channels) :])
         widths = [max(1, width >> step) for step in range(len(channels) - 1)]
         self.decoder = UnetDecoder([3, *channels], widths, n_blocks=len(widths))
-        _forgive_one_value(self.decoder)
+        _adapt(self.decoder)
         self.classify = nn.Conv2d(widths[-1], classes, kernel_size=1)
 
     def forward(self, pyramid: Pyramid) -> Logits:
@@ -175,7 +199,7 @@ class SegFormerHead(Head):
         super().__init__(channels, strides, classes)
         _require_levels("segformer", channels, 3)  # the library's limit
         self.decoder = SegformerDecoder([3, *channels], encoder_depth=len(channels), segmentation_channels=width)
-        _forgive_one_value(self.decoder)
+        _adapt(self.decoder)
         self.dropout = nn.Dropout2d(0.1)
         self.classify = nn.Conv2d(width, classes, kernel_size=1)
 
@@ -190,8 +214,7 @@ class SegFormerHead(Head):
 class UPerNetHead(Head):
     """UPerNet (Xiao et al. 2018, https://arxiv.org/abs/1807.10221), from segmentation-models-pytorch.
 
-    Its pyramid pooling averages over grids of 1, 2, 3 and 6 cells a side, whose borders depend on the size of the map:
-    that has no ONNX operator, so a model with this head exports for one size of image only.
+    Its pyramid pooling is done by `AdaptiveMean`, which equals the library's but for rounding.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, width: int = 256) -> None:
@@ -199,7 +222,7 @@ class UPerNetHead(Head):
         _require_levels("upernet", channels, 2)  # the library's limit
         self.neck = Neck(channels, strides, OCTAVES[-len(channels) :])
         self.decoder = UPerNetDecoder([3, 0, *channels], encoder_depth=len(channels) + 1, decoder_channels=width)
-        _forgive_one_value(self.decoder)
+        _adapt(self.decoder)
         self.dropout = nn.Dropout2d(0.1)
         self.classify = nn.Conv2d(width, classes, kernel_size=1)
 
@@ -233,7 +256,7 @@ class DeepLabV3PlusHead(Head):
             aspp_separable=True,
             aspp_dropout=0.5,
         )
-        _forgive_one_value(self.decoder)
+        _adapt(self.decoder)
         self.classify = nn.Conv2d(width, classes, kernel_size=1)
 
     def forward(self, pyramid: Pyramid) -> Logits:
@@ -250,12 +273,15 @@ def _conv(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(conv, BatchNorm(width), nn.ReLU(inplace=True))
 
 
-def _forgive_one_value(decoder: nn.Module) -> None:
-    """Puts `BatchNorm` in the place of torch's."""
+def _adapt(decoder: nn.Module) -> None:
+    """Puts `BatchNorm` and `AdaptiveMean` in the place of torch's; names of parameters stay."""
     for module in list(decoder.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, BatchNorm(child.num_features))
+            cells = child.output_size if isinstance(child, nn.AdaptiveAvgPool2d) else None
+            if isinstance(cells, int) and cells > 1:  # the mean of all exports as it is
+                setattr(module, name, AdaptiveMean(cells))
 
 
 def _require_levels(head: str, channels: tuple[int, ...], needed: int) -> None:

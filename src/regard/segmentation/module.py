@@ -41,7 +41,7 @@ class SegmentationModel(nn.Module):
         self.backbone, self.freeze = backbone, freeze
         # the head first: with one seed it then starts the same under every fusion
         self.head = build_head(head, backbone.channels, backbone.strides, classes, **head_options)
-        self.fusion = build_fusion(fusion, backbone)
+        self.fusion = build_fusion(fusion, backbone, self.head.levels)
         if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
             backbone.requires_grad_(False).eval()
 

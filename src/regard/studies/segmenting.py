@@ -196,13 +196,14 @@ def class_pixels(dataset: MaskDataset) -> Int[Tensor, "classes"]:
 
 
 def head_weights(model: SegmentationModel) -> list[dict[str, Any]]:
-    """Which heads the fusion of each level uses, as it learned; see `Fusion.head_weights` and `strength`."""
-    fusion = model.fusion
+    """Which heads the fusion uses, as it learned, for each level that the decoder reads; see `Fusion.head_weights` and
+    `Fusion.strength`.
+    """
+    levels = zip(model.backbone.blocks, model.fusion.strength(), model.fusion.head_weights(), strict=False)
     return [
-        {"block": block, "strength": strength, "weights": [round(w, 4) for w in weights.tolist()]}
-        for block, strength, weights in zip(
-            model.backbone.blocks, fusion.strength(), fusion.head_weights(), strict=False
-        )
+        {"block": block, "strength": strength, "weights": [round(share, 4) for share in weights.tolist()]}
+        for level, (block, strength, weights) in enumerate(levels)
+        if level in model.head.levels
     ]
 
 
