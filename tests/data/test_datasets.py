@@ -1,5 +1,6 @@
 """Images come out upright and RGB, masks as class indices, whatever the file; a file that can't be used is named."""
 
+import json
 import pickle
 import struct
 import zlib
@@ -23,6 +24,7 @@ from regard.data.datasets import (
     read_mask,
     voc_palette,
 )
+from regard.data.names import Legend, read_json, read_labelmap
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 
@@ -290,6 +292,180 @@ def test_class_names_that_make_no_sense_are_refused(mask_tree, text):
     with pytest.raises(InputError) as error:
         MaskFolder(mask_tree)
     one_line(error, "classes.txt", "one a line")
+
+
+# ---- masks of colours, and what classes.json says of them
+
+ROAD, TREE, BLACK = (128, 64, 128), (0, 128, 0), (0, 0, 0)
+CLASSES = [
+    {"name": "road", "color": [128, 64, 128]},
+    {"name": "tree", "color": "#008000"},
+    {"name": "void", "color": [0, 0, 0]},
+    {"name": "road", "color": "#ffffff"},  # a second colour of the first class
+]
+
+
+def colored_tree(root: Path, entries, *masks: Image.Image, suffix: str = "png") -> MaskFolder:
+    """An images/ + masks/ tree with a classes.json of `entries`."""
+    for i, mask in enumerate(masks):
+        write(root / f"images/{i}.png", size=mask.size)
+        (root / "masks").mkdir(exist_ok=True)
+        mask.save(root / f"masks/{i}.{suffix}")
+    (root / "classes.json").write_text(json.dumps(entries))
+    return MaskFolder(root)
+
+
+def painted(*colors, size=(6, 4)) -> Image.Image:
+    """An image that begins with a pixel of each colour, and is filled with the last."""
+    order = np.minimum(np.arange(size[0] * size[1]), len(colors) - 1)
+    return Image.fromarray(np.array(colors, np.uint8)[order].reshape(size[1], size[0], -1))
+
+
+def test_masks_of_colours_become_indices(tmp_path):
+    rgb = painted(TREE, ROAD, BLACK, (255, 255, 255), TREE)
+    clear = painted((*ROAD, 0), (*TREE, 255), (*BLACK, 7))  # transparency is no part of a colour
+    few = rgb.quantize(8)  # indices in an order of its own
+    grey = Image.fromarray(np.full((4, 6), 255, np.uint8))
+    data = colored_tree(tmp_path, CLASSES, rgb, clear, few, grey)
+    assert data.classes == ("road", "tree")
+    assert data.palette.tolist() == [list(ROAD), list(TREE)]
+    assert data.mask(0)[0].tolist() == data.mask(2)[0].tolist() == [1, 0, 255, 0, 1, 1]
+    assert data.mask(0).dtype == np.uint8
+    assert data.mask(1)[0].tolist() == [0, 1, 255, 255, 255, 255]
+    assert (data.mask(3) == 0).all()
+    assert (pickle.loads(pickle.dumps(data)).mask(0) == data.mask(0)).all()
+
+
+def test_an_indexed_mask_with_a_transparent_entry_is_read_by_its_colours(tmp_path):
+    mask = painted(TREE, ROAD, BLACK).quantize(8)
+    mask.info["transparency"] = bytes([0, 128, 255])
+    data = colored_tree(tmp_path, CLASSES, mask)
+    assert data.mask(0)[0].tolist()[:3] == [1, 0, 255]
+
+
+def test_colours_are_found_as_a_loop_over_pixels_finds_them():
+    rng = np.random.default_rng(0)
+    colors = [(int(r), int(g), int(b)) for r, g, b in rng.integers(0, 256, (40, 3))]
+    legend = Legend(tuple(map(str, range(30))), colors={color: i if i < 30 else 255 for i, color in enumerate(colors)})
+    for run in (1, 7):
+        drawn = rng.integers(0, 41, (24, 5)).repeat(run, axis=1)  # the last is of no class
+        rgb = np.array([*colors, (1, 2, 3)], np.uint8)[drawn]
+        slow = [[legend.colors.get((int(r), int(g), int(b)), -1) for r, g, b in row] for row in rgb]
+        assert legend.by_color(rgb).tolist() == slow
+
+
+def test_colours_that_no_class_has_are_counted_and_named(tmp_path):
+    data = colored_tree(tmp_path, CLASSES, painted((1, 2, 3), (1, 2, 4), (1, 2, 4), ROAD))
+    with pytest.raises(InputError) as error:
+        data.mask(0)
+    one_line(
+        error, str(tmp_path / "masks/0.png"), "3 pixels of 2 colours", "(#010204, #010203)", "classes.json would work"
+    )
+
+
+def test_jpeg_is_named_as_the_cause_of_unknown_colours(tmp_path):
+    stripes = np.zeros((16, 32, 3), np.uint8)
+    stripes[:, ::3], stripes[:, 1::3] = ROAD, TREE
+    data = colored_tree(tmp_path, CLASSES, Image.fromarray(stripes), suffix="jpg")
+    with pytest.raises(InputError) as error:
+        data.mask(0)
+    one_line(error, "0.jpg", "JPEG changes colours", "PNG")
+    Image.fromarray(stripes).save(tmp_path / "masks/0.png")  # a PNG beside it is taken
+    assert MaskFolder(tmp_path).mask(0)[0].tolist()[:4] == [0, 1, 255, 0]
+
+
+def test_masks_with_colours_and_values_may_be_either(tmp_path):
+    entries = [
+        {"name": "road", "color": "#804080", "value": 7},
+        {"name": "tree", "color": "#008000", "value": 21},
+        {"name": "void", "color": "#000000", "value": 0},
+    ]
+    values = np.zeros((4, 6), np.uint8)
+    values[0] = [7, 21, 0, 255, 7, 7]
+    indices = Image.fromarray(values).convert("P")
+    data = colored_tree(tmp_path, entries, painted(ROAD, TREE, BLACK), Image.fromarray(values), indices)
+    assert data.mask(0)[0].tolist()[:3] == [0, 1, 255]
+    assert data.mask(1)[0].tolist() == data.mask(2)[0].tolist() == [0, 1, 255, 255, 0, 0]
+    values[0, 0] = 8
+    Image.fromarray(values).save(tmp_path / "masks/1.png")
+    with pytest.raises(InputError, match=r"values 8: 7 to 21, with gaps, for the 2 classes, and 0 or 255 for void"):
+        data.mask(1)
+
+
+def test_values_without_colours_name_the_classes_of_sparse_masks(tmp_path):
+    entries = [{"name": "road", "value": 7}, {"name": "tree", "value": 21}]
+    data = colored_tree(tmp_path, entries, Image.fromarray(np.full((4, 6), 21, np.uint8)), painted(ROAD))
+    assert (data.classes, data.mask(0)[0, 0]) == (("road", "tree"), 1)
+    with pytest.raises(InputError, match="coloured mask"):
+        data.mask(1)
+
+
+@pytest.mark.parametrize(
+    ("entries", "parts"),
+    [
+        ("{", ("no JSON",)),
+        ("{}", ("no list of classes",)),
+        ("[]", ("no list of classes",)),
+        ('["road"]', ('"road"', "without a name")),
+        ('[{"color": [1, 2, 3]}]', ("without a name",)),
+        ('[{"name": "road", "colour": [1, 2, 3]}]', ("'colour' is not known",)),
+        ('[{"name": "road", "color": [1, 2]}]', ("[1, 2]", "#rrggbb")),
+        ('[{"name": "road", "color": [1, 2, 256]}]', ("[1, 2, 256]", "0 to 255")),
+        ('[{"name": "road", "color": "red"}]', ('"red"', "#rrggbb")),
+        ('[{"name": "road", "value": 256}]', ("the value 256", "0 to 255")),
+        ('[{"name": "road", "value": true}]', ("the value true",)),
+        ('[{"name": "void", "color": [0, 0, 0]}]', ("0 classes besides void",)),
+        ('[{"name": "road"}, {"name": "tree"}]', ("neither colours nor values", "classes.txt")),
+        ('[{"name": "a", "color": "#010203"}, {"name": "b", "color": [1, 2, 3]}]', ("#010203 to 'a' and to 'b'",)),
+        ('[{"name": "a", "value": 1}, {"name": "b", "value": 1}]', ("the value 1 to 'a' and to 'b'",)),
+        ('[{"name": "a", "value": 1}, {"name": "b", "color": "#010203"}]', ("no color to 'a'",)),
+        ('[{"name": "a", "value": 1, "color": "#010204"}, {"name": "b", "color": "#010203"}]', ("no value to 'b'",)),
+    ],
+)
+def test_a_classes_json_that_makes_no_sense_is_refused(tmp_path, entries, parts):
+    (tmp_path / "classes.json").write_text(entries)
+    with pytest.raises(InputError) as error:
+        read_json(tmp_path / "classes.json")
+    one_line(error, str(tmp_path / "classes.json"), *parts)
+
+
+def test_coloured_masks_without_colours_say_where_these_belong(mask_tree):
+    painted(ROAD).save(mask_tree / "masks/a.png")
+    with pytest.raises(InputError) as error:
+        MaskFolder(mask_tree).mask(0)
+    one_line(error, "a.png", "coloured mask", "classes.json")
+
+
+def test_a_labelmap_names_classes_in_order(tmp_path):
+    (tmp_path / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\n\nsky: 1, 2, 3 ::\nVoid:0,0,0::\nsea:4,5,6:a,b:c\n"
+    )
+    legend = read_labelmap(tmp_path / "labelmap.txt")
+    assert legend.classes == ("sky", "sea")
+    assert legend.colors == {(1, 2, 3): 0, (0, 0, 0): 255, (4, 5, 6): 1, (224, 224, 192): 255}
+    assert legend.palette.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+# ---- the colours to draw classes in
+
+
+def test_the_palette_of_indexed_masks_is_that_of_their_classes(mask_tree):
+    mask = Image.fromarray(np.array([[0, 1, 1, 0, 0, 0]] * 4, np.uint8)).convert("P")
+    mask.putpalette(bytes([*ROAD, *TREE, *BLACK]))
+    mask.save(mask_tree / "masks/a.png")
+    data = MaskFolder(mask_tree)
+    assert data.palette.tolist() == [list(ROAD), list(TREE)]
+    assert data.mask(0)[0].tolist() == [0, 1, 1, 0, 0, 0]
+    (mask_tree / "classes.txt").write_text("sky\nroad\ntree\nsea\n")  # more than the palette has colours
+    assert (MaskFolder(mask_tree).palette == voc_palette(4)).all()
+
+
+@pytest.mark.parametrize("palette", [[*ROAD, *ROAD], [0, 0, 0, 1, 1, 1]])
+def test_a_palette_that_nobody_chose_is_not_taken(mask_tree, palette):
+    mask = Image.fromarray(np.array([[0, 1, 0, 0, 0, 0]] * 4, np.uint8)).convert("P")
+    mask.putpalette(bytes(palette))
+    mask.save(mask_tree / "masks/a.png")
+    assert (MaskFolder(mask_tree).palette == voc_palette(2)).all()
 
 
 def voc_tree(root: Path) -> Path:

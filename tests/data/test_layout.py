@@ -1,12 +1,14 @@
 """What a path holds is recognised and said; what can't be used gets one line that says what would work."""
 
+import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from regard.data.layout import Source, hold_out, open_source, require_masks
+from regard.data.layout import Source, check_readable, fingerprint, hold_out, open_source, require_masks
 from regard.errors import InputError
 
 CAMVID = Path(__file__).parents[2].parent / "shared/data/camvid"
@@ -166,6 +168,37 @@ def test_a_path_may_be_relative_or_a_link(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert open_source("link").root == open_source(Path("here")).root == str(tmp_path / "here")
     assert open_source("./scenes").layout == "images"
+
+
+def test_coloured_masks_and_their_classes(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / "images" / split, "1.jpg")
+        (tmp_path / "masks" / split).mkdir(parents=True)
+        Image.new("RGB", (6, 4), (250, 0, 0)).save(tmp_path / "masks" / split / "1.png")
+    (tmp_path / "classes.json").write_text(
+        '[{"name": "sky", "color": [0, 0, 250]}, {"name": "car", "color": [250, 0, 0]}]'
+    )
+    source = open_source(tmp_path)
+    assert source.describe().endswith("1 train, 1 val images; 2 classes (sky, car)")
+    assert source.palette.tolist() == [[0, 0, 250], [250, 0, 0]]
+    assert (require_masks(source)["val"].mask(0) == 1).all()
+    check_readable(source)
+    (tmp_path / "classes.json").write_text('[{"name": "sky", "color": [0, 0, 250]}]')
+    with pytest.raises(InputError, match=r"1\.png has 24 pixels of 1 colours that no class has \(#fa0000\)"):
+        check_readable(open_source(tmp_path))
+
+
+def test_a_source_changes_with_its_files_and_with_what_was_decided(tmp_path):
+    write(tmp_path / "images", *(f"{i}.jpg" for i in range(10)))
+    write(tmp_path / "masks", *(f"{i}.png" for i in range(10)), value=1)
+    source, out = open_source(tmp_path), tmp_path / "out"
+    before = fingerprint(source, out)
+    write(tmp_path / "out", "1.png")
+    assert fingerprint(open_source(tmp_path), out) == before
+    assert fingerprint(dataclasses.replace(source, notes=("otherwise",)), out) != before
+    write(tmp_path / "masks", "1.png", value=0)
+    os.utime(tmp_path / "masks/1.png", (1, 1))
+    assert fingerprint(source, out) != before
 
 
 # ---- the held-out fifth

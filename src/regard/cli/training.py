@@ -34,7 +34,7 @@ def compare(
     """Compare backbones, pre-trainings and attention fusions on the same images, and write a report.
 
     Args:
-        data: `scenes`, or a path whose layout is recognised: images/ + masks/, or VOC2012.
+        data: `scenes`, or a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet or CamVid.
         preset: `tiny` (minutes on a CPU), `small` (for one GPU) or `full` (ResNet-50, Swin-T, ViT-S/16).
         out: Folder of the comparison; a second call goes on where the first one stopped.
         seeds: How many seeds each configuration is trained with; by default the preset's.

@@ -1,23 +1,37 @@
-"""Images on disk, one class per dataset: names, palette, ignore index. `layout.open_source` recognises them.
+"""Images on disk: plain folders, class folders, images with masks, VOC 2012. `layout.open_source` recognises them.
 
 Every image comes out upright as (H, W, 3) uint8 RGB in 0..255, every mask as (H, W) uint8 class indices, 255 for void.
+What the classes are called and how masks tell them is in names.py; the other published data sets are in published.py.
 Nothing is resized, normalised or cached here. A file that can't be used raises `InputError`, which names it.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int16, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from regard.data.names import (
+    UNKNOWN,
+    VOID,
+    Legend,
+    hexadecimal,
+    numbered,
+    pack,
+    read_json,
+    read_text,
+    unpack,
+    voc_palette,
+)
 from regard.errors import InputError
 
-VOID = 255  # the label of pixels that belong to no class, in VOC and in nearly every data set since
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Pillow widens 2- and 4-bit grey to 0..255: class 1 of a mask that a PNG optimiser packed into 4 bits would read as 17.
 GREY_STEPS = {"L;2": 85, "L;4": 17}
@@ -104,42 +118,54 @@ class ClassFolders(ImageFolder):
 class PairedImages(ImageFolder):
     """Images with a mask each: `masks` maps the path of an image to that of its mask, both relative to `root`."""
 
-    def __init__(self, root: str | Path, masks: Mapping[str, str], classes: Sequence[str]):
+    def __init__(self, root: str | Path, masks: Mapping[str, str], legend: Legend):
         super().__init__(root, tuple(masks))
-        self.classes, self.masks = tuple(classes), tuple(masks.values())
-        # One listing, since a look at each file is slow on network disks.
-        present = set(list_images(self.root, self.masks[0].split("/")[0]))
-        if missing := [path for path, mask in masks.items() if mask not in present]:
-            first = f"the first is {self.root / missing[0]}: a PNG at {masks[missing[0]]} would work"
+        self.legend, self.masks = legend, tuple(masks.values())
+        self.classes = legend.classes
+        # One listing a folder, since a look at each file is slow on network disks.
+        present = {folder: _names(self.root / folder) for folder in {os.path.dirname(mask) for mask in self.masks}}
+        missing = [path for path, mask in masks.items() if os.path.basename(mask) not in present[os.path.dirname(mask)]]
+        if missing:
+            suffix = os.path.splitext(masks[missing[0]])[1][1:].upper()
+            first = f"the first is {self.root / missing[0]}: a {suffix} at {masks[missing[0]]} would work"
             raise InputError(f"{len(missing)} of {len(masks)} images have no mask, {first}")
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "classes 3"]:
+        """RGB, one colour per class: those of the legend."""
+        return self.legend.palette
 
     def mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
         """The class index, or `ignore_index`, of each pixel; InputError if it doesn't fit the image or the classes."""
         path = self.root / self.masks[i]
-        mask, size = read_mask(path), image_size(self.root / self.paths[i])
-        if mask.shape != size:
-            height, width = mask.shape
+        labels, size = self.read_labels(path), image_size(self.root / self.paths[i])
+        if labels.shape != size:
+            height, width = labels.shape
             raise InputError(f"{path} is {width}x{height}: {size[1]}x{size[0]}, the size of its image, would work")
-        bad = mask[(mask >= len(self.classes)) & (mask != self.ignore_index)]
-        if bad.size:
-            known = f"0 to {len(self.classes) - 1} for the {len(self.classes)} classes, and {VOID} for void, would work"
-            raise InputError(f"{path} holds the values {', '.join(map(str, np.unique(bad)[:10]))}: {known}")
-        return mask
+        return labels.astype(np.uint8)
+
+    def read_labels(self, path: Path) -> Int16[np.ndarray, "h w"]:
+        """The label of each pixel of a mask file: InputError for one that the legend doesn't have."""
+        return read_labels(path, self.legend)
 
 
 class MaskFolder(PairedImages):
-    """root/images/**/name.jpg with root/masks/**/name.png, whose pixel values are the classes; see `read_mask`.
+    """root/images/**/name.jpg with root/masks/**/name.png, of class indices or of colours; see `mask_legend`.
 
-    `paths` (relative to `root`) are the images to use, all by default. Class names come from root/classes.txt, one a
-    line, in order of value. Without it they are "class 0" up to the largest value in any mask: every mask is read.
+    A mask may be of another lossless format; where there is no other, it may be a JPEG, whose colours are seldom exact.
+    paths: the images to use, relative to `root`; all by default.
     """
 
-    def __init__(self, root: str | Path, paths: Sequence[str] | None = None, classes: Sequence[str] | None = None):
+    def __init__(self, root: str | Path, paths: Sequence[str] | None = None, legend: Legend | None = None):
         paths = list_images(Path(root), "images") if paths is None else paths
-        masks = {path: "masks/" + os.path.splitext(path.removeprefix("images/"))[0] + ".png" for path in paths}
-        super().__init__(root, masks, classes or ())
-        if classes is None:  # after the check that no mask is missing, since this may read them all
-            self.classes = mask_classes(self.root)
+        files = sorted(list_images(Path(root), "masks"), key=_preference)
+        file_of = {os.path.splitext(file)[0]: file for file in reversed(files)}
+        stems = {path: "masks/" + os.path.splitext(path.removeprefix("images/"))[0] for path in paths}
+        masks = {path: file_of.get(stem, f"{stem}.png") for path, stem in stems.items()}
+        super().__init__(root, masks, legend or numbered(()))
+        if legend is None:  # after the check that no mask is missing, since this may read them all
+            self.legend = mask_legend(self.root, self.masks[0])
+            self.classes = self.legend.classes
 
 
 class VOC2012(PairedImages):
@@ -160,7 +186,7 @@ class VOC2012(PairedImages):
             raise InputError(f"{listed} is missing: unpack the whole of VOCtrainval_11-May-2012.tar")
         stems = listed.read_text().split()
         masks = {f"JPEGImages/{stem}.jpg": f"SegmentationClass/{stem}.png" for stem in stems}
-        super().__init__(found, masks, self.names.split())
+        super().__init__(found, masks, numbered(self.names.split()))
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -183,12 +209,57 @@ def read_mask(path: str | Path) -> UInt8[np.ndarray, "h w"]:
     """The class of each pixel: the index in an indexed PNG, the value in a grey one. Raises InputError for others."""
     with _readable(path), Image.open(path) as image:
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-            raise InputError(f"{path} is a coloured mask, which isn't supported: an indexed or grey PNG would work")
+            fits = "an indexed or grey PNG, or the classes' colours in classes.json, would work"
+            raise InputError(f"{path} is a coloured mask, and its colours are not known: {fits}")
         step = GREY_STEPS.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
         values = np.array(image)
         if values.max() > VOID:
             raise InputError(f"{path} holds the value {values.max()}: 0 to 254, and 255 for void, would work")
         return (values // np.uint8(step)).astype(np.uint8)
+
+
+def read_labels(path: str | Path, legend: Legend) -> Int16[np.ndarray, "h w"]:
+    """The label of each pixel of a mask, by its colours or its values as `legend` says; transparency is dropped.
+
+    Raises InputError for a mask that can't be read, and for values or colours that `legend` doesn't have.
+    """
+    with _readable(path), Image.open(path) as image:
+        grey = image.mode in ("1", "L", "P") or image.mode.startswith("I")
+        if legend.colors and not (grey and legend.values):
+            if image.mode[0] in "IF":
+                raise InputError(f"{path} holds {image.mode} values: 8-bit colours would work")
+            image.info.pop("transparency", None)  # Pillow warns of it where it drops it
+            rgb = np.array(image.convert("RGB"))
+            labels = legend.by_color(rgb)
+            if (labels == UNKNOWN).any():
+                raise _unknown_colors(path, rgb[labels == UNKNOWN][None], legend)
+            return labels
+    return labels_of(path, read_mask(path), legend)
+
+
+def labels_of(path: str | Path, values: UInt8[np.ndarray, "h w"], legend: Legend) -> Int16[np.ndarray, "h w"]:
+    """The label of each value of a mask; InputError, which names `path`, for values that no class has."""
+    labels = legend.by_value(values)
+    if not (unknown := labels == UNKNOWN).any():
+        return labels
+    of_classes = sorted(value for value, label in legend.values.items() if label != VOID)
+    void = sorted(value for value, label in legend.values.items() if label == VOID)
+    gaps = ", with gaps," if len(of_classes) <= of_classes[-1] - of_classes[0] else ""
+    known = f"{of_classes[0]} to {of_classes[-1]}{gaps} for the {len(legend.classes)} classes"
+    known += f", and {' or '.join(map(str, void))} for void," if void else ""
+    held = ", ".join(map(str, np.unique(values[unknown])[:10]))
+    raise InputError(f"{path} holds the values {held}: {known} would work")
+
+
+def _unknown_colors(path: str | Path, rgb: UInt8[np.ndarray, "1 n 3"], legend: Legend) -> InputError:
+    """The error for colours of a mask that no class has: the most frequent first."""
+    codes, counts = np.unique(pack(rgb), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    named = ", ".join(hexadecimal(color) for color in unpack(codes[order[:3]])) + (", ..." if len(codes) > 3 else "")
+    what = f"{path} has {rgb.shape[1]:,} pixels of {len(codes):,} colours that no class has ({named})"
+    if str(path).lower().endswith((".jpg", ".jpeg")):
+        return InputError(f"{what}: JPEG changes colours, so masks saved as PNG from the start would work")
+    return InputError(f'{what}: to give these to a class, or to "void", in {legend.where} would work')
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -245,14 +316,33 @@ def subfolders(root: str | Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def mask_classes(root: Path) -> tuple[str, ...]:
-    """The class names of an images/ + masks/ tree: see `MaskFolder`."""
-    file = root / "classes.txt"
-    if file.is_file():
-        names = tuple(line.strip() for line in file.read_text("utf-8-sig").strip().splitlines())
-        if not all(names) or not 0 < len(names) <= VOID:
-            raise InputError(f"{file} has {len(names)} lines: 1 to {VOID} names, one a line, none blank, would work")
-        return names
+def hold_out(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(train, val): a fifth of the images for val, the same on every machine and in whatever order they are listed.
+
+    The lowest hashes of the paths are chosen, so that an image more or less moves at most one of the others.
+    """
+    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
+    val = set(ranked[: max(1, len(paths) // 5)])
+    return [path for path in paths if path not in val], [path for path in paths if path in val]
+
+
+def mask_legend(root: Path, first: str) -> Legend:
+    """How the masks of an images/ + masks/ tree tell the classes: as classes.json or classes.txt says; see names.py.
+
+    Without either the classes are "class 0" up to the largest value in any mask: every mask is read. Where no colours
+    are given, those in the palette of the `first` mask, if it has one, are taken to draw the classes in.
+    """
+    if (root / "classes.json").is_file():
+        legend = read_json(root / "classes.json")
+    elif (root / "classes.txt").is_file():
+        legend = read_text(root / "classes.txt")
+    else:
+        legend = numbered(_counted(root))
+    return legend if legend.colors else replace(legend, shown=_own_palette(root / first, legend))
+
+
+def _counted(root: Path) -> tuple[str, ...]:
+    """Names for all the values up to the largest in any mask."""
     largest = 0
     for path in list_images(root, "masks"):
         mask = read_mask(root / path)
@@ -262,16 +352,32 @@ def mask_classes(root: Path) -> tuple[str, ...]:
     return tuple(f"class {value}" for value in range(largest + 1))
 
 
+def _own_palette(path: Path, legend: Legend) -> tuple[tuple[int, int, int], ...]:
+    """The colours of the classes in the palette of an indexed mask; none where it doesn't tell them apart.
+
+    A ramp of greys is none, either: it is what a palette is filled with when nobody has chosen colours.
+    """
+    with _readable(path), Image.open(path) as image:
+        flat = image.getpalette() if image.mode == "P" else None
+    value_of = {label: value for value, label in reversed(list(legend.values.items()))}
+    entries = [(flat or ())[3 * value_of[label] : 3 * value_of[label] + 3] for label in range(len(legend.classes))]
+    colors = tuple((entry[0], entry[1], entry[2]) for entry in entries if len(entry) == 3 and flat)
+    told = len(set(colors)) == len(entries) and any(len(set(color)) > 1 for color in colors)
+    return colors if told else ()
+
+
+def _preference(file: str) -> tuple[int, str]:
+    """Sorts the masks of one name: a PNG before other files, and JPEGs last."""
+    suffix = os.path.splitext(file)[1].lower()
+    return (0 if suffix == ".png" else 2 if suffix in (".jpg", ".jpeg") else 1), file
+
+
+def _names(folder: Path) -> set[str]:
+    """The names of what is in a folder; none if it isn't there."""
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
 def voc_root(root: Path) -> Path | None:
     """Where the VOC 2012 tree is: `root`, or VOC2012 or VOCdevkit/VOC2012 in it."""
     places = (root, root / "VOC2012", root / "VOCdevkit/VOC2012")
     return next((p for p in places if (p / "JPEGImages").is_dir() and (p / "SegmentationClass").is_dir()), None)
-
-
-def voc_palette(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """The first VOC colours, RGB: bits 0, 1, 2 of the index are the top bits of R, G, B; bits 3, 4, 5 the next; ..."""
-    index, palette = np.arange(count), np.zeros((count, 3), np.uint8)
-    for level in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((index >> (3 * level + channel) & 1) << (7 - level)).astype(np.uint8)
-    return palette

@@ -3,21 +3,29 @@
 | layout | what it looks like |
 |---|---|
 | scenes | the word `scenes`: the built-in data, drawn rather than read |
-| voc | JPEGImages/ and SegmentationClass/, at the path, in VOC2012/ or in VOCdevkit/VOC2012/ |
-| masks | images/ and masks/, with or without train/, val/ and test/ in both |
+| voc | JPEGImages/ and SegmentationClass/, at the path, in VOC2012/ or in VOCdevkit/VOC2012/, with lists |
+| voc-like | the same two folders with a labelmap.txt, as CVAT exports them, or without those lists |
+| coco-stuff | train2017/ and val2017/, of images and of PNG masks; or 10k: images/, annotations/*.mat, imageLists/ |
+| ade20k | ADEChallengeData2016: images/ and annotations/, with training/ and validation/ in both |
+| pets | Oxford-IIIT Pet: images/ and annotations/trimaps/ |
+| camvid | 701_StillsRaw_full/ and LabeledApproved_full/, or train/ and trainannot/, ... of the SegNet tutorial |
+| masks | images/ and masks/, of class indices or colours, with or without train/, val/ and test/ in both |
 | class folders | two or more folders with images directly in each, with or without train/, val/ and test/ above them |
 | images | anything else with images, at any depth |
+
+VOC has the augmented train set where its masks are there, as SegmentationClassAug/ or as SBD's .mat files, inside the
+tree or beside it. The path of the tree's SegmentationClass/ in place of the tree's means: the official train set alone.
 """
 
 import difflib
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,17 +33,17 @@ from rich.console import Console
 from rich.progress import track
 
 from regard.data.datasets import (
-    VOC2012,
     ClassFolders,
     Dataset,
     ImageFolder,
     MaskDataset,
     MaskFolder,
+    hold_out,
     holds_images,
     list_images,
     subfolders,
-    voc_root,
 )
+from regard.data.published import open_published
 from regard.data.scenes import Scenes
 from regard.errors import InputError, unknown
 
@@ -45,6 +53,11 @@ SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in na
 WORDS = {
     "scenes": "built-in scenes",
     "voc": "VOC 2012 tree",
+    "voc-like": "VOC-like tree",
+    "coco-stuff": "COCO-Stuff",
+    "ade20k": "ADE20K",
+    "pets": "Oxford-IIIT Pet",
+    "camvid": "CamVid",
     "masks": "images/ + masks/ tree",
     "class folders": "class folders",
     "images": "plain image folder",
@@ -55,7 +68,7 @@ WORDS = {
 class Source:
     """What was recognised at a path: its datasets by split, all with the same classes."""
 
-    layout: Literal["scenes", "masks", "voc", "class folders", "images"]
+    layout: str  # one of WORDS
     root: str  # "scenes", or the resolved path
     splits: Mapping[str, Dataset]  # "train", "val", "test": those there are
     notes: tuple[str, ...] = ()  # what was decided for the user, for people to read
@@ -78,7 +91,7 @@ class Source:
     @property
     def has_masks(self) -> bool:
         """Whether every dataset has `mask(i)`."""
-        return self.layout in ("scenes", "masks", "voc")
+        return self.layout not in ("class folders", "images")
 
     @property
     def has_labels(self) -> bool:
@@ -116,8 +129,8 @@ def open_source(
         return Source("scenes", "scenes", {s: Scenes(n, scenes_size, seed, s) for s, n in counts.items()})
     root = _folder(src)
     images, masks = (root / "images").is_dir(), (root / "masks").is_dir()
-    if voc := voc_root(root):
-        return Source("voc", str(voc), {split: VOC2012(voc, split) for split in ("train", "val")})
+    if found := open_published(root):
+        return Source(found.layout, str(found.root), found.splits, found.notes)
     if masks and not images:
         raise InputError(f"{root} has masks/ but no images/: the images of those masks, in images/, would work")
     if images and masks:
@@ -132,7 +145,8 @@ def open_source(
 def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     """The splits of a source that has masks; InputError, with what would work, for one that has none."""
     if not source.has_masks:
-        needs = "segmentation needs images/ + masks/ (PNGs of class indices), a VOC 2012 tree, or `--data scenes`"
+        published = "a published tree (VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid)"
+        needs = f"segmentation needs images/ + masks/ (PNGs of classes), {published}, or `--data scenes`"
         raise InputError(f"{source.root} ({WORDS[source.layout]}) has no masks: {needs}")
     return cast(Mapping[str, MaskDataset], source.splits)
 
@@ -143,16 +157,6 @@ def tree_splits(root: Path, folder: str = "") -> dict[str, list[str]]:
     for path in list_images(root, folder):
         splits[SPLIT_OF.get(Path(path).relative_to(folder).parts[0], "train")].append(path)
     return {split: paths for split, paths in splits.items() if paths}
-
-
-def hold_out(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(train, val): a fifth of the images for val, the same on every machine and in whatever order they are listed.
-
-    The lowest hashes of the paths are chosen, so that an image more or less moves at most one of the others.
-    """
-    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
-    val = set(ranked[: max(1, len(paths) // 5)])
-    return [path for path in paths if path not in val], [path for path in paths if path in val]
 
 
 def _mask_tree(root: Path) -> Source:
@@ -166,11 +170,11 @@ def _mask_tree(root: Path) -> Source:
     # Once over all splits: the check that no mask is missing, and the reading of the classes.
     whole = MaskFolder(root, [path for paths in splits.values() for path in paths])
     order = [split for split in ("train", "val", "test") if split in splits]
-    if not (root / "classes.txt").is_file():
+    if not any((root / name).is_file() for name in ("classes.txt", "classes.json")):
         notes.append("no classes.txt, so the classes are counted from the values in all the masks")
     if unused := len(list_images(root, "masks")) - len(set(whole.masks)):
         notes.append(f"masks without an image, ignored: {unused:,}")
-    datasets = {split: MaskFolder(root, splits[split], whole.classes) for split in order}
+    datasets = {split: MaskFolder(root, splits[split], whole.legend) for split in order}
     return Source("masks", str(root), datasets, tuple(notes))
 
 
@@ -246,6 +250,7 @@ def check_readable(source: Source) -> None:
 def fingerprint(source: Source, besides: Path) -> str:
     """Changes whenever a file below the source changes: its path, size or time; files are not read.
 
+    It changes with what was decided for the user, too: the same files may give another train set.
     besides: a folder that may lie below the source and does not count. The scenes' tells their counts and size.
     """
     digest = hashlib.sha256()
@@ -253,10 +258,18 @@ def fingerprint(source: Source, besides: Path) -> str:
         parts = sorted((split, len(dataset), dataset.image(0).shape) for split, dataset in source.splits.items())
         digest.update(repr(parts).encode())
         return digest.hexdigest()
-    for folder, folders, files in os.walk(source.root, followlinks=True):
-        folders[:] = sorted(name for name in folders if Path(folder, name).resolve() != besides.resolve())
-        for file in sorted(files):
-            status = os.stat(os.path.join(folder, file))
-            path = os.path.relpath(os.path.join(folder, file), source.root)
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    digest.update("".join(f"{note}\n" for note in source.notes).encode())
+    for root in _roots(source):
+        for folder, folders, files in os.walk(root, followlinks=True):
+            folders[:] = sorted(name for name in folders if Path(folder, name).resolve() != besides.resolve())
+            for file in sorted(files):
+                status = os.stat(os.path.join(folder, file))
+                path = os.path.relpath(os.path.join(folder, file), root)
+                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _roots(source: Source) -> list[Path]:
+    """The folders that hold all files of a source, none of them within another: mostly one, the source's own."""
+    roots = {Path(source.root), *(cast(ImageFolder, dataset).root for dataset in source.splits.values())}
+    return sorted(root for root in roots if not any(other in root.parents for other in roots))

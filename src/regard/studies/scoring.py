@@ -180,10 +180,16 @@ class Chosen:
 
     def require_instances(self) -> None:
         """InputError where objects are not told apart."""
-        if not isinstance(self.dataset, VOC2012) or not (self.dataset.root / "SegmentationObject").is_dir():
+        voc = self.dataset if isinstance(self.dataset, VOC2012) else None
+        if voc is None or not (voc.root / "SegmentationObject").is_dir():
             raise InputError(
                 "the data does not tell instances apart: a VOC 2012 tree with SegmentationObject/, "
                 "or --objects class, would work"
+            )
+        if not all(mask.startswith("SegmentationClass/") for mask in voc.masks):
+            raise InputError(
+                "the augmented train set does not tell instances apart: split val, or the path of "
+                "SegmentationClass/ for the official train set, would work"
             )
 
 
