@@ -5,15 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from regard.backbones import build_backbone
-from regard.cli import COMMANDS, _spread_images, build_parser, main
+from regard.cli import COMMANDS, _spread_lists, build_parser, main
+from regard.cli.common import outputs
+from regard.data.datasets import read_image
 from regard.data.scenes import Scenes
+from regard.evaluation.scores import scores
+from regard.segmentation.inference import Inference
 from regard.studies.runs import load_run
+from untrained import description, untrained_segmentation
 
 SMALL = ["--size", "32", "--epochs", "1", "--batch_size", "4", "--workers", "0"]
 TINY_VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}'
@@ -43,11 +50,14 @@ assert not heavy, heavy
         ("--images a --out c --images b d", ["a", "b", "d"]),
         ("--out c --images a -1.png", ["a", "-1.png"]),
         ('--images ["a","b"] --out c', ["a", "b"]),
+        ("--images a --scales 0.5 1.0 --images b", ["a", "b"]),
     ],
 )
 def test_images_are_given_as_people_type_them(given: str, images: list[str]) -> None:
-    spread = _spread_images(["attention", "--backbone", "x", *given.split()])
-    assert build_parser().parse_args(spread).attention.images == images
+    spread = _spread_lists(["predict", "--run", "x", "--out", "y", *given.split()])
+    options = build_parser().parse_args(spread).predict
+    assert options.images == images
+    assert options.scales == ([0.5, 1.0] if "--scales" in given else None)
 
 
 def tree(root: Path, split: str = "train", count: int = 6) -> Path:
@@ -219,7 +229,7 @@ def test_from_images_to_masks(method: str, tmp_path, capsys) -> None:
     trained = load_run(runs / "segment").model.backbone.state_dict()
     for name, value in build_backbone(runs / "segment").state_dict().items():
         assert torch.equal(value, trained[name])
-    main(["evaluate", "--run", str(runs / "segment"), "--data", str(data)])
+    main(["evaluate", "--run", str(runs / "segment"), "--data", str(data), "--workers", "0"])
     scored = json.loads((runs / "segment" / "evaluation-val.json").read_text())
     assert 0 <= scored["miou"] <= 1
     assert scored["images"] == 3
@@ -239,6 +249,177 @@ def test_from_images_to_masks(method: str, tmp_path, capsys) -> None:
 
     assert np.array_equal(regard.load_run(runs / "segment").predict(large), labels)
     assert "holds a finished run" in fails(capsys, "segment", "--data", str(data), "--out", str(runs / "segment"))
+
+
+@pytest.fixture
+def segmentation(tmp_path) -> Path:
+    """A folder as `regard segment` makes it, of a model that is not trained."""
+    model, folder = untrained_segmentation(), tmp_path / "segmentation"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "run.json").write_text(json.dumps(description(model)))
+    return folder
+
+
+def made(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_evaluation_holds_every_score_and_the_settings_it_was_made_with(segmentation, tmp_path, capsys) -> None:
+    data = full_tree(tmp_path / "data")
+    options = ["evaluate", "--run", str(segmentation), "--data", str(data), "--workers", "0"]
+    main(options)
+    printed = capsys.readouterr()
+    assert "evaluation-val.json" in printed.out
+    for name in ("mIoU", "Boundary IoU %", "expected calibration error", "mean accuracy", "frequency-weighted IoU"):
+        assert name in printed.err
+    default = json.loads((segmentation / "evaluation-val.json").read_text())
+    assert default["inference"] == {"short_side": 32, "window": None, "overlap": 0.5, "flip": False, "scales": [1.0]}
+    assert default["confusion"]["classes"] == list(Scenes.classes)
+    assert np.sum(default["confusion"]["pixels"]) == 3 * 32 * 32
+    assert default["miou"] == scores(np.array(default["confusion"]["pixels"])).miou
+    absent = [name for name, iou in default["iou"].items() if iou is None]
+    assert default["absent"] == absent
+    if absent:
+        assert f"classes that do not occur in these images: {', '.join(absent)}" in printed.err
+    before = (segmentation / "evaluation-val.json").read_bytes()
+
+    main([*options, "--window", "16", "--flip", "--scales", "[0.5,1.0]"])
+    label = "val-window16-overlap0.5-flip-scales0.5-1"
+    other = json.loads((segmentation / f"evaluation-{label}.json").read_text())
+    assert other["inference"] == {
+        "short_side": 32, "window": 16, "overlap": 0.5, "flip": True, "scales": [0.5, 1.0],
+    }  # fmt: skip
+    assert other["confusion"]["pixels"] != default["confusion"]["pixels"]
+    assert (segmentation / "evaluation-val.json").read_bytes() == before
+    for name in ("val", label):
+        for kind in ("confusion", "reliability"):
+            with Image.open(segmentation / f"{kind}-{name}.png") as picture:
+                picture.load()
+    expected = [f"{kind}-{n}.png" for kind in ("confusion", "reliability") for n in ("val", label)]
+    expected += ["evaluation-val.json", f"evaluation-{label}.json", "model.safetensors", "run.json"]
+    assert made(segmentation) == sorted(expected)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Two images, one deeper, and a file that is none."""
+    scenes, folder = Scenes(2, size=64), tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    Image.fromarray(scenes.image(0)).crop((0, 0, 60, 40)).save(folder / "a.jpg")
+    Image.fromarray(scenes.image(1)).save(folder / "deep" / "b.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("paths", "masks"),
+    [
+        ([""], ["a.png", "deep/b.png"]),
+        (["a.jpg"], ["a.png"]),
+        (["*.jpg"], ["a.png"]),
+        (["*"], ["a.png"]),
+        (["**/*"], ["a.png", "deep/b.png"]),
+        (["**/*.png", "a.jpg"], ["a.png", "deep/b.png"]),
+        (["dee?/*"], ["deep/b.png"]),
+        (["deep"], ["b.png"]),
+    ],
+)
+def test_files_folders_and_patterns_are_segmented_under_their_own_names(
+    paths, masks, segmentation, photos, tmp_path
+) -> None:
+    out = tmp_path / "out"
+    main(["predict", "--run", str(segmentation), "--out", str(out), "--images", *(str(photos / p) for p in paths)])
+    assert made(out) == masks
+
+
+def test_a_pattern_that_nothing_matches_is_one_line(segmentation, photos, tmp_path, capsys) -> None:
+    options = ["predict", "--run", str(segmentation), "--out", str(tmp_path / "out"), "--images"]
+    assert "no images in" in fails(capsys, *options, str(photos / "*.tif"))
+    assert "no file or folder at" in fails(capsys, *options, str(photos / "c.jpg"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_patterns_come_in_natural_order(tmp_path) -> None:
+    for name in ("frame10.png", "frame2.png", "frame1.png", "b.mp4", "c.txt"):
+        (tmp_path / name).touch()
+    files = outputs([str(tmp_path / "*")], "out")
+    assert [file.name for file in files] == ["b.mp4", "frame1.png", "frame2.png", "frame10.png"]
+    assert list(outputs([str(tmp_path)], "out")) == [file for file in files if file.suffix == ".png"]
+
+
+def test_masks_overlays_and_probabilities_agree(segmentation, photos, tmp_path) -> None:
+    out, run = tmp_path / "out", load_run(segmentation)
+    main(
+        ["predict", "--run", str(segmentation), "--images", str(photos / "a.jpg"), "--out", str(out), "--overlay",
+         "--opacity", "0.25", "--probabilities", "--flip"]
+    )  # fmt: skip
+    assert made(out) == ["a-overlay.png", "a.npz", "a.png"]
+    flip = Inference(flip=True)
+    with Image.open(out / "a.png") as mask:
+        labels, coloured = np.asarray(mask), np.asarray(mask.convert("RGB"))
+    assert np.array_equal(labels, run.predict(photos / "a.jpg", flip))
+    assert np.array_equal(coloured, run.palette[labels])
+    with np.load(out / "a.npz") as file:
+        assert file["classes"].tolist() == list(Scenes.classes)
+        assert (file["probabilities"].dtype, file["probabilities"].shape) == (np.float16, (len(run.classes), 40, 60))
+        expected = run.probabilities(photos / "a.jpg", flip)
+        np.testing.assert_allclose(file["probabilities"], expected, atol=5e-4)  # float16 has 11 bits
+    with Image.open(out / "a-overlay.png") as picture:
+        found = np.asarray(picture)
+    around = np.ones((3, 3), np.uint8)
+    inside = cv2.dilate(labels, around) == cv2.erode(labels, around)
+    mixed = 0.75 * read_image(photos / "a.jpg") + 0.25 * coloured
+    assert inside.any()
+    assert np.abs(found - mixed)[inside].max() <= 0.5  # rounded
+    assert not inside.all()
+    assert np.array_equal(found[~inside], coloured[~inside])
+
+
+def test_images_that_cannot_be_read_are_named_and_the_others_done(segmentation, photos, tmp_path, capsys) -> None:
+    (photos / "deep" / "c.jpg").write_bytes(b"not an image")
+    (photos / "deep" / "d.png").write_bytes(b"")
+    options, out = ["predict", "--run", str(segmentation), "--images"], tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main([*options, str(photos), "--out", str(out)])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 3
+    assert "c.jpg can't be read" in lines[0]
+    assert "d.png can't be read" in lines[1]
+    assert lines[2].startswith("regard predict: 2 of 4 could not be read")
+    assert made(out) == ["a.png", "deep/b.png"]
+
+    line = fails(capsys, *options, str(photos / "notes.txt"), "--out", str(tmp_path / "none"))
+    assert "notes.txt can't be read" in line  # named, so it was tried
+    line = fails(capsys, *options, str(photos / "deep/[cd].*"), "--out", str(tmp_path / "none"))
+    assert "c.jpg can't be read" in line
+    assert "none of the 2 images can be read" in line
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--overlap", "1"], "cannot overlap by 1"),
+        (["--window", "0"], "window"),
+        (["--scales", "[0]"], "a scale of 0 is out of range"),
+        (["--opacity", "2"], "--opacity 2 is no share"),
+    ],
+)
+def test_wrong_options_of_predict_are_one_line(options, message, segmentation, photos, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    line = fails(capsys, "predict", "--run", str(segmentation), "--images", str(photos), "--out", str(out), *options)
+    assert message in line
+    assert not out.exists()
+
+
+def test_an_overlay_takes_no_image_s_place(segmentation, photos, capsys) -> None:
+    Image.new("RGB", (8, 8)).save(photos / "deep" / "b-overlay.png")
+    options = ["predict", "--run", str(segmentation), "--images", str(photos / "deep"), "--overlay", "--out"]
+    assert "would both become" in fails(capsys, *options, str(photos / "out"))
+    assert "would be written over" in fails(capsys, *options, str(photos / "deep"))
+    assert not (photos / "out").exists()
 
 
 def test_images_are_never_written_over(tmp_path, capsys) -> None:

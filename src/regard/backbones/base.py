@@ -201,6 +201,8 @@ class Backbone(nn.Module, ABC):
 
     def check_affinity(self, images: Float[Tensor, "batch 3 height width"], blocks: Sequence[int]) -> None:
         """InputError, with what it would take, when the affinity of these blocks does not fit into free memory."""
+        if torch.compiler.is_exporting():  # there are no sizes yet
+            return
         height, width = images.shape[-2:]
         grids = [(-(-height // self.block_strides[b]), -(-width // self.block_strides[b])) for b in blocks]
         matrices = [self.block_heads[b] * (h * w) ** 2 for b, (h, w) in zip(blocks, grids, strict=True)]
@@ -215,7 +217,9 @@ class Backbone(nn.Module, ABC):
 
     def grid(self, height: int, width: int, level: int) -> tuple[int, int]:
         """Height and width of a pyramid level for an image of this size: ceil(size / stride)."""
-        return -(-height // self.strides[level]), -(-width // self.strides[level])
+        stride = self.strides[level]
+        # not -(-height // stride): ONNX, where `regard export` takes this, divides towards zero
+        return (height + stride - 1) // stride, (width + stride - 1) // stride
 
     def pad(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Images as the weights expect them: normalised by `self.statistics`, then zeros (the mean colour) up to the
@@ -227,7 +231,12 @@ class Backbone(nn.Module, ABC):
             (mean, std), (their_mean, their_std) = ours, theirs
             images = (images * std + mean - their_mean) / their_std
         height, width = images.shape[-2:]
-        return F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+        rows, columns = self.padded_size(height, width)
+        return F.pad(images, (0, columns - width, 0, rows - height))
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image of this size once it is padded."""
+        return height + -height % self.multiple, width + -width % self.multiple
 
     def refuse_checkpointing(self, what: str) -> None:
         """InputError when gradient checkpointing is on and gradients are wanted: it would run blocks again in the

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.models.swin_transformer import SwinTransformer, window_partition
+from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.swin_transformer_v2 import WindowAttention as CosineWindowAttention
 from torch import Tensor
@@ -89,7 +89,7 @@ class Swin(Backbone):
         height, width = images.shape[-2:]
         padded = self.pad(images)
         grids = [self.grid(height, width, level) for level in range(len(self.strides))]
-        whole = [self.grid(padded.shape[-2], padded.shape[-1], level) for level in range(len(self.strides))]
+        whole = [(padded.shape[-2] // stride, padded.shape[-1] // stride) for stride in self.strides]
         maps = ()
         if attention or affinity:
             kind, wanted = self.asked_kind(attention), self.chosen_blocks(blocks)
@@ -151,35 +151,35 @@ class Swin(Backbone):
 
         if kind == "pooled":
             with torch.autocast(attended.query.device.type, enabled=False):
-                query, key = (t.float().unflatten(0, (-1, len(order))) for t in (attended.query, attended.key))
+                query, key = (t.float().unflatten(0, (-1, order.shape[0])) for t in (attended.query, attended.key))
                 mean = torch.einsum("bwhad,wa->bhd", query, queries) * (attended.scale / queries.sum())
                 logits = torch.einsum("bhd,bwhad->bhwa", mean, key)
-                weights = _to_grid(logits, order, whole, grid).flatten(2).softmax(dim=-1).unflatten(-1, grid)
+                weights = _to_grid(logits, block, whole, grid).flatten(2).softmax(dim=-1).unflatten(-1, grid)
         else:
-            share = queries.repeat(len(attended.query) // len(order), 1)  # (batch * windows, area)
-            received = attended.follow(share.unsqueeze(1)).unflatten(0, (-1, len(order))).transpose(1, 2)
-            weights = _to_grid(received, order, whole, grid)
+            share = queries.repeat(attended.query.shape[0] // order.shape[0], 1)  # (batch * windows, area)
+            received = attended.follow(share.unsqueeze(1)).unflatten(0, (-1, order.shape[0])).transpose(1, 2)
+            weights = _to_grid(received, block, whole, grid)
             weights = weights / weights.sum(dim=(-2, -1), keepdim=True)
 
         pairs = None
         if affinity:
-            seen = inside.flatten().bool()
             count = grid[0] * grid[1]
-            index = torch.full_like(order.flatten(), count)  # of a position of the image; the padding shares the last
-            index[seen] = torch.arange(count, device=order.device)
-            index = index[order]
-            rows = attended.weights().unflatten(0, (-1, len(order))).transpose(1, 2)  # (B, heads, windows, area, area)
+            index = torch.arange(1, count + 1, device=order.device).view(grid)  # the padding shares 0
+            index = F.pad(index, (0, whole[1] - grid[1], 0, whole[0] - grid[0])).flatten()[order]
+            rows = attended.weights().unflatten(0, (-1, order.shape[0])).transpose(1, 2)
+            # rows: (batch, heads, windows, area, area)
             pairs = rows.new_zeros(*rows.shape[:2], count + 1, count + 1)
             pairs[:, :, index.unsqueeze(2), index.unsqueeze(1)] = rows
-            pairs = pairs[:, :, :count, :count]
+            pairs = pairs[:, :, 1:, 1:]
             pairs = pairs / pairs.sum(dim=-1, keepdim=True)
         return AttentionMap(weights, kind, pairs)
 
 
-def _to_grid(x: Tensor, order: Tensor, whole: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def _to_grid(x: Tensor, block: Any, whole: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """(batch, heads, windows, area) -> (batch, heads, h, w) of the image, windows put back in their places."""
-    x = x.flatten(2)
-    return crop(torch.empty_like(x).index_copy(2, order.flatten(), x).unflatten(-1, whole), grid)
+    windows = x.permute(0, 2, 3, 1).reshape(-1, *block.window_size, x.shape[1])
+    rolled = window_reverse(windows, block.window_size, *whole)  # (batch, H, W, heads)
+    return crop(torch.roll(rolled, shifts=block.shift_size, dims=(1, 2)).permute(0, 3, 1, 2), grid)
 
 
 def _window_order(
@@ -199,8 +199,10 @@ def _mask_of_windows_and_padding(self: Any, x: Tensor | None = None, **like: Any
     mask = type(self).get_attn_mask(self, x, **like)
     if x is None or self.image_grid is None:
         return mask
-    hidden = x.new_full((1, *x.shape[1:3], 1), HIDDEN)
-    hidden[:, : self.image_grid[0], : self.image_grid[1]] = 0
+    rows, columns = self.image_grid
+    hidden = F.pad(
+        x.new_zeros(1, rows, columns, 1), (0, 0, 0, x.shape[2] - columns, 0, x.shape[1] - rows), value=HIDDEN
+    )
     hidden = torch.roll(hidden, shifts=(-self.shift_size[0], -self.shift_size[1]), dims=(1, 2))
     hidden = window_partition(hidden, self.window_size).view(-1, 1, self.window_area)  # (windows, any query, key)
     return (hidden if mask is None else mask + hidden).expand(-1, self.window_area, -1).contiguous()
@@ -229,7 +231,7 @@ def _fused_cosine_attention(self: Any, x: Tensor, mask: Tensor | None = None) ->
     bias = table[self.relative_position_index.view(-1)].view(area, area, -1).permute(2, 0, 1)
     bias = 16 * bias.sigmoid().unsqueeze(0)  # (1, heads, area, area)
     if mask is not None:
-        windows = len(mask)
+        windows = mask.shape[0]
         bias = bias + mask.unsqueeze(1).repeat(batch // windows, 1, 1, 1)
     x = F.scaled_dot_product_attention(
         (F.normalize(query, dim=-1) * scale).to(value.dtype),

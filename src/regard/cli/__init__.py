@@ -12,23 +12,27 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from regard.cli.common import is_first_process
+from regard.cli.data import check, download, info
 from regard.cli.looking import attention, embed, features
 from regard.cli.scoring import score
 from regard.cli.training import compare, demo, pretrain, segment
-from regard.cli.using import evaluate, info, predict, report
+from regard.cli.using import evaluate, predict, report
 from regard.errors import InputError, Interrupted, TrainingStopped
 
 # The least that a number may be, wherever it is an option.
 LEAST = (
     dict.fromkeys(("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate"), 1)
     | dict.fromkeys(("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every"), 0)
-    | dict.fromkeys(("fps", "limit"), 1)
+    | dict.fromkeys(("fps", "limit", "crop", "window", "patience", "cache_crops"), 1)
     | dict.fromkeys(("guide_sharpness", "guide_diversity", "guide_consistency"), 0)
 )
 
-MOST = {"size": 2**15 - 1, "local_size": 2**15 - 1}  # pixels of a side: OpenCV resizes no further
+MOST = dict.fromkeys(("size", "local_size", "crop"), 2**15 - 1)  # pixels of a side: OpenCV resizes no further
 
-COMMANDS: dict[str, Callable[..., str]] = {
+Command = Callable[..., str]
+
+# A command, or a word with commands behind it: `regard data info`.
+COMMANDS: dict[str, Command | dict[str, Command]] = {
     "demo": demo,
     "pretrain": pretrain,
     "attention": attention,
@@ -40,11 +44,12 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "predict": predict,
     "compare": compare,
     "report": report,
-    "data": info,
+    "data": {"info": info, "check": check, "download": download},
 }
 
-
-POSITIONAL = ("report", "data")  # `regard report DIR`, `regard data SRC`
+ABOUT = {"data": "Say what a path holds, find what is wrong with it, download a published data set."}
+LISTS = ("--images", "--scales")  # options that take several values
+POSITIONAL = ("report", "info", "check", "download")  # `regard report DIR`, `regard data info SRC`
 
 
 class _Parser(ArgumentParser):
@@ -63,72 +68,95 @@ def build_parser() -> ArgumentParser:
         prog="regard", description="Learn from images without labels, read the attention, segment with it, and compare."
     )
     commands = parser.add_subcommands(metavar="COMMAND")
-    for name, function in COMMANDS.items():
-        first = (function.__doc__ or "").strip().splitlines()[0]
-        command = _Parser(prog=f"regard {name}", description=first)
-        command.add_argument("--config", action="config", help="A YAML file with any of these options.")
-        command.add_function_arguments(function, as_positional=name in POSITIONAL)
-        for action in command._actions:  # `--baselines` alone means true
-            if getattr(action, "_typehint", None) is bool:
-                action.nargs, action.const = "?", True
-        commands.add_subcommand(name, command, help=first)
+    groups = []
+    for name, command in COMMANDS.items():
+        if isinstance(command, dict):
+            group = _Parser(prog=f"regard {name}", description=ABOUT[name])
+            commands.add_subcommand(name, group, help=ABOUT[name])
+            groups.append((group, name, command))
+        else:
+            commands.add_subcommand(name, _command_parser(name, command), help=_summary(command))
+    for group, name, inner in groups:  # after the outer ones: jsonargparse wants them level by level
+        commands = group.add_subcommands(metavar="COMMAND")
+        for word, command in inner.items():
+            commands.add_subcommand(word, _command_parser(f"{name} {word}", command), help=_summary(command))
     return parser
+
+
+def _command_parser(name: str, function: Command) -> _Parser:
+    parser = _Parser(prog=f"regard {name}", description=_summary(function))
+    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    parser.add_function_arguments(function, as_positional=name.split()[-1] in POSITIONAL)
+    for action in parser._actions:  # `--baselines` alone means true
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
+    return parser
+
+
+def _summary(function: Command) -> str:
+    """The first line of the docstring."""
+    return (function.__doc__ or "").strip().splitlines()[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command: its last line says what was made; a wrong input is one line, and exit status 2."""
-    arguments = _spread_images(list(sys.argv[1:] if argv is None else argv))
+    arguments = _spread_lists(list(sys.argv[1:] if argv is None else argv))
     parser = build_parser()
     if not arguments:
         parser.print_help()
         return
     options = parser.parse_args(arguments)
-    values = options[options.subcommand].as_dict()
+    name, command = "regard", COMMANDS
+    while isinstance(command, dict):
+        word = options.subcommand
+        name, command, options = f"{name} {word}", command[word], options[word]
+    values = options.as_dict()
     values.pop("config", None)
     try:
-        for name, value in values.items():
+        for option, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"--{name} {value} is no number that can be used here")
-            if name in LEAST and value is not None and value < LEAST[name]:
-                raise InputError(f"--{name} {value} is too small: take {LEAST[name]} or more")
-            if name in MOST and value is not None and value > MOST[name]:
-                raise InputError(f"--{name} {value} is too large: take {MOST[name]} or less")
-        made = COMMANDS[options.subcommand](**values)
+                raise InputError(f"--{option} {value} is no number that can be used here")
+            if option in LEAST and value is not None and value < LEAST[option]:
+                raise InputError(f"--{option} {value} is too small: take {LEAST[option]} or more")
+            if option in MOST and value is not None and value > MOST[option]:
+                raise InputError(f"--{option} {value} is too large: take {MOST[option]} or less")
+        made = command(**values)
         if is_first_process():
             print(made)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"regard {options.subcommand}: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"{name}: {error.strerror or error}{where}", file=sys.stderr)
         raise SystemExit(2) from None
     except InputError as error:
         # an error from a loading process comes with its traceback; the last line is the message
         line = str(error).strip().splitlines()[-1].removeprefix("regard.errors.InputError: ")
-        print(f"regard {options.subcommand}: {line}", file=sys.stderr)
+        print(f"{name}: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except TrainingStopped as error:
         if is_first_process():
-            print(f"regard {options.subcommand}: {error}", file=sys.stderr)
+            print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(128 + error.signum if isinstance(error, Interrupted) else 1) from None
     except KeyboardInterrupt:
-        print(f"regard {options.subcommand}: interrupted; what was finished is kept", file=sys.stderr)
+        print(f"{name}: interrupted; what was finished is kept", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def _spread_images(arguments: list[str]) -> list[str]:
+def _spread_lists(arguments: list[str]) -> list[str]:
     """`--images A B C`, `--images=A`, once or often, as one JSON list, which is how jsonargparse takes lists."""
-    images: list[str] = []
+    given: dict[str, list[str]] = {}
     rest: list[str] = []
     into = rest
     for argument in arguments:
         name, _, value = argument.partition("=")
-        if name == "--images":
-            into = images
-            images.extend([value] if value else [])
+        if name in LISTS:
+            into = given.setdefault(name, [])
+            into.extend([value] if value else [])
         elif argument.startswith("--"):
             into = rest
             rest.append(argument)
         else:
             into.append(argument)
-    if not images or images[0].startswith("["):  # JSON already
-        return arguments
-    return [*rest, f"--images={json.dumps(images)}"]
+    for name, values in given.items():
+        is_json = len(values) == 1 and values[0].startswith("[")
+        rest += [f"{name}={values[0] if is_json else json.dumps(values)}"]
+    return rest

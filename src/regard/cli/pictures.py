@@ -3,7 +3,6 @@
 Imported by those commands when they run, since it needs torch.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from regard.backbones import Backbone, build_backbone, device_of, normalize
-from regard.cli.common import Accelerator
+from regard.cli.common import Accelerator, natural
 from regard.data.augment import resize, short_side
 from regard.data.datasets import read_image
 from regard.data.video import frame_count, is_video, read_video
+from regard.studies.folders import write_whole
 from regard.studies.training import Hardware
 
 Picture = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
@@ -43,18 +43,12 @@ def read_pictures(files: dict[Path, Path]) -> Iterator[tuple[Path, Callable[[], 
 
     In natural order: frame2 is before frame10.
     """
-    for file in sorted(files, key=_natural):
+    for file in sorted(files, key=natural):
         if is_video(file):
             for number, read in enumerate(read_video(file)):
                 yield files[file].with_suffix("") / f"{number:06d}.png", read
         else:
             yield files[file], partial(read_image, file)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Text by its letters, numbers by their value."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def fed(image: Picture, size: int) -> Picture:
@@ -70,7 +64,4 @@ def as_batch(image: Picture, model: Backbone) -> Float[Tensor, "1 3 h w"]:
 
 def save_png(path: Path, picture: Picture | UInt8[np.ndarray, "_ _"]) -> None:
     """A PNG, in colours or grey, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".partial")
-    Image.fromarray(picture).save(unfinished, format="PNG")
-    unfinished.replace(path)
+    write_whole(path, lambda to: Image.fromarray(picture).save(to, format="PNG"))

@@ -1,55 +1,109 @@
-"""Commands that use what was trained: evaluate, predict, report, data."""
+"""Commands that use what was trained: evaluate, predict, report."""
 
 from pathlib import Path
 
-from regard.cli.common import console, outputs, table
+from regard.cli.common import Accelerator, outputs, table
+from regard.errors import InputError
 
 
-def evaluate(run: str, data: str, split: str | None = None) -> str:
-    """Score a trained segmentation: dataset-level mIoU, pixel accuracy, IoU per class.
+def evaluate(
+    run: str,
+    data: str,
+    split: str | None = None,
+    window: int | None = None,
+    overlap: float = 0.5,
+    flip: bool = False,
+    scales: list[float] | None = None,
+    batch_size: int = 16,
+    workers: int = 4,
+    accelerator: Accelerator = "auto",
+) -> str:
+    """Score a trained segmentation: IoU, accuracy, Boundary IoU, calibration, and what is taken for what.
 
     Args:
-        run: Folder of `regard segment`, or a cell of `regard compare`.
+        run: Folder of `regard segment`, or a cell of `regard compare`, or what `regard export` made of one.
         data: `scenes`, or a path with masks of the same classes.
         split: train, val or test; by default test where there is one, else val.
+        window: Side of sliding windows, in pixels of the image as it is fed; by default the whole image at once.
+        overlap: The share of a window that the next one covers again, from 0 to below 1.
+        flip: Also look at the mirror image, and average the probabilities.
+        scales: Look at the image at these factors of its size, and average, such as 0.75 1.0 1.25.
+        batch_size: Images, or windows of one image, in a forward pass.
+        workers: Processes that load images.
+        accelerator: `auto` takes a GPU where there is one.
     """
-    from regard.data.layout import open_source, require_masks
-    from regard.studies.folders import write_json
-    from regard.studies.runs import load_run, summary
+    from dataclasses import asdict
 
-    loaded = load_run(run)
+    from regard.cli.segmented import save_figure
+    from regard.data.layout import open_source, require_masks
+    from regard.evaluation.charts import confusion_chart, reliability_chart
+    from regard.segmentation.inference import Inference
+    from regard.studies.folders import write_json
+    from regard.studies.runs import full_summary, load_run
+    from regard.studies.training import Hardware
+
+    inference = Inference(window, overlap, flip, tuple(scales or (1.0,)))
+    loaded = load_run(run, Hardware(accelerator).device)
     source = open_source(data, scenes_size=loaded.size)
     splits = require_masks(source)
     split = split or ("test" if "test" in splits else "val")
     source.split(split)
-    result = summary(loaded, loaded.evaluate(splits[split]))
+    found = loaded.score(splits[split], inference, batch_size, workers)
+    result = full_summary(loaded, found)
     table(result, split)
-    path = Path(run) / f"evaluation-{split}.json"
-    write_json(path, {"data": source.describe(), "split": split, **result})
-    return f"scores in {path}"
+    name = "-".join(filter(None, (split, inference.label)))  # so that other settings leave the default's scores alone
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent  # of an exported file, beside it
+    path = folder / f"evaluation-{name}.json"
+    asked = {"short_side": loaded.size, **asdict(inference)}
+    write_json(path, {"data": source.describe(), "split": split, "inference": asked, **result})
+    title = f"{Path(run).name} on {Path(source.root).name} ({split}, {found.images} images)\n{inference.label}".strip()
+    save_figure(folder / f"confusion-{name}.png", confusion_chart(found.counts, loaded.classes, title))
+    save_figure(folder / f"reliability-{name}.png", reliability_chart(found.bins, title))
+    return f"scores in {path}; pictures beside it: confusion-{name}.png, reliability-{name}.png"
 
 
-def predict(run: str, images: list[str], out: str) -> str:
+def predict(
+    run: str,
+    images: list[str],
+    out: str,
+    overlay: bool = False,
+    opacity: float = 0.5,
+    probabilities: bool = False,
+    window: int | None = None,
+    overlap: float = 0.5,
+    flip: bool = False,
+    scales: list[float] | None = None,
+    accelerator: Accelerator = "auto",
+) -> str:
     """Segment images: an indexed PNG with the classes' colours for each, at the image's own size.
 
+    Images that can't be read are named, and the others done; the exit status is then 2.
+
     Args:
-        run: Folder of `regard segment`, or a cell of `regard compare`.
-        images: Files, or folders of images at any depth.
+        run: Folder of `regard segment`, or a cell of `regard compare`, or what `regard export` made of one.
+        images: Files, folders of images at any depth, or patterns such as "photos/**/*.jpg".
         out: Folder for the masks.
+        overlay: Also write NAME-overlay.png: the colours over the image, and lines between classes.
+        opacity: Of these colours, from 0 to 1.
+        probabilities: Also write NAME.npz: probabilities, float16 (classes, height, width), and classes, their names.
+        window: Side of sliding windows, in pixels of the image as it is fed; by default the whole image at once.
+        overlap: The share of a window that the next one covers again, from 0 to below 1.
+        flip: Also look at the mirror image, and average the probabilities.
+        scales: Look at the image at these factors of its size, and average, such as 0.75 1.0 1.25.
+        accelerator: `auto` takes a GPU where there is one.
     """
-    from PIL import Image
-    from rich.progress import track
-
+    from regard.cli.segmented import OVERLAY, PROBABILITIES, segment_files
+    from regard.segmentation.inference import Inference
     from regard.studies.runs import load_run
+    from regard.studies.training import Hardware
 
-    loaded = load_run(run)
-    files = outputs(images, out)
-    for file, path in track(files.items(), "segmenting", transient=True, console=console()):
-        mask = Image.fromarray(loaded.predict(file)).convert("P")
-        mask.putpalette(loaded.palette.flatten().tolist())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mask.save(path)
-    return f"{len(files)} masks in {out}"
+    if not 0 <= opacity <= 1:
+        raise InputError(f"--opacity {opacity:g} is no share of the colours: take one from 0 to 1, such as 0.5")
+    inference = Inference(window, overlap, flip, tuple(scales or (1.0,)))
+    loaded = load_run(run, Hardware(accelerator).device)
+    also = [ending for ending, wanted in ((OVERLAY, overlay), (PROBABILITIES, probabilities)) if wanted]
+    made = segment_files(loaded, outputs(images, out, also), inference, also, opacity)
+    return f"{made} masks in {out}"
 
 
 def report(directory: str) -> str:
@@ -61,14 +115,3 @@ def report(directory: str) -> str:
     from regard.studies.report import write_report
 
     return f"open {write_report(Path(directory))}"
-
-
-def info(source: str) -> str:
-    """Say what a path holds: layout, images, classes.
-
-    Args:
-        source: A path, or `scenes`.
-    """
-    from regard.data.layout import open_source
-
-    return open_source(source).describe()

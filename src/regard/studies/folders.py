@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from regard.errors import InputError
 
@@ -51,12 +51,21 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str, may_re
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all."""
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """A file, whole or not at all. `write` gets it open."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes that train together write the same
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, likewise."""
+    write_whole(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
 
 def read_json(path: Path) -> Any:

@@ -27,14 +27,17 @@ from regard.data.augment import TrainTransform
 from regard.data.datasets import MaskDataset
 from regard.data.modules import SegmentationData
 from regard.errors import InputError
+from regard.evaluation.charts import heads_chart
 from regard.segmentation.losses import balanced_weights, build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask
 from regard.studies.averaging import make_averaging
 from regard.studies.curves import Clock, History
 from regard.studies.feature_cache import cached_data
-from regard.studies.folders import CHECKPOINTS, write_json
+from regard.studies.folders import CHECKPOINTS, write_json, write_whole
 from regard.studies.runs import RUN_FILE
 from regard.studies.training import Hardware, StepSeed, fit, make_trainer
+
+HEADS_PICTURE = "heads.png"
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,9 @@ def segment_run(
         "parameters": parameters(model),
         "head_weights": head_weights(model),
     }
+    if description["head_weights"]:
+        chart = heads_chart(description["head_weights"], f"heads that the fusion {fusion} uses")
+        write_whole(out / HEADS_PICTURE, lambda file: chart.savefig(file, dpi=120, format="png"))
     write_json(out / RUN_FILE, description)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return description

@@ -1,0 +1,126 @@
+"""Commands about data sets: data info, data check, data download."""
+
+from pathlib import Path
+from typing import Any
+
+from regard.cli.common import console, say
+from regard.errors import InputError
+
+
+def info(source: str, out: str | None = None, limit: int | None = None) -> str:
+    """Say what a path holds: layout, splits, classes and how often they are seen, sizes of images.
+
+    Args:
+        source: A path, or `scenes`.
+        out: Folder for info.json and contact-sheet.png (images of each split, and their masks over them).
+        limit: Images of each split at most, evenly spaced, for a quick answer; by default all.
+    """
+    from regard.data.layout import open_source
+    from regard.data.survey import survey
+    from regard.studies.folders import write_json
+
+    opened = open_source(source)
+    found = survey(opened, limit)
+    _sizes_table(found)
+    if opened.classes:
+        _classes_table(found, opened.classes, opened.has_masks)
+    if broken := sum(split.broken for split in found.values()):
+        say(f"{broken:,} images or masks could not be read: regard data check {source} lists them")
+    if out is None:
+        return opened.describe()
+
+    from regard.cli.contact_sheet import write_contact_sheet
+
+    write_contact_sheet(opened, Path(out) / "contact-sheet.png")
+    splits = {name: split.as_dict(opened.classes) for name, split in found.items()}
+    described: dict[str, Any] = {"layout": opened.layout, "root": opened.root, "notes": list(opened.notes)}
+    write_json(Path(out) / "info.json", described | {"classes": list(opened.classes), "splits": splits})
+    say(opened.describe())
+    return f"info.json and contact-sheet.png in {out}"
+
+
+def check(source: str, out: str | None = None) -> str:
+    """Read every image and mask, and list all that is wrong; exit status 2 where anything is.
+
+    Args:
+        source: A path, or `scenes`.
+        out: A file for the list, as JSON.
+    """
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from regard.data.check import check
+    from regard.studies.folders import write_json
+
+    found = check(source)
+    what = "pairs" if found.paired else "images"
+    if out:
+        listed = [asdict(problem) for problem in found.problems]
+        write_json(Path(out), {"data": found.data, what: found.count, "wrong": found.wrong, "problems": listed})
+    if not found.problems:
+        return f"nothing is wrong with the {found.count:,} {what} of {found.data}"
+    table = Table("split", "image", "what is wrong")
+    for problem in found.problems:
+        table.add_row(problem.split, problem.name, problem.what)
+    console().print(table)
+    raise InputError(f"{found.wrong:,} of {found.count:,} {what} are wrong")
+
+
+def download(name: str, out: str | None = None, keep_archives: bool = False) -> str:
+    """Download a published data set, or go on with that, check it, and unpack it.
+
+    Args:
+        name: voc2012, sbd (in the folder of voc2012: its augmented training set), coco-stuff-164k, coco-stuff-10k,
+            ade20k or pets.
+        out: Folder for it; by default data/NAME.
+        keep_archives: Leave the archives there when they are unpacked.
+    """
+    from regard.data.download import download, find_published
+    from regard.data.layout import open_source
+
+    published = find_published(name)
+    folder = Path(out or f"data/{name}")
+    say(f"{name}: who made it, and the terms of its use: {published.home}")
+    done = download(published, folder, keep_archives, say)
+    line = f"{name} {'is in' if done.new else 'was there already, and whole, in'} {folder}"
+    try:
+        opened = open_source(done.root)
+    except InputError as error:
+        say(f"{done.root} can't be opened as it is: {error}")
+        return line
+    say(opened.describe())
+    return f"{line}: regard {'segment' if opened.has_masks else 'pretrain'} --data {done.root} ..."
+
+
+def _sizes_table(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("split", title="sizes of images, width x height")
+    for column in ("images", "looked at", "smallest", "median", "largest", "distinct"):
+        table.add_column(column, justify="right")
+    for name, split in found.items():
+        sizes = [f"{width} x {height}" for height, width in split.extremes] or ["-"] * 3
+        table.add_row(name, f"{split.images:,}", f"{split.read:,}", *sizes, f"{len(split.dimensions):,}")
+    console().print(table)
+
+
+def _classes_table(found: dict[str, Any], classes: tuple[str, ...], has_masks: bool) -> None:
+    """A column for each split: of the labelled pixels, those of the class; and the images that hold it."""
+    from rich.table import Table
+
+    table = Table("class", title="share of the labelled pixels, and images that hold the class" if has_masks else None)
+    for name in found:
+        for column in (f"{name} %", "images") if has_masks else (f"{name} images",):
+            table.add_column(column, justify="right")
+    for number, label in enumerate(classes):
+        cells = []
+        for split in found.values():
+            share, holders = f"{100 * split.shares[number]:.2f}", f"{split.holders[number]:,}"
+            cells += [share, holders] if has_masks else [holders]
+        table.add_row(label, *cells)
+    if has_masks:
+        table.add_section()
+        voids = [cell for split in found.values() for cell in (f"{100 * split.void_share:.2f}", "")]
+        table.add_row("void, of all pixels", *voids)
+    console().print(table)

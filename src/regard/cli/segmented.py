@@ -1,0 +1,88 @@
+"""What `regard predict` and `regard evaluate` write. Imported when they run, since it needs torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.progress import track
+
+from regard.cli.common import beside, console
+from regard.errors import InputError
+from regard.segmentation.inference import Inference, classes_at, probabilities_at
+from regard.studies.folders import write_whole
+from regard.studies.pixels import read_pixels
+from regard.studies.runs import Run
+
+OVERLAY, PROBABILITIES = "-overlay.png", ".npz"  # endings of what is written beside NAME.png
+LINE = 1 / 400  # width of an outline as a share of the image's shorter side
+
+
+def segment_files(
+    run: Run, files: dict[Path, Path], inference: Inference, also: Sequence[str] = (), opacity: float = 0.5
+) -> int:
+    """Write the mask of every image that can be read, and what is wanted `also`; returns how many there are.
+
+    NAME.png:         class indices, with the classes' colours as palette, at the image's own size.
+    NAME-overlay.png: the image with these colours over it, and lines between classes.
+    NAME.npz:         probabilities, float16 (classes, h, w), and classes, their names.
+
+    Raises InputError at the end where images could not be read, after a line for each on stderr; the masks of the
+    others are there by then. Where none could be read, nothing is written, and the error is all that is said.
+    """
+    unread: list[InputError] = []
+    for file, png in track(files.items(), "segmenting", transient=True, console=console()):
+        try:
+            pixels = read_pixels(file)
+        except InputError as error:
+            unread.append(error)
+            continue
+        passes, size = run.passes(pixels, inference), pixels.shape[:2]
+        mask = classes_at(passes, size).to(torch.uint8).cpu().numpy()
+        indexed = Image.fromarray(mask).convert("P")
+        indexed.putpalette(run.palette.flatten().tolist())
+        if PROBABILITIES in also:
+            found = probabilities_at(passes, size, torch.float16).cpu().numpy()
+            write_whole(
+                beside(png, PROBABILITIES),
+                lambda to, found=found: np.savez_compressed(to, probabilities=found, classes=np.array(run.classes)),
+            )
+        if OVERLAY in also:
+            over = Image.fromarray(overlay(pixels, mask, run.palette, opacity))
+            write_whole(beside(png, OVERLAY), lambda to, over=over: over.save(to, format="PNG"))
+        write_whole(png, lambda to, indexed=indexed: indexed.save(to, format="PNG"))
+    if len(unread) == len(files):
+        others = f"; none of the {len(files)} images can be read" if len(files) > 1 else ""
+        raise InputError(f"{unread[0]}{others}")
+    if unread:
+        for error in unread:
+            console().print(str(error), markup=False)
+        raise InputError(
+            f"{len(unread)} of {len(files)} could not be read: mend or leave out the files named above; "
+            "the masks of the others are there"
+        )
+    return len(files)
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    palette: UInt8[np.ndarray, "classes 3"],
+    opacity: float,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The classes' colours over the image; along the lines between classes they hide it."""
+    colours = palette[mask]
+    width = max(1, round(LINE * min(mask.shape)))
+    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    is_line = cv2.dilate(mask, square) != cv2.erode(mask, square)
+    mixed = cv2.addWeighted(colours, opacity, image, 1 - opacity, 0)
+    return np.where(is_line[..., None], colours, mixed).astype(np.uint8)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """A PNG of a figure, whole or not at all."""
+    write_whole(path, lambda to: figure.savefig(to, dpi=150, format="png"))

@@ -1,0 +1,92 @@
+"""Unpacks zip and tar archives of others: nothing outside the folder, nothing written over, all of it or nothing."""
+
+import errno
+import gzip
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from regard.errors import InputError
+
+LINK = 0o120000  # the type of a symbolic link in the upper bits of a zip member's attributes (POSIX S_IFLNK)
+TYPE = 0o170000
+
+
+def unpack(
+    archive: Path, into: Path, scratch: Path, progress: Callable[[int, int], None] = lambda done, whole: None
+) -> list[Path]:
+    """Unpack into the folder `into`, by way of the folder `scratch` on the same disk; gives what is there now.
+
+    Members come into place only when all are unpacked, so that half a tree never looks like a whole one.
+    progress: gets the bytes of the archive that are done, and in all.
+
+    Raises InputError for a broken archive; a member with an absolute path or "..", a device, a link that leads out of
+    the folder; where something of the same name is there already; and when the disk is full.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        members = _zip if archive.suffix == ".zip" else _tar
+        for done in members(archive, scratch):
+            progress(done, archive.stat().st_size)
+        return _in_place(scratch, into)
+    except (zipfile.BadZipFile, tarfile.ReadError, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
+        reason = " ".join(str(error).split())  # tarfile says in a line for each what it is not
+        raise InputError(f"{archive} is broken ({reason}): delete it, and download it again") from error
+    except tarfile.FilterError as error:
+        raise InputError(f"{archive} is not to be trusted: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise InputError(f"no room left in {into} to unpack {archive.name}: make room, and try again") from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _zip(archive: Path, folder: Path) -> Iterator[int]:
+    """Bytes of the archive that are done, member by member; zipfile compares the CRC of each."""
+    with zipfile.ZipFile(archive) as opened:
+        members, done = opened.infolist(), 0
+        needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+        if needed > free:
+            raise InputError(f"{archive.name} unpacks to {needed:,} bytes, and {free:,} are free: make room")
+        for member in members:
+            _check_name(archive, member.orig_filename)
+            if member.external_attr >> 16 & TYPE == LINK:
+                raise InputError(f"{archive} is not to be trusted: {member.filename} is a link")
+        for member in members:
+            opened.extract(member, folder)
+            done += member.compress_size
+            yield done
+
+
+def _tar(archive: Path, folder: Path) -> Iterator[int]:
+    with archive.open("rb") as raw, tarfile.open(fileobj=raw) as opened:
+        for member in opened:
+            _check_name(archive, member.name)
+            opened.extract(member, folder, filter="data")  # the filter refuses devices, and links that lead out
+            yield raw.tell()
+
+
+def _check_name(archive: Path, name: str) -> None:
+    windows = PureWindowsPath(name)  # which knows both kinds of slashes
+    if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        raise InputError(f"{archive} is not to be trusted: {name} would be outside of the folder")
+
+
+def _in_place(scratch: Path, into: Path) -> list[Path]:
+    """Rename what lies directly in `scratch`."""
+    found = sorted(scratch.iterdir())
+    if not found:
+        raise InputError(f"nothing is in the archive for {into}")
+    places = [into / path.name for path in found]
+    if there := [place for place in places if os.path.lexists(place)]:
+        raise InputError(f"{there[0]} is there already: move it away, or choose another folder")
+    into.mkdir(parents=True, exist_ok=True)
+    for path, place in zip(found, places, strict=True):
+        path.rename(place)
+    return places

@@ -1,0 +1,123 @@
+"""What a source holds, in numbers: how often each class is seen, how much is void, how large the images are."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Int64
+from rich.console import Console
+from rich.progress import track
+
+from regard.data.datasets import Dataset, LabelDataset, MaskDataset
+from regard.data.layout import Source
+from regard.errors import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Seen = tuple[tuple[int, int], np.ndarray | None] | None  # of an image: its size, and the pixels of each value
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in one split.
+
+    images:     how many it has; `read` of them were looked at, besides `broken` ones that could not be.
+    pixels:     of each class, over the masks that were read; `void` pixels are besides.
+    holders:    how many images hold each class: of the masks that were read, or, of class folders, of all.
+    dimensions: how many images have each (height, width).
+    """
+
+    images: int
+    read: int
+    broken: int
+    pixels: Int64[np.ndarray, " classes"]
+    void: int
+    holders: Int64[np.ndarray, " classes"]
+    dimensions: Counter[tuple[int, int]]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Of each class, the share of the labelled pixels, (classes,); 0 where nothing is labelled."""
+        return self.pixels / max(1, int(self.pixels.sum()))
+
+    @property
+    def void_share(self) -> float:
+        """Of all pixels."""
+        return self.void / max(1, int(self.pixels.sum()) + self.void)
+
+    @property
+    def extremes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the smallest, the median and the largest image, by area; () where none was read."""
+        ranked = sorted(self.dimensions.elements(), key=lambda size: (size[0] * size[1], size))
+        return (ranked[0], ranked[len(ranked) // 2], ranked[-1]) if ranked else ()
+
+    def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
+        """For JSON; sizes as [width, height]."""
+        kinds = zip(("smallest", "median", "largest"), self.extremes, strict=False)
+        found: dict[str, Any] = {"images": self.images, "read": self.read, "broken": self.broken}
+        found["sizes"] = {kind: [width, height] for kind, (height, width) in kinds}
+        found["distinct_sizes"] = len(self.dimensions)
+        if self.pixels.any() or self.void:
+            found["void_share"] = self.void_share
+            found["pixel_share"] = dict(zip(classes, self.shares.tolist(), strict=True))
+        if classes:
+            found["images_with"] = dict(zip(classes, self.holders.tolist(), strict=True))
+        return found
+
+
+def survey(source: Source, limit: int | None = None) -> dict[str, Survey]:
+    """Look at every image of every split, or at `limit` evenly spaced ones of each; shows a progress bar.
+
+    Of images with masks only the masks are decoded. What can't be read is counted, not raised.
+    """
+    chosen = {split: evenly(len(dataset), limit) for split, dataset in source.splits.items()}
+    tasks = [(source.splits[split], i) for split, numbers in chosen.items() for i in numbers]
+    seen = iter(in_threads(_look, tasks, "looking"))
+    return {
+        split: _sum(source.splits[split], [next(seen) for _ in numbers], len(source.classes))
+        for split, numbers in chosen.items()
+    }
+
+
+def evenly(count: int, limit: int | None) -> list[int]:
+    """All numbers below `count`, or `limit` of them, evenly spaced from the first on."""
+    return list(range(count)) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
+
+
+def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], doing: str) -> list[Result]:
+    """`function` of each task, in order, with a progress bar: decoding lets go of the interpreter's lock."""
+    pool = ThreadPoolExecutor()
+    try:
+        results: Iterable[Result] = pool.map(function, tasks)
+        return list(track(results, doing, len(tasks), transient=True, console=Console(stderr=True)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # else an interrupt would wait for all that is left
+
+
+def _look(task: tuple[Dataset, int]) -> Seen:
+    """(height, width), and how many pixels have each value of the mask; None for what can't be read."""
+    dataset, i = task
+    try:
+        if not isinstance(dataset, MaskDataset):
+            height, width = dataset.image(i).shape[:2]
+            return (height, width), None
+        mask = dataset.mask(i)
+        return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256).astype(np.uint32)
+    except InputError:
+        return None
+
+
+def _sum(dataset: Dataset, seen: list[Seen], classes: int) -> Survey:
+    pixels, images, sizes = np.zeros(256, np.int64), np.zeros(256, np.int64), Counter[tuple[int, int]]()
+    for size, values in (one for one in seen if one is not None):
+        sizes[size] += 1
+        if values is not None:
+            pixels += values
+            images += values > 0
+    if isinstance(dataset, LabelDataset):
+        images = np.bincount([dataset.label(i) for i in range(len(dataset))], minlength=classes)
+    read, void = sizes.total(), int(pixels[dataset.ignore_index])
+    return Survey(len(dataset), read, len(seen) - read, pixels[:classes], void, images[:classes], sizes)

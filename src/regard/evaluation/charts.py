@@ -1,0 +1,78 @@
+"""Figures of scores: a confusion matrix, a reliability diagram, the heads that a fusion uses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+from matplotlib.figure import Figure
+
+from regard.evaluation.scores import expected_calibration_error
+
+NUMBERED = 25  # classes up to which cells carry their number
+CELL = 0.42, 0.13  # inches of a cell's side, with a number and without
+LETTERS = 9.0, 5.5  # points of a class name, likewise
+
+
+def confusion_chart(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Figure:
+    """Rows are true classes: what share of their pixels, in %, is taken for each class; grey where there are none."""
+    truth = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(100.0 * counts, truth, out=np.full(counts.shape, np.nan), where=truth > 0)
+    is_numbered = len(classes) <= NUMBERED
+    letters = LETTERS[0 if is_numbered else 1]
+    side = len(classes) * CELL[0 if is_numbered else 1]
+    names = max(map(len, classes)) * letters * 0.6 / 72  # inches: a letter is about 0.6 of its height wide
+    figure = Figure(figsize=(max(5.0, side + names + 1.6), max(4.0, side + names + 1.0)), layout="constrained")
+    axes = figure.add_subplot(facecolor="0.85")
+    image = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=letters)
+    axes.set_yticks(range(len(classes)), classes, fontsize=letters)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(title, fontsize=10, wrap=True)
+    figure.colorbar(image, ax=axes, label="% of the true class's pixels", shrink=0.6)
+    if is_numbered:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.5:  # what would read 0 is left out
+                colour = "white" if share > 55 else "black"
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7.5, color=colour)
+    return figure
+
+
+def reliability_chart(bins: Num[np.ndarray, "bins 3"], title: str) -> Figure:
+    """`scores.calibration_bins`: how often answers of a confidence are right, over how many there are."""
+    pixels, confidence, right = bins.T
+    used, edges = pixels > 0, np.linspace(0, 1, len(bins) + 1)
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.bar(edges[:-1][used], right[used] / pixels[used], width=1 / len(bins), align="edge", edgecolor="white")
+    above.plot(confidence[used] / pixels[used], right[used] / pixels[used], "o", color="black", markersize=3)
+    above.plot([0, 1], [0, 1], "--", color="0.5")
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of right answers")
+    above.set_title(f"{title}\nexpected calibration error {100 * expected_calibration_error(bins):.2f}%", fontsize=10)
+    below.bar(edges[:-1], pixels / pixels.sum(), width=1 / len(bins), align="edge", color="0.6", edgecolor="white")
+    below.set(xlabel="confidence (probability of the answer)", ylabel="share of pixels")
+    return figure
+
+
+def heads_chart(levels: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """The share of each attention head in a fusion, in %, a row per level, and how strongly the level is fused.
+
+    levels: {"block", "strength", "weights"} as `studies.segmenting.head_weights` gives them.
+    """
+    most = max(len(level["weights"]) for level in levels)
+    shares = np.full((len(levels), most), np.nan)
+    for row, level in enumerate(levels):
+        shares[row, : len(level["weights"])] = np.array(level["weights"]) * 100
+    figure = Figure(figsize=(3.2 + 0.55 * most, 1.6 + 0.42 * len(levels)), layout="constrained")
+    axes = figure.add_subplot(facecolor="0.85")
+    image = axes.imshow(shares, vmin=0, vmax=float(np.nanmax(shares)), cmap="Blues", aspect="auto")
+    axes.set_xticks(range(most))
+    axes.set_yticks(range(len(levels)), [f"block {x['block']}, strength {x['strength']:.3f}" for x in levels])
+    axes.set(xlabel="head")
+    axes.set_title(title, fontsize=10, wrap=True)
+    figure.colorbar(image, ax=axes, label="% of the mix")
+    for (row, column), share in np.ndenumerate(shares):
+        if np.isfinite(share):
+            colour = "white" if share > 0.6 * np.nanmax(shares) else "black"
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    return figure

@@ -1,0 +1,165 @@
+"""Numbers of a source, against a naive count; and the list of all that is wrong, each fault planted by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regard.data.check import check
+from regard.data.layout import open_source
+from regard.data.scenes import Scenes
+from regard.data.survey import evenly, survey
+from regard.errors import InputError
+
+SIZES = {"train": [(20, 30), (20, 30), (40, 30), (10, 10), (5, 9)], "val": [(24, 16), (12, 50)]}  # (height, width)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """images/ + masks/ of noise: three classes of which "never" is in no mask, and void."""
+    rng, root = np.random.default_rng(0), tmp_path / "tree"
+    for split, sizes in SIZES.items():
+        for i, (height, width) in enumerate(sizes):
+            save(root / f"images/{split}/{i}.png", rng.integers(0, 256, (height, width, 3), np.uint8))
+            save(root / f"masks/{split}/{i}.png", rng.choice(np.array([0, 0, 1, 255], np.uint8), (height, width)))
+    (root / "classes.txt").write_text("often\nseldom\nnever\n")
+    return root
+
+
+def test_a_survey_counts_what_a_loop_over_the_pixels_counts(tree: Path) -> None:
+    save(tree / "masks/train/3.png", np.zeros((10, 10), np.uint8))
+    source = open_source(tree)
+    for split, found in survey(source).items():
+        masks = [source.splits[split].mask(i) for i in range(len(SIZES[split]))]  # type: ignore[union-attr]
+        counts, holders, void = [0, 0, 0], [0, 0, 0], 0
+        for mask in masks:
+            for value in mask.ravel().tolist():
+                void += value == 255
+                if value != 255:
+                    counts[value] += 1
+            for label in range(3):
+                holders[label] += label in mask
+        assert found.pixels.tolist() == counts
+        assert found.holders.tolist() == holders
+        assert found.void == void
+        assert found.void_share == pytest.approx(void / sum(mask.size for mask in masks))
+        assert found.shares.tolist() == pytest.approx([count / sum(counts) for count in counts])
+        assert (found.images, found.read, found.broken) == (len(masks), len(masks), 0)
+    train = survey(source)["train"]
+    assert train.extremes == ((5, 9), (20, 30), (40, 30))  # by areas: 45, 100, 600, 600, 1200
+    assert len(train.dimensions) == 4
+    written = train.as_dict(source.classes)
+    assert written["sizes"] == {"smallest": [9, 5], "median": [30, 20], "largest": [30, 40]}
+    assert written["images_with"]["never"] == 0
+    assert sum(written["pixel_share"].values()) == pytest.approx(1)
+
+
+def test_a_limit_takes_evenly_spaced_images(tree: Path) -> None:
+    assert evenly(10, 4) == [0, 2, 5, 7]
+    assert evenly(3, 4) == evenly(3, None) == [0, 1, 2]
+    found = survey(open_source(tree), 2)
+    assert {split: one.read for split, one in found.items()} == {"train": 2, "val": 2}
+    assert found["train"].dimensions == {(20, 30): 1, (40, 30): 1}  # the first and the third
+
+
+def test_what_cannot_be_read_is_counted_and_the_rest_surveyed(tree: Path) -> None:
+    (tree / "masks/train/1.png").write_bytes(b"no mask")
+    found = survey(open_source(tree))["train"]
+    assert (found.images, found.read, found.broken) == (5, 4, 1)
+    assert found.dimensions.total() == 4
+
+
+def test_class_folders_are_counted_by_labels_and_plain_folders_by_sizes(tmp_path) -> None:
+    for name, count in (("cat", 3), ("dog", 2)):
+        for i in range(count):
+            save(tmp_path / f"{name}/{i}.png", np.full((8, 9, 3), i, np.uint8))
+    found = survey(open_source(tmp_path), 1)["train"]
+    assert found.holders.tolist() == [3, 2]  # which needs no look at the images
+    assert found.read == 1
+    assert "pixel_share" not in found.as_dict(("cat", "dog"))
+    plain = survey(open_source(tmp_path / "cat"))["train"]
+    assert plain.dimensions == {(8, 9): 3}
+    assert plain.as_dict(()) == {
+        "images": 3, "read": 3, "broken": 0, "distinct_sizes": 1,
+        "sizes": {"smallest": [9, 8], "median": [9, 8], "largest": [9, 8]},
+    }  # fmt: skip
+
+
+def test_nothing_is_wrong_with_what_is_right(tree: Path) -> None:
+    found = check(str(tree))
+    assert (found.count, found.paired, found.wrong, found.problems) == (7, True, 0, ())
+    assert check(str(tree / "images")).count == 7
+
+
+def test_everything_that_is_wrong_is_listed_at_once(tree: Path) -> None:
+    def image(name: str) -> np.ndarray:
+        return np.asarray(Image.open(tree / f"images/{name}.png"))
+
+    (tree / "images/train/0.png").write_bytes(b"no image")
+    (tree / "masks/train/1.png").write_bytes(b"no mask")
+    save(tree / "masks/train/2.png", np.zeros((3, 4), np.uint8))
+    save(tree / "masks/train/3.png", np.full((10, 10), 7, np.uint8))
+    save(tree / "masks/train/4.png", np.full((5, 9), 255, np.uint8))
+    save(tree / "images/val/copy.bmp", image("train/2"))  # another name and format: the pixels count
+    save(tree / "masks/val/copy.png", np.ones((40, 30), np.uint8))
+    found = check(str(tree))
+    listed = {problem.name: problem.what for problem in found.problems}
+    expected = {
+        "images/train/0.png": "can't be read",
+        "images/train/1.png": "masks/train/1.png can't be read",
+        "images/train/2.png": "4x3: 30x40",
+        "images/train/3.png": "holds the values 7",
+        "images/train/4.png": "every pixel of its mask is void",
+        "images/val/copy.bmp": "the same image as images/train/2.png of train",
+    }
+    assert listed.keys() == expected.keys()
+    for name, words in expected.items():
+        assert words in listed[name]
+        assert str(tree) not in listed[name]  # paths from the root, as they fit into a table
+    assert (found.count, found.wrong, len(found.problems)) == (8, 6, 6)
+    assert {problem.split for problem in found.problems} == {"train", "val"}
+
+
+def test_twins_within_a_split_are_no_leak(tree: Path) -> None:
+    first = np.asarray(Image.open(tree / "images/train/0.png"))
+    save(tree / "images/train/1.png", first)
+    assert check(str(tree)).problems == ()
+    save(tree / "images/train/1.png", first[::-1])  # a mirror image is another image
+    assert check(str(tree)).problems == ()
+
+
+def test_every_missing_mask_is_listed_and_the_other_files_are_read_all_the_same(tree: Path) -> None:
+    (tree / "masks/train/0.png").unlink()
+    (tree / "masks/val/1.png").unlink()
+    (tree / "images/train/3.png").write_bytes(b"no image")
+    save(tree / "masks/train/2.png", np.zeros((3, 4), np.uint8))
+    found = check(str(tree))
+    listed = {problem.name: problem.what for problem in found.problems}
+    assert "no mask" in listed["images/train/0.png"]
+    assert "no mask" in listed["images/val/1.png"]
+    assert "can't be read" in listed["images/train/3.png"]
+    assert "4x3: 30x40" in listed["images/train/2.png"]
+    assert (found.count, found.wrong) == (7, 4)
+
+
+def test_what_cannot_be_opened_for_another_reason_says_that(tree: Path, tmp_path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        check(str(tmp_path / "nowhere"))
+    (tree / "classes.txt").write_text("often\n\nnever\n")
+    with pytest.raises(InputError, match=r"classes\.txt"):
+        check(str(tree))
+
+
+def test_the_built_in_scenes_are_right() -> None:
+    source = open_source("scenes", scenes_size=32, scenes_count={"train": 6, "val": 3})
+    found = survey(source)
+    assert found["train"].extremes == ((32, 32),) * 3
+    assert found["train"].pixels.sum() == 6 * 32 * 32
+    assert found["val"].holders[0] == 3
+    assert len(found["val"].shares) == len(Scenes.classes)

@@ -1,0 +1,32 @@
+"""A segmentation for tests, not trained, whose answers differ from place to place."""
+
+import numpy as np
+import torch
+
+from regard.backbones import build_backbone, describe, normalize
+from regard.data.scenes import Scenes
+from regard.segmentation.module import SegmentationModel
+
+
+def untrained_segmentation() -> SegmentationModel:
+    """Of the classes of scenes. No class is likelier than the others everywhere: logits vary by 2 around 0."""
+    model = SegmentationModel(build_backbone("resnet18", channels=(8, 16, 16, 16)), len(Scenes.classes), head="linear")
+    model.eval()
+    with torch.no_grad():
+        logits = model(normalize(torch.from_numpy(Scenes(1, size=96).image(0)).permute(2, 0, 1)[None]))[0]
+        scale, bias = 2 / logits.std(dim=(-2, -1)), model.head.classify.bias
+        model.head.classify.weight.mul_(scale[:, None, None, None])
+        bias.copy_(scale * (bias - logits.mean(dim=(-2, -1))))
+    return model
+
+
+def description(model: SegmentationModel, size: int = 32) -> dict:
+    """What `regard segment` writes in run.json, as far as it is needed to load the model again."""
+    return {
+        "backbone": describe(model.backbone),
+        "fusion": "none",
+        "settings": {"size": size, "head": "linear", "head_options": {}},
+        "classes": list(Scenes.classes),
+        "palette": np.asarray(Scenes(1).palette).tolist(),
+        "ignore_index": 255,
+    }
