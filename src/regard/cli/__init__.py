@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from regard.cli.common import is_first_process
 from regard.cli.data import check, download, info
+from regard.cli.exporting import export
 from regard.cli.looking import attention, embed, features
 from regard.cli.scoring import score
 from regard.cli.training import compare, demo, pretrain, segment
@@ -23,7 +24,7 @@ from regard.errors import InputError, Interrupted, TrainingStopped
 LEAST = (
     dict.fromkeys(("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate"), 1)
     | dict.fromkeys(("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every"), 0)
-    | dict.fromkeys(("fps", "limit", "crop", "window", "patience", "cache_crops"), 1)
+    | dict.fromkeys(("fps", "limit", "crop", "window", "patience", "cache_crops", "height", "width"), 1)
     | dict.fromkeys(("guide_sharpness", "guide_diversity", "guide_consistency"), 0)
 )
 
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "segment": segment,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "compare": compare,
     "report": report,
     "data": {"info": info, "check": check, "download": download},

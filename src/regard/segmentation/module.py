@@ -94,7 +94,8 @@ class SegmentationTask(L.LightningModule):
                      a second time, flipped left to right.
     lr, backbone_lr: peak rates of fusion and head, and of the backbone.
     layer_decay:     each layer of the backbone learns this much slower than the one after it (Clark et al. 2020,
-                     appendix A; Bao et al. 2022, appendix); 1 for one rate. Below 1, biases and norms have no weight decay.
+                     https://arxiv.org/abs/2003.10555, appendix A; Bao et al. 2022 for ViTs); 1 for one rate. Below 1,
+                     biases and norms have no weight decay.
     schedule:        "poly", to the power 0.9 as in DeepLab (Chen et al. 2017), or "cosine".
     warmup:          share of the steps.
 

@@ -47,7 +47,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             return {**description, "backbone": without_sources(description["backbone"])}
     hint = ""
     if not folder.exists() and len(folder.parts) == 2 and not folder.is_absolute():
-        hint = f"; if that is on the Hugging Face hub: regard.studies.export.from_pretrained({folder.as_posix()!r})"
+        hint = f"; if that is on the Hugging Face hub: regard.studies.runs.Run.from_pretrained({folder.as_posix()!r})"
     raise InputError(
         f"{folder} holds no finished segmentation ({RUN_FILE} or {CONFIG_FILE}, and {MODEL_FILE}): make one with "
         f"regard segment{hint}"

@@ -107,6 +107,19 @@ class Run:
             images += 1
         return Evaluation(images, *(total.cpu().numpy() for total in found))
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A new folder as the Hugging Face hub expects it: weights, config.json, model card; see `export`."""
+        from regard.studies.export import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @staticmethod
+    def from_pretrained(name: str | Path, device: str | None = None, revision: str | None = None) -> "Run":
+        """A run from such a folder, or from the hub ("owner/name"); see `export.from_pretrained`."""
+        from regard.studies.export import from_pretrained
+
+        return from_pretrained(name, device, revision)
+
     def _loader(
         self, dataset: MaskDataset, inference: Inference, batch_size: int, workers: int = 0
     ) -> Iterable[list[tuple[list[Tensor], Tensor]]]:
@@ -170,7 +183,7 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
     """A trained segmentation, ready to predict; InputError when there is none. No code is run from what is read.
 
     path:   a folder that `regard segment` or `regard compare` made, or what `regard export` made of one: a folder, or
-            a .onnx file, which onnxruntime runs. For a Hugging Face id: `export.from_pretrained`.
+            a .onnx file, which onnxruntime runs. For a Hugging Face id: `Run.from_pretrained`.
     device: "cpu", "cuda", ...; by default a GPU where there is one. onnxruntime chooses its own.
     """
     path = Path(path)
