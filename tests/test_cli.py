@@ -19,6 +19,7 @@ from regard.data.datasets import read_image
 from regard.data.scenes import Scenes
 from regard.evaluation.scores import scores
 from regard.segmentation.inference import Inference
+from regard.segmentation.module import SegmentationModel
 from regard.studies.runs import load_run
 from untrained import description, untrained_segmentation
 
@@ -301,6 +302,27 @@ def test_an_evaluation_holds_every_score_and_the_settings_it_was_made_with(segme
     assert made(segmentation) == sorted(expected)
 
 
+def test_scores_of_other_data_are_kept(segmentation, tmp_path, capsys) -> None:
+    roots = [tmp_path / "streets", tmp_path / "fields", tmp_path / "more" / "fields"]
+    for i, root in enumerate(roots):
+        tree(tree(root), "val", count=2 + i)
+    options = ["evaluate", "--run", str(segmentation), "--workers", "0", "--data"]
+    names = []
+    for i in (0, 1, 1, 0):  # each twice: what is there of the same data is made again
+        main([*options, str(roots[i])])
+        names.append(capsys.readouterr().out.partition("; ")[0].rpartition("/")[2])
+    assert names[:2] == names[:1:-1] == ["evaluation-val.json", "evaluation-val-fields.json"]
+    found = [json.loads((segmentation / name).read_text()) for name in names[:2]]
+    assert [result["images"] for result in found] == [2, 3]
+    assert [str(root) in result["data"] for root, result in zip(roots, found, strict=False)] == [True, True]
+    pictures = [f"{kind}-{name}.png" for kind in ("confusion", "reliability") for name in ("val", "val-fields")]
+    before = made(segmentation)
+    assert before == sorted([*names[:2], *pictures, "model.safetensors", "run.json"])
+    line = fails(capsys, *options, str(roots[2]))  # a folder of the same name, and other data
+    assert "evaluation-val-fields.json holds the scores of other data: move it, or delete it" in line
+    assert made(segmentation) == before
+
+
 @pytest.fixture
 def photos(tmp_path) -> Path:
     """Two images, one deeper, and a file that is none."""
@@ -345,7 +367,26 @@ def test_patterns_come_in_natural_order(tmp_path) -> None:
         (tmp_path / name).touch()
     files = outputs([str(tmp_path / "*")], "out")
     assert [file.name for file in files] == ["b.mp4", "frame1.png", "frame2.png", "frame10.png"]
-    assert list(outputs([str(tmp_path)], "out")) == [file for file in files if file.suffix == ".png"]
+    images = [file for file in files if file.suffix == ".png"]
+    assert list(outputs([str(tmp_path)], "out")) == images
+    assert list(outputs([str(tmp_path / "*")], "out", videos=False)) == images
+    assert list(outputs([str(tmp_path / "b.mp4")], "out", videos=False)) == [tmp_path / "b.mp4"]  # it was named
+
+
+def test_a_pattern_stands_for_the_images_that_can_be_segmented_and_for_no_video(segmentation, photos, tmp_path) -> None:
+    (photos / "b.mp4").write_bytes(b"a video")
+    main(["predict", "--run", str(segmentation), "--images", str(photos / "*"), "--out", str(tmp_path / "out")])
+    assert made(tmp_path / "out") == ["a.png"]
+
+
+def test_how_many_windows_go_together_is_an_option_of_predict(segmentation, photos, tmp_path, monkeypatch) -> None:
+    seen, forward = [], SegmentationModel.forward
+    monkeypatch.setattr(
+        SegmentationModel, "forward", lambda m, images: (seen.append(len(images)), forward(m, images))[1]
+    )
+    options = ["--images", str(photos / "a.jpg"), "--out", str(tmp_path / "out"), "--window", "16"]
+    main(["predict", "--run", str(segmentation), *options, "--batch_size", "4"])
+    assert max(seen) == 4
 
 
 def test_masks_overlays_and_probabilities_agree(segmentation, photos, tmp_path) -> None:

@@ -10,16 +10,34 @@ import timm
 
 from regard.backbones import build_backbone
 from regard.cli import build_parser
+from regard.segmentation.losses import build_loss
+from regard.segmentation.module import SegmentationModel, SegmentationTask
 from regard.ssl.schedules import warmup_cosine
 from regard.studies.pretraining import PretrainSettings, build_method
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ALL = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = [path for path in ALL if "\nmethod:" in path.read_text()]
+SEGMENTATIONS = [path for path in ALL if path not in CONFIGS]
 
 
-def options(path: Path) -> dict[str, Any]:
-    parsed = build_parser().parse_args(["pretrain", "--config", str(path), "--data", "scenes"])
-    return parsed.pretrain.as_dict()
+def options(path: Path, command: str = "pretrain") -> dict[str, Any]:
+    parsed = build_parser().parse_args([command, "--config", str(path), "--data", "scenes"])
+    return parsed[command].as_dict()
+
+
+@pytest.mark.parametrize("path", SEGMENTATIONS, ids=lambda path: path.stem)
+def test_a_recipe_of_a_segmentation_likewise(path: Path) -> None:
+    opening = path.read_text().partition("\nbackbone:")[0]
+    assert f"regard segment --config configs/{path.name} --data" in opening
+    assert "# Cost:" in opening
+    assert "# Expect:" in opening
+    recipe = options(path, "segment")
+    backbone = build_backbone(recipe["backbone"], **recipe["backbone_options"])
+    model = SegmentationModel(backbone, 3, recipe["fusion"], recipe["head"], **recipe["head_options"])
+    loss = build_loss(recipe["loss"], None, 255)
+    SegmentationTask(model, 3, loss, schedule=recipe["schedule"], layer_decay=recipe["layer_decay"])
+    assert recipe["batch_size"] % recipe["accumulate"] == 0
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -115,6 +115,16 @@ def test_check_is_one_line_when_all_is_right_and_a_table_and_status_2_when_not(t
     assert said.splitlines()[-1] == "regard data check: 1 of 9 images are wrong"
 
 
+def test_check_counts_a_mask_without_an_image_as_a_pair(tree: Path, capsys) -> None:
+    (tree / "masks/train/0.png").unlink()
+    (tree / "images/train/1.png").unlink()
+    Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tree / "masks/val/7.png")
+    said = fails(capsys, "data", "check", str(tree))
+    assert said.splitlines()[-1] == "regard data check: 3 of 9 pairs are wrong"
+    for words in ("has no mask", "it has no image", "99"):
+        assert words in " ".join(said.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,7 @@
 """Checkpoints in the layouts in which they were published, and in ours: what loads, what is refused, what is named."""
 
 import argparse
+import json
 import os
 from collections.abc import Callable
 from itertools import permutations
@@ -15,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from regard.backbones import build_backbone, save_backbone
+from regard.backbones import build_backbone, describe, from_description, save_backbone
 from regard.backbones.weights import load_weights
 from regard.errors import InputError
 from regard.ssl.barlow_twins import BarlowTwins
@@ -215,6 +216,69 @@ def test_a_file_without_weights_says_where_they_were_looked_for(tmp_path, conten
     torch.save(content, tmp_path / "none.pth")
     with pytest.raises(InputError, match="holds no weights that are known here: expected one of teacher, student, "):
         load_weights(tiny(VIT), tmp_path / "none.pth")
+
+
+def crafted(path: Path, description: Any) -> Path:
+    """A backbone's file of ours, with this description in the place of its own."""
+    from safetensors.torch import save_file
+
+    text = description if isinstance(description, str) else json.dumps(description)
+    save_file(tiny(VIT).state_dict(), path, metadata={"regard": text})
+    return path
+
+
+def test_a_file_makes_nothing_else_be_opened_or_fetched(tmp_path, monkeypatch) -> None:
+    """Whatever weights it names: timm gets none of it. What the caller names, it does."""
+    opened, create = [], timm.create_model
+    other = tmp_path / "other.pth"
+    torch.save(tiny(VIT).state_dict(), other)
+    named = {
+        "pretrained": True,
+        "weights": str(other),
+        "checkpoint_path": str(other),
+        "pretrained_cfg": {"url": "http://127.0.0.1/x", "file": str(other)},
+        "pretrained_cfg_overlay": {"file": str(other)},
+        "cache_dir": str(tmp_path),
+        "hf_hub_id": "owner/name",
+    }
+    path = crafted(tmp_path / "b.safetensors", {"name": VIT, "options": OPTIONS[VIT] | named, "statistics": None})
+    monkeypatch.setattr(timm, "create_model", lambda name, **given: (opened.append(given), create(name, **given))[1])
+    description = {"name": VIT, "options": OPTIONS[VIT] | named}
+    for backbone in (build_backbone(path), from_description(description)):
+        given = opened.pop()
+        assert given.pop("pretrained") is False
+        assert not given.keys() & named.keys()
+        assert not backbone.options.keys() & named.keys()
+    build_backbone(VIT, checkpoint_path=str(other), **OPTIONS[VIT])
+    assert opened.pop()["checkpoint_path"] == str(other)
+
+
+def test_what_a_file_is_described_by_names_no_other_weights(tmp_path) -> None:
+    torch.save(tiny(VIT).state_dict(), tmp_path / "first.pth")
+    backbone = build_backbone(VIT, checkpoint_path=str(tmp_path / "first.pth"), **OPTIONS[VIT])
+    assert describe(backbone)["options"] == OPTIONS[VIT]
+    (tmp_path / "first.pth").unlink()
+    save_backbone(backbone, tmp_path / "backbone.safetensors")
+    assert_loads(tmp_path / "backbone.safetensors", VIT, backbone.model.state_dict())
+    again = build_backbone(tmp_path / "backbone.safetensors")
+    for key, value in again.model.state_dict().items():
+        assert torch.equal(value, backbone.model.state_dict()[key]), key
+
+
+def test_a_file_may_not_name_another_file_as_its_backbone(tmp_path) -> None:
+    save_backbone(build_backbone(VIT, **OPTIONS[VIT]), tmp_path / "other.safetensors")
+    for name in (str(tmp_path / "other.safetensors"), "hf-hub:owner/name", f"local-dir:{tmp_path}"):
+        path = crafted(tmp_path / "b.safetensors", {"name": name, "options": {}})
+        with pytest.raises(InputError, match="unknown backbone"):
+            build_backbone(path)
+
+
+@pytest.mark.parametrize("description", ["{", [1], "null", {"name": VIT}, {"options": {}}, {"name": 3, "options": {}}])
+def test_a_file_that_does_not_say_what_it_holds_is_one_line(tmp_path, description) -> None:
+    path = crafted(tmp_path / "b.safetensors", description)
+    with pytest.raises(InputError, match=r"b\.safetensors does not say .* which backbone it holds") as caught:
+        build_backbone(path)
+    assert "\n" not in str(caught.value)
 
 
 NEARLY_ONE = {VIT, "deit_tiny_distilled_patch16_224"}

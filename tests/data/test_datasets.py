@@ -271,6 +271,39 @@ def test_images_without_masks_are_counted_and_named(mask_tree):
     one_line(error, "1 of 2", "images/deep/b.png", "masks/deep/b.png")
 
 
+def test_missing_masks_may_be_left_to_be_named_one_by_one(mask_tree):
+    (mask_tree / "masks/a.png").unlink()  # the first, whose palette is looked at
+    data = MaskFolder(mask_tree, missing_ok=True)
+    assert [data.name(i) for i in range(len(data))] == ["images/a.jpg", "images/deep/b.png"]
+    assert data.mask(1)[0].tolist() == [1, 1, 255, 0, 0, 0]
+    with pytest.raises(InputError) as error:
+        data.mask(0)
+    one_line(error, str(mask_tree / "images/a.jpg"), "has no mask: a PNG at masks/a.png would work")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_broken_mask_keeps_no_tree_from_being_opened(mask_tree, named):
+    (mask_tree / "masks/a.png").write_bytes(b"no mask")
+    if not named:
+        (mask_tree / "classes.txt").unlink()
+    data = MaskFolder(mask_tree)
+    assert data.classes == (("sky", "road") if named else ("class 0", "class 1"))
+    assert (data.palette == voc_palette(2)).all()
+    assert data.mask(1)[0].tolist() == [1, 1, 255, 0, 0, 0]
+    with pytest.raises(InputError) as error:
+        data.mask(0)
+    one_line(error, str(mask_tree / "masks/a.png"), "can't be read")
+
+
+def test_classes_are_not_counted_where_no_mask_can_be_read(mask_tree):
+    (mask_tree / "classes.txt").unlink()
+    for name in ("a.png", "deep/b.png"):
+        (mask_tree / "masks" / name).write_bytes(b"no mask")
+    with pytest.raises(InputError) as error:
+        MaskFolder(mask_tree)
+    one_line(error, str(mask_tree / "masks/a.png"), "can't be read")
+
+
 def test_class_names_are_inferred_from_the_largest_value(mask_tree):
     (mask_tree / "classes.txt").unlink()
     write_mask(mask_tree / "masks/a.png", [3, 255])
@@ -542,5 +575,5 @@ def test_datasets_survive_the_way_to_a_worker(mask_tree):
 def test_images_are_the_callers_to_change(tmp_path):
     path = write(tmp_path / "a.png")
     read_image(path)[:] = 0
-    assert (read_image(path) == cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)).all()
+    assert (read_image(path) == np.asarray(cv2.imread(str(path)))[..., ::-1]).all()
     assert read_mask(write_mask(tmp_path / "m.png", [1])).flags.writeable

@@ -338,7 +338,10 @@ ESCAPES = {
     "link.tgz": tarred({"good": b""}, link("x", "../../outside")),
     "absolute link.tgz": tarred({"good": b""}, link("x", "/etc/passwd")),
     "hard link.tgz": tarred({"good": b""}, link("x", "../archive", tarfile.LNKTYPE)),
+    "link within.tgz": tarred({"good": b""}, link("x", "good")),
+    "hard link within.tgz": tarred({"good": b""}, link("x", "good", tarfile.LNKTYPE)),
     "device.tgz": tarred({"good": b""}, device("x")),
+    "pipe.tgz": tarred({"good": b""}, link("x", "", tarfile.FIFOTYPE)),
 }
 
 
@@ -352,11 +355,63 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused_whole(name: str, t
     assert not Path("/tmp/x-of-regard").exists()
 
 
-def test_a_link_within_the_archive_is_kept(tmp_path) -> None:
-    (tmp_path / "a.tgz").write_bytes(tarred({"a/1.txt": b"one"}, link("a/2.txt", "1.txt")))
-    archives.unpack(tmp_path / "a.tgz", tmp_path / "into", tmp_path / "scratch")
-    assert (tmp_path / "into/a/2.txt").read_bytes() == b"one"
-    assert os.readlink(tmp_path / "into/a/2.txt") == "1.txt"
+def long_way_out() -> bytes:
+    """A link to ../../victim, behind so many long names that a check by `os.path.realpath` gives up (CVE-2025-4517)."""
+    stream, long, short = io.BytesIO(), "d" * 247, "abcdefghijklmnop"
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for depth, letter in enumerate(short):
+            inner = tarfile.TarInfo("/".join([long] * (depth + 1)))
+            inner.type = tarfile.DIRTYPE
+            archive.addfile(inner)
+            archive.addfile(link("/".join([long] * depth + [letter]), long))
+        up = "/".join([*short, "l" * 254])
+        archive.addfile(link(up, "../" * len(short)))
+        archive.addfile(link("escape", f"{up}/../../victim"))
+        owned = tarfile.TarInfo("escape/owned.txt")
+        owned.size = 4
+        archive.addfile(owned, io.BytesIO(b"pwnd"))
+    return stream.getvalue()
+
+
+def test_a_link_too_long_to_be_followed_leads_nowhere(tmp_path) -> None:
+    (tmp_path / "a.tar").write_bytes(long_way_out())
+    (tmp_path / "victim").mkdir()
+    with pytest.raises(InputError, match="is not to be trusted") as said:
+        archives.unpack(tmp_path / "a.tar", tmp_path / "x/into", tmp_path / "x/scratch")
+    assert "is a link, a device or a pipe" in str(said.value)
+    assert sorted(contents(tmp_path)) == ["a.tar"]
+    assert not list((tmp_path / "x").iterdir())
+
+
+@pytest.mark.parametrize("packed", [zipped, tarred])
+def test_a_member_below_a_file_or_in_place_of_a_folder_is_refused(packed, tmp_path) -> None:
+    name = "a.zip" if packed is zipped else "a.tgz"
+    for files in ({"a": b"", "a/b": b""}, {"a/b": b"", "a": b""}, {"a\nb/../c": b""}):
+        (tmp_path / name).write_bytes(packed(files))
+        with pytest.raises(InputError, match="is not to be trusted") as said:
+            archives.unpack(tmp_path / name, tmp_path / "into", tmp_path / "scratch")
+        assert "\n" not in str(said.value)
+        assert sorted(contents(tmp_path)) == [name]
+
+
+def test_owners_modes_and_set_user_bits_are_not_those_of_the_archive(tmp_path) -> None:
+    stream, content = io.BytesIO(), b"#!/bin/sh"
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        folder, file = tarfile.TarInfo("./bin"), tarfile.TarInfo("./bin/run")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o2000  # nobody could look into it
+        file.size, file.mode, file.uid = len(content), 0o6777, 12345
+        archive.addfile(folder)
+        archive.addfile(file, io.BytesIO(content))
+    (tmp_path / "a.tar").write_bytes(stream.getvalue())
+    before = os.umask(0)
+    try:
+        archives.unpack(tmp_path / "a.tar", tmp_path / "into", tmp_path / "scratch")
+    finally:
+        os.umask(before)
+    made = tmp_path / "into/bin/run"
+    assert made.read_bytes() == content
+    assert (made.stat().st_mode & 0o7777, made.stat().st_uid) == (0o644, os.getuid())
+    assert made.parent.stat().st_mode & 0o7777 == 0o755
 
 
 def test_nothing_is_written_over(site, tmp_path) -> None:
@@ -371,22 +426,24 @@ def test_nothing_is_written_over(site, tmp_path) -> None:
     assert len(site.asked) == 1
 
 
-def test_unpacking_that_stops_half_way_leaves_no_half_tree(site, tmp_path, monkeypatch) -> None:
-    site.files["small.zip"] = zipped(tree())
-    extract, left = zipfile.ZipFile.extract, [3]
+@pytest.mark.parametrize(("name", "packed"), [("small.zip", zipped), ("small.tgz", tarred)])
+def test_unpacking_that_stops_half_way_leaves_no_half_tree(name, packed, site, tmp_path, monkeypatch) -> None:
+    site.files[name] = packed(tree())
+    copy, left = archives.shutil.copyfileobj, [3]
 
-    def full(*arguments: Any) -> str:
+    def full(*arguments: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return extract(*arguments)
+        copy(*arguments)
 
-    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
-    with pytest.raises(InputError, match="no room left"):
-        download(entry(site, "small.zip"), tmp_path)
-    assert sorted(contents(tmp_path)) == ["small.zip"]
-    monkeypatch.setattr(zipfile.ZipFile, "extract", extract)
-    assert download(entry(site, "small.zip"), tmp_path).new == ("small.zip",)
+    with monkeypatch.context() as patch:
+        patch.setattr(archives.shutil, "copyfileobj", full)
+        with pytest.raises(InputError, match="no room left"):
+            download(entry(site, name), tmp_path)
+    assert left[0] < 0
+    assert sorted(contents(tmp_path)) == [name]
+    assert download(entry(site, name), tmp_path).new == (name,)
 
 
 def test_too_little_room_is_said_before_anything_is_fetched(site, tmp_path) -> None:

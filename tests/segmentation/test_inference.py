@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -44,7 +45,7 @@ def pictures(*shape: int) -> Tensor:
 
 def alone(model: nn.Module, images: Tensor, inference: Inference = Inference(), batch_size: int = 16) -> list[Tensor]:
     """The logits of one image's passes."""
-    return [logits[0] for logits in run_passes(model, [images], inference, batch_size)]
+    return [logits[0] for logits in run_passes(model, [images], CLASSES, inference, batch_size)]
 
 
 @pytest.mark.parametrize("size", [(20, 33), (50, 41), (11, 70)])
@@ -134,7 +135,7 @@ def test_with_flip_the_answer_for_the_mirror_image_is_the_mirrored_answer(window
 def test_scales_are_the_mean_of_the_probabilities_of_separate_questions() -> None:
     model, scaled = blurry(), [pictures(10, 17), pictures(20, 33), pictures(25, 42)]
     asked = Inference(scales=(0.5, 1.0, 1.25))
-    passes = [logits[0] for logits in run_passes(model, scaled, asked)]
+    passes = [logits[0] for logits in run_passes(model, scaled, CLASSES, asked)]
     separate = [probabilities_at(alone(model, images), (40, 66)) for images in scaled]
     found = probabilities_at(passes, (40, 66))
     torch.testing.assert_close(found, torch.stack(separate).mean(dim=0), rtol=0, atol=1e-6)
@@ -193,10 +194,11 @@ def test_images_are_answered_in_order_whatever_their_sizes() -> None:
     scaled = [[pictures(*shape)[0], pictures(shape[0] // 2, shape[1] // 2)[0]] for shape in shapes]
     for window in (None, 12):
         asked = Inference(window, flip=True, scales=(1.0, 0.5))
-        found = list(passes_of_each(model, [(images, i) for i, images in enumerate(scaled)], asked, batch_size=2))
+        pairs = [(images, i) for i, images in enumerate(scaled)]
+        found = list(passes_of_each(model, pairs, CLASSES, asked, batch_size=2))
         assert [i for _, i in found] == [0, 1, 2, 3]
         for images, (passes, _) in zip(scaled, found, strict=True):
-            expected = [x[0] for x in run_passes(model, [image[None] for image in images], asked)]
+            expected = [x[0] for x in run_passes(model, [image[None] for image in images], CLASSES, asked)]
             assert len(passes) == 4
             for one, other in zip(passes, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=1e-5)  # batches round otherwise
@@ -213,6 +215,57 @@ def test_pixels_are_counted_at_the_masks_own_size() -> None:
                 assert counts[true, predicted] == ((mask == true) & (answer == predicted)).sum()
 
 
+class Nearest(nn.Module):
+    """The class whose level is nearest to the red of a pixel: computed pixel by pixel, so that batches round alike."""
+
+    levels: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("levels", torch.linspace(-2, 2, classes).view(-1, 1, 1))
+        self.batches: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        return -(images[:, :1] - self.levels).abs()
+
+
+# logits of one pass over one image of 8 x 12: 96 values a class
+@pytest.mark.parametrize(("classes", "batches"), [(3, [5]), (30, [3, 2]), (50, [2, 2, 1]), (150, [1] * 5)])
+def test_with_many_classes_fewer_images_go_together_and_the_counts_are_the_same(classes, batches, monkeypatch) -> None:
+    model = Nearest(classes)
+    pairs = [(pictures(8, 12)[0], torch.randint(0, classes, (16, 24))) for _ in range(5)]
+    expected = count_pixels(model, pairs, classes, 255)
+    assert model.batches == [5]
+    model.batches.clear()
+    monkeypatch.setattr(inference_module, "LOGITS", 96 * 100)
+    found = count_pixels(model, pairs, classes, 255)
+    assert model.batches == batches
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_all_passes_over_the_images_that_go_together_count(monkeypatch) -> None:
+    model, asked = Nearest(10), Inference(flip=True, scales=(1.0, 0.5))
+    pairs = [((pictures(8, 12)[0], pictures(4, 6)[0]), i) for i in range(4)]
+    monkeypatch.setattr(inference_module, "LOGITS", 2 * (2 * 10 * (96 + 24)))  # of two images
+    made = [[logits.clone() for logits in passes] for passes, _ in passes_of_each(model, pairs, 10, asked)]
+    assert model.batches == [2] * 4 * 2
+    monkeypatch.undo()
+    for one, (other, _) in zip(made, passes_of_each(model, pairs, 10, asked), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(2**28, [10]), (3 * 64 * 10, [3, 3, 3, 1]), (1, [1] * 10)])
+def test_with_many_classes_fewer_windows_go_together(limit: int, batches: list[int], monkeypatch) -> None:
+    model, images, asked = Nearest(10), pictures(12, 24), Inference(window=8)
+    (expected,) = run_passes(model, [images], 10, asked)
+    model.batches.clear()
+    monkeypatch.setattr(inference_module, "LOGITS", limit)
+    (found,) = run_passes(model, [images], 10, asked)
+    assert model.batches == batches
+    assert torch.equal(found, expected)  # windows are added up in the same order
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -225,8 +278,36 @@ def test_pixels_are_counted_at_the_masks_own_size() -> None:
     ],
 )
 def test_what_makes_no_sense_is_one_line(options, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         Inference(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def _unchecked_types():
+    """Types are checked under pytest alone, and before anything else."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("_unchecked_types")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 8.5}, "a window of 8.5 pixels is no whole number: take one such as 512"),
+        ({"window": "8"}, "a window of '8' pixels is no whole number"),
+        ({"overlap": "half"}, "an overlap of 'half' is no number: take a share from 0 to below 1"),
+        ({"overlap": None}, "an overlap of None is no number"),
+        ({"scales": 1.0}, r"scales of 1.0 are no tuple of numbers: take \(1.0,\), or \(0.75, 1.0, 1.25\)"),
+        ({"scales": ("1",)}, r"scales of \('1',\) are no tuple of numbers"),
+        ({"scales": [0.5, 1.0]}, r"scales of \[0.5, 1.0\] are no tuple"),
+    ],
+)
+def test_what_is_of_another_type_is_one_line(options, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        Inference(**options)
+    assert "\n" not in str(error.value)
 
 
 def test_labels_tell_settings_apart() -> None:

@@ -37,6 +37,37 @@ def test_each_layer_learns_slower_than_the_next_by_the_decay() -> None:
     assert decays[found["pos_embed"]] == decays[found["blocks.0.attn.qkv.bias"]] == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "first", "last"),
+    [
+        ("resnet18", {"channels": (8, 16, 16, 16)}, "conv1.weight", "layer4.1.conv2.weight"),
+        (
+            "convnext_atto",
+            {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)},
+            "stem.0.weight",
+            "stages.3.blocks.0.mlp.fc2.weight",
+        ),
+        ("vit_tiny_patch16_224", VIT, "patch_embed.proj.weight", "blocks.3.mlp.fc2.weight"),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 64, "embed_dim": 12, "depths": (2, 2, 2), "num_heads": (1, 2, 3), "window_size": 4},
+            "patch_embed.proj.weight",
+            "layers.2.blocks.1.mlp.fc2.weight",
+        ),
+    ],
+)
+def test_the_last_layer_that_is_used_learns_at_the_peak_rate(name: str, options: dict, first: str, last: str) -> None:
+    """A ConvNeXt has a norm after it that only classifying needs."""
+    model = SegmentationModel(build_backbone(name, **options), 3, head="linear")
+    task = SegmentationTask(model, 3, torch.nn.Identity(), backbone_lr=0.01, layer_decay=0.5)
+    rates = {parameter: group["lr"] for group in task._backbone_groups() for parameter in group["params"]}
+    found = dict(model.backbone.model.named_parameters())
+    assert rates[found[last]] == max(rates.values()) == 0.01
+    assert rates[found[first]] == min(rates.values()) < 0.01
+    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert {parameter for parameter in found.values() if parameter.grad is not None} == set(rates)
+
+
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])
 def test_rates_rise_over_the_warm_up_and_fall_to_nearly_nothing(schedule: str) -> None:
     factors = [rate_factor(step, total=100, warmup=5, schedule=schedule) for step in range(100)]

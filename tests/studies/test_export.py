@@ -20,6 +20,7 @@ from regard.errors import InputError
 from regard.segmentation.module import SegmentationModel
 from regard.studies import onnx
 from regard.studies.export import CONFIG_FILE, from_pretrained, push, save_onnx, save_pretrained, save_safetensors
+from regard.studies.exported import config
 from regard.studies.folders import write_json
 from regard.studies.runs import RUN_FILE, Run, load_run
 
@@ -32,6 +33,10 @@ BACKBONES = {
     "vit": ("vit_tiny_patch16_224", VIT),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
 }
+HEADS = [
+    {"block": 3, "strength": 0.125, "weights": [0.5, 0.3, 0.2]},
+    {"block": 7, "strength": 0.0, "weights": [0.3333, 0.3333, 0.3334]},
+]
 SECRET = "/home/someone/private.pth"
 
 
@@ -54,6 +59,7 @@ def make_run(folder: Path, backbone: str, fusion: str, head: str) -> Path:
             "classes": CLASSES,
             "palette": [[i, 2 * i, 255 - i] for i in range(len(CLASSES))],
             "ignore_index": 255,
+            "head_weights": HEADS,
             "curve": [{"epoch": 0, "val_miou": 0.25}, {"epoch": 1, "val_miou": 0.5}],
         },
     )
@@ -115,6 +121,7 @@ def test_a_config_makes_nothing_else_be_opened_or_fetched(run: Run, tmp_path: Pa
     config["backbone"]["options"] |= {"pretrained": True, "checkpoint_path": SECRET}
     write_json(tmp_path / "made" / CONFIG_FILE, config)
     again = load_run(tmp_path / "made")
+    assert SECRET not in json.dumps(describe(again.model.backbone))
     assert np.array_equal(logits(again, 1, 3, 32, 32), logits(run, 1, 3, 32, 32))
 
 
@@ -133,6 +140,47 @@ def test_a_model_card_names_classes_and_scores(run: Run, tmp_path: Path) -> None
     assert "50.0 %" in card  # the best epoch's
     assert "license:" not in card  # left to the user
     assert from_pretrained(tmp_path / "made").classes == run.classes
+
+
+def test_what_is_exported_says_which_heads_the_fusion_uses(run: Run, tmp_path: Path) -> None:
+    assert run.head_weights == HEADS
+    assert config(run.description)["head_weights"] == HEADS  # which the metadata of an ONNX file is, too
+    save_pretrained(run, tmp_path / "made")
+    assert load_run(tmp_path / "made").head_weights == HEADS
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "| 3 | 0.125 | 0.50, 0.30, 0.20 |\n| 7 | 0.000 | 0.33, 0.33, 0.33 |\n" in card
+
+
+def test_a_run_of_an_older_version_names_no_heads(run: Run, tmp_path: Path) -> None:
+    described = json.loads((tmp_path / "run" / RUN_FILE).read_text())
+    del described["head_weights"]
+    write_json(tmp_path / "run" / RUN_FILE, described)
+    old = load_run(tmp_path / "run")
+    save_pretrained(old, tmp_path / "made")
+    assert old.head_weights == load_run(tmp_path / "made").head_weights == []
+    assert "Attention heads" not in (tmp_path / "made" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "palette",
+    [
+        [],
+        [[0, 0, 0]],
+        [[0, 0]] * len(CLASSES),
+        [[0, 0, 256]] * len(CLASSES),
+        [[-1, 0, 0]] * len(CLASSES),
+        [[0.5, 0, 0]] * len(CLASSES),
+        [[0, 0, 0], [0]] * len(CLASSES),
+        [["0", "0", "0"]] * len(CLASSES),
+        None,
+    ],
+)
+def test_a_palette_that_is_none_is_one_line(run: Run, tmp_path: Path, palette) -> None:
+    described = json.loads((tmp_path / "run" / RUN_FILE).read_text())
+    write_json(tmp_path / "run" / RUN_FILE, {**described, "palette": palette})
+    with pytest.raises(InputError, match="is damaged, or of another version") as error:
+        load_run(tmp_path / "run")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +362,7 @@ def test_an_onnx_file_of_a_fixed_size_says_so_and_takes_others_all_the_same(run:
     assert "fixed to images of 24 x 40 pixels: as asked for" in said
     again = load_run(tmp_path / "model.onnx")
     assert again.description["fixed"] == [24, 40]
+    assert again.head_weights == HEADS
     expected = logits(run, 3, 3, 24, 40)
     assert np.abs(logits(again, 3, 3, 24, 40) - expected).max() <= 1e-4 * np.abs(expected).max()
     assert again.predict(photo(50, 60)).shape == (50, 60)

@@ -12,6 +12,7 @@ from regard.backbones import normalize
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.evaluation.scores import boundary_counts, calibration_bins, confusion
+from regard.segmentation import inference as inference_module
 from regard.segmentation.inference import Inference
 from regard.studies.pixels import read_pixels
 from regard.studies.runs import Run, full_summary, summary
@@ -116,6 +117,25 @@ def test_scales_are_made_of_the_image_itself(run, pixels) -> None:
     with torch.no_grad():
         expected = run.model(normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None]))[0]
     assert torch.equal(logits, expected)
+
+
+def test_a_run_says_which_heads_its_fusion_uses_where_that_was_written(run) -> None:
+    assert run.head_weights == []
+    levels = [{"block": 3, "strength": 0.1, "weights": [0.25, 0.75]}]
+    assert Run(run.model, {**run.description, "head_weights": levels}).head_weights == levels
+
+
+def test_a_run_with_many_classes_is_asked_for_fewer_images_at_once(run, monkeypatch) -> None:
+    seen, forward = [], run.model.forward
+    monkeypatch.setattr(run.model, "forward", lambda images: (seen.append(len(images)), forward(images))[1])
+    data = Scenes(5, size=32)
+    expected = run.evaluate(data)
+    assert seen == [5]
+    seen.clear()
+    monkeypatch.setattr(inference_module, "LOGITS", 2 * CLASSES * 32 * 32)
+    found = run.evaluate(data)
+    assert seen == [2, 2, 1]
+    assert np.abs(found - expected).sum() <= 4  # convolutions of other batches round otherwise, which may turn a tie
 
 
 class Varied:

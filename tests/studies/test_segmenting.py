@@ -1,5 +1,8 @@
 """Training a segmentation: what its settings promise, averages of its weights, features of a frozen backbone kept."""
 
+import json
+import pickle
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from regard.backbones import build_backbone
+from regard.backbones import build_backbone, save_backbone
 from regard.backbones.weights import MODEL_FILE
+from regard.cli import main
 from regard.data.scenes import Scenes
-from regard.errors import InputError
+from regard.errors import InputError, Interrupted
 from regard.segmentation.module import SegmentationModel, SegmentationTask
 from regard.studies import feature_cache, segmenting, training
 from regard.studies.runs import load_run, summary
 from regard.studies.segmenting import Cache, SegmentSettings, class_pixels, segment_run
+from regard.studies.stopping import Checkpoints
 from regard.studies.training import Hardware
 
 HARDWARE = Hardware("cpu", bar=False)
@@ -83,6 +88,19 @@ def test_parts_of_a_step_add_up_to_the_step(tmp_path) -> None:
         torch.testing.assert_close(gradients[1][name], whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
 
 
+def test_the_loss_of_the_curve_is_that_of_whole_steps(tmp_path) -> None:
+    """Lightning divides that of a part by the number of parts."""
+    settings = replace(SETTINGS, epochs=1, lr=0.0, backbone_lr=0.0, scale=(1.0, 1.2))
+    losses = []
+    for accumulate in (1, 2):
+        made = segment_run(
+            TRAIN, VAL, vit().eval(), "none", replace(settings, accumulate=accumulate), tmp_path / str(accumulate),
+            hardware=HARDWARE,
+        )  # fmt: skip
+        losses.append(made["curve"][0]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)  # the head's batch norm sees other batches
+
+
 def test_the_step_must_come_out_even() -> None:
     with pytest.raises(InputError, match="a step of 4 images is not 3 equal parts"):
         segment_run(TRAIN, VAL, vit(), "none", replace(SETTINGS, accumulate=3), Path("unused"))
@@ -99,6 +117,60 @@ def test_patience_ends_a_training_that_gets_no_better_and_its_best_epoch_is_kept
     made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
     assert [round(point["val_miou"], 2) for point in made["curve"]] == [0.1, 0.3, 0.2, 0.3, 0.29]
     assert made["best_epoch"] == 2
+
+
+def cut(monkeypatch, epoch: int) -> None:
+    """Be told to stop in the last step of this epoch."""
+    start = Checkpoints.on_train_batch_start
+
+    def told(callback, trainer, *rest) -> None:
+        start(callback, trainer, *rest)
+        if trainer.current_epoch == epoch and trainer.is_last_batch:
+            callback._remember(signal.SIGTERM, None)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_start", told)
+
+
+def test_a_run_cut_short_does_not_go_on_from_other_weights(tmp_path, monkeypatch, capsys) -> None:
+    """Its checkpoint would bring back the first ones without a word; a cache would hold features of the others."""
+    command = ["segment", "--data", "scenes", "--backbone", "vit_tiny_patch16_224", "--size", "32", "--out"]
+    command += [str(tmp_path / "out"), "--backbone_options", json.dumps(VIT), "--weights"]
+    for seed in "12":
+        torch.manual_seed(int(seed))
+        save_backbone(build_backbone("vit_tiny_patch16_224", **VIT), tmp_path / f"{seed}.safetensors")
+
+    def stops(*_, **__) -> None:
+        raise Interrupted("told to", signal.SIGTERM)
+
+    monkeypatch.setattr(segmenting, "segment_run", stops)
+    for seed, status in (("1", 128 + signal.SIGTERM), ("1", 128 + signal.SIGTERM), ("2", 2)):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, str(tmp_path / f"{seed}.safetensors")])
+        assert ended.value.code == status
+    assert "holds a run with other settings (first_weights, weights)" in capsys.readouterr().err
+
+
+def test_a_run_that_patience_ends_is_not_cut_short_by_a_signal_in_its_last_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", lambda task: task.log("val_miou", 0.5))
+    settings = replace(SETTINGS, epochs=9, patience=1)
+    cut(monkeypatch, 1)
+    made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    assert len(made["curve"]) == 2
+
+
+def test_a_run_whose_best_weights_were_replaced_after_its_checkpoint_ends_all_the_same(tmp_path, monkeypatch) -> None:
+    given = iter([0.5, 0.4, 0.45])
+    monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", lambda task: task.log("val_miou", next(given)))
+    settings = replace(SETTINGS, epochs=3)
+    with monkeypatch.context() as patch:
+        cut(patch, 0)
+        with pytest.raises(Interrupted):
+            segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    (best,) = (tmp_path / "checkpoints").glob("best-*")
+    best.unlink()
+    made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    assert made["best_epoch"] == 3
+    assert len(made["curve"]) == 3
 
 
 @pytest.mark.parametrize("average", ["ema", "swa"])
@@ -256,7 +328,19 @@ def test_an_interrupted_cache_goes_on_behind_its_last_whole_sample(tmp_path, mon
         assert one.read_bytes() == two.read_bytes()
 
 
+def test_a_loading_process_gets_the_path_of_the_tensors_not_the_tensors(tmp_path) -> None:
+    cached(tmp_path / "out", tmp_path / "cache")
+    folder = max((tmp_path / "cache").glob("*/tensors.bin"), key=lambda path: path.stat().st_size).parent
+    file = feature_cache.TensorFile(folder)
+    first = file[0]
+    packed = pickle.dumps(file)
+    assert len(packed) < (folder / feature_cache.TENSORS_FILE).stat().st_size / 5
+    assert all(np.array_equal(a, b) for a, b in zip(pickle.loads(packed)[0], first, strict=True))
+
+
 def test_a_cache_needs_a_frozen_backbone_and_room(tmp_path, monkeypatch) -> None:
+    with pytest.raises(InputError, match="leave out --cache_crops"):
+        segment_run(TRAIN, VAL, vit(), "none", replace(SETTINGS, cache_crops=2), tmp_path / "out")
     with pytest.raises(InputError, match="add --freeze"):
         segment_run(TRAIN, VAL, vit(), "none", SETTINGS, tmp_path / "out", cache=Cache(tmp_path / "cache", ""))
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())

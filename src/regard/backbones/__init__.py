@@ -23,7 +23,7 @@ from regard.backbones.base import (
 from regard.backbones.convnet import ConvNet
 from regard.backbones.swin import Swin
 from regard.backbones.vit import ViT, is_vit
-from regard.backbones.weights import BACKBONE_FILE, backbone_file, load_weights, read_description
+from regard.backbones.weights import BACKBONE_FILE, backbone_file, load_weights, read_description, without_sources
 from regard.errors import InputError, unknown
 
 __all__ = [
@@ -58,17 +58,21 @@ def build_backbone(
     description = read_description(Path(name))
     if description:
         options = description["options"] | timm_options
-        return build_backbone(description["name"], weights=weights or backbone_file(Path(name)), **options)
+        return _build(description["name"], False, weights or backbone_file(Path(name)), options)
     if "/" in str(name) or str(name).endswith((".pth", ".safetensors", ".ckpt", ".pt")):
         raise InputError(
             f"{name} is neither a timm model, nor a run of regard pretrain or regard segment, nor a {BACKBONE_FILE}; "
             "weights of another kind go with a model name: --backbone vit_small_patch16_224 --weights FILE"
         )
-    name = str(name)
-    if name.split(".")[0] not in timm.list_models():
-        raise unknown("backbone", name, timm.list_models())
     if pretrained and weights:
         raise InputError("choose one of pretrained and weights")
+    return _build(str(name), pretrained, weights, timm_options)
+
+
+def _build(name: str, pretrained: bool, weights: str | Path | None, timm_options: dict[str, Any]) -> Backbone:
+    """As `build_backbone`, for a name of timm's and nothing else."""
+    if name.split(".")[0] not in timm.list_models():
+        raise unknown("backbone", name, timm.list_models())
     ours = {key: timm_options[key] for key in ("positions",) if key in timm_options}
     theirs = {key: value for key, value in timm_options.items() if key not in ours}
     backbone = _wrap(_create(name, pretrained, theirs), name, ours)
@@ -82,16 +86,19 @@ def build_backbone(
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:
-    """What `from_description` needs to build it again, weights aside: plain values, fit for JSON."""
+    """What `from_description` needs to build it again, weights aside: plain values, fit for JSON.
+
+    Nothing of where its weights came from: see `weights.without_sources`.
+    """
     statistics = None
     if backbone.statistics is not None:
         statistics = {"mean": list(backbone.statistics[0]), "std": list(backbone.statistics[1])}
-    return {"name": backbone.name, "options": dict(backbone.options), "statistics": statistics}
+    return without_sources({"name": backbone.name, "options": backbone.options, "statistics": statistics})
 
 
 def from_description(description: dict[str, Any]) -> Backbone:
-    """The backbone that `describe` described, with random weights."""
-    backbone = build_backbone(description["name"], **description["options"])
+    """The backbone that `describe` described, with random weights: what else the description names is not opened."""
+    backbone = _build(description["name"], False, None, without_sources(description)["options"])
     backbone.statistics = _statistics(description.get("statistics"))
     return backbone
 

@@ -3,6 +3,7 @@
 Heads, fusions and metrics are written against this file alone; they never look inside a model.
 """
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -267,6 +268,15 @@ def normalize(images: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h 
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
     std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
     return (images.float() - mean) / std
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Changes with any weight or statistic: a hash of all their bytes."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def crop(maps: Float[Tensor, "*lead h w"], grid: tuple[int, int]) -> Float[Tensor, "*lead h2 w2"]:

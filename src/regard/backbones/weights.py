@@ -31,9 +31,24 @@ PREFIXES = ("teacher_backbone.model.", "backbone.model.", "backbone.")
 # Parts of a checkpoint that are not the backbone: classifiers, and the heads that pre-training throws away.
 HEADS = ("fc.", "head.", "head_dist.", "classifier.", "projector.", "bn.")
 
+# Options of a backbone that say where its first weights came from. What is described has weights of its own, and a
+# description that came from somewhere else should not make timm open or fetch others.
+SOURCES = frozenset(
+    ("pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "hf_hub_id")
+)
+
+
+def without_sources(description: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's description without the places that its first weights came from."""
+    options = {key: value for key, value in description["options"].items() if key not in SOURCES}
+    return {**description, "options": options}
+
 
 def read_description(path: Path) -> dict[str, Any] | None:
-    """Name and timm options of a backbone that `regard` saved (file or run folder); None if it is not one."""
+    """Name and timm options of a backbone that `regard` saved (file or run folder); None if it is not one.
+
+    They name no other weights: see `without_sources`. Raises InputError for a damaged file.
+    """
     path = backbone_file(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return None
@@ -42,7 +57,16 @@ def read_description(path: Path) -> dict[str, Any] | None:
             text = (file.metadata() or {}).get("regard")
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}") from error
-    return json.loads(text) if text else None
+    if not text:
+        return None
+    try:
+        description = without_sources(json.loads(text))
+        named = isinstance(description["name"], str)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        named = False
+    if not named:
+        raise InputError(f"{path} does not say in its metadata which backbone it holds: make it again")
+    return description
 
 
 def backbone_file(path: Path) -> Path:

@@ -23,7 +23,9 @@ from regard.errors import InputError, Interrupted, TrainingStopped
 # The least that a number may be, wherever it is an option.
 LEAST = (
     dict.fromkeys(("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate"), 1)
-    | dict.fromkeys(("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every"), 0)
+    | dict.fromkeys(
+        ("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every", "weight_decay"), 0
+    )
     | dict.fromkeys(("fps", "limit", "crop", "window", "patience", "cache_crops", "height", "width"), 1)
     | dict.fromkeys(("guide_sharpness", "guide_diversity", "guide_consistency"), 0)
 )

@@ -14,12 +14,13 @@ Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 
 
-def outputs(paths: Sequence[str], out: str, also: Sequence[str] = ()) -> dict[Path, Path]:
+def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bool = True) -> dict[Path, Path]:
     """The PNG in `out` for every image in these files and folders, under its own name, in natural order.
 
     A path may be a pattern such as "photos/**/*.jpg": it stands for the images and videos that match. Those of a
     pattern, as those of a folder, keep the folders that they lie in below it.
-    also: endings of further files that are made, such as "-overlay.png"; their names are `beside(png, ending)`.
+    also:   endings of further files that are made, such as "-overlay.png"; their names are `beside(png, ending)`.
+    videos: False where videos are of no use: patterns then stand for images alone.
 
     Raises InputError for a path that is not there, and where a file would take the place of an image or of another one.
     """
@@ -32,7 +33,7 @@ def outputs(paths: Sequence[str], out: str, also: Sequence[str] = ()) -> dict[Pa
         elif path.is_file():
             found = {path: path.name}
         elif glob.has_magic(str(path)):
-            found = _matches(path)
+            found = _matches(path, videos)
         else:
             raise InputError(f"no file or folder at {path}")
         made |= {file: (Path(out) / name).with_suffix(".png") for file, name in found.items()}
@@ -53,8 +54,8 @@ def outputs(paths: Sequence[str], out: str, also: Sequence[str] = ()) -> dict[Pa
     return made
 
 
-def _matches(pattern: Path) -> dict[Path, str]:
-    """The images and videos that match, and their paths below the part of the pattern that is plain."""
+def _matches(pattern: Path, videos: bool) -> dict[Path, str]:
+    """The images, and videos if wanted, that match, and their paths below the part of the pattern that is plain."""
     from regard.data.datasets import is_image
     from regard.data.video import is_video
 
@@ -63,7 +64,7 @@ def _matches(pattern: Path) -> dict[Path, str]:
     return {
         file: file.relative_to(plain).as_posix()
         for file in found
-        if (is_image(file.name) or is_video(file.name)) and file.is_file()
+        if (is_image(file.name) or (videos and is_video(file.name))) and file.is_file()
     }
 
 

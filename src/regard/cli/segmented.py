@@ -12,9 +12,10 @@ from PIL import Image
 from rich.progress import track
 
 from regard.cli.common import beside, console
+from regard.data.layout import Source
 from regard.errors import InputError
-from regard.segmentation.inference import Inference, classes_at, probabilities_at
-from regard.studies.folders import write_whole
+from regard.segmentation.inference import BATCH, Inference, classes_at, probabilities_at
+from regard.studies.folders import read_json, write_whole
 from regard.studies.pixels import read_pixels
 from regard.studies.runs import Run
 
@@ -23,13 +24,20 @@ LINE = 1 / 400  # width of an outline as a share of the image's shorter side
 
 
 def segment_files(
-    run: Run, files: dict[Path, Path], inference: Inference, also: Sequence[str] = (), opacity: float = 0.5
+    run: Run,
+    files: dict[Path, Path],
+    inference: Inference,
+    also: Sequence[str] = (),
+    opacity: float = 0.5,
+    batch_size: int = BATCH,
 ) -> int:
     """Write the mask of every image that can be read, and what is wanted `also`; returns how many there are.
 
     NAME.png:         class indices, with the classes' colours as palette, at the image's own size.
     NAME-overlay.png: the image with these colours over it, and lines between classes.
     NAME.npz:         probabilities, float16 (classes, h, w), and classes, their names.
+
+    batch_size: windows of one image in a forward pass.
 
     Raises InputError at the end where images could not be read, after a line for each on stderr; the masks of the
     others are there by then. Where none could be read, nothing is written, and the error is all that is said.
@@ -41,7 +49,7 @@ def segment_files(
         except InputError as error:
             unread.append(error)
             continue
-        passes, size = run.passes(pixels, inference), pixels.shape[:2]
+        passes, size = run.passes(pixels, inference, batch_size), pixels.shape[:2]
         mask = classes_at(passes, size).to(torch.uint8).cpu().numpy()
         indexed = Image.fromarray(mask).convert("P")
         indexed.putpalette(run.palette.flatten().tolist())
@@ -81,6 +89,24 @@ def overlay(
     is_line = cv2.dilate(mask, square) != cv2.erode(mask, square)
     mixed = cv2.addWeighted(colours, opacity, image, 1 - opacity, 0)
     return np.where(is_line[..., None], colours, mixed).astype(np.uint8)
+
+
+def evaluation_file(name: str) -> str:
+    """Where the scores of `regard evaluate` go, in the folder of the run."""
+    return f"evaluation-{name}.json"
+
+
+def name_evaluation(folder: Path, name: str, source: Source) -> str:
+    """`name`; where there are scores of other data under it, `name` and that of the data's folder.
+
+    name: tells the split and the settings. Raises InputError where there are scores of other data under both.
+    """
+    data, longer = source.describe(), f"{name}-{Path(source.root).resolve().name}"
+    for free in (name, longer):
+        path = folder / evaluation_file(free)
+        if not path.exists() or read_json(path).get("data") == data:
+            return free
+    raise InputError(f"{folder / evaluation_file(longer)} holds the scores of other data: move it, or delete it")
 
 
 def save_figure(path: Path, figure: Figure) -> None:

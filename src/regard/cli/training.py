@@ -147,6 +147,7 @@ def pretrain(
 
     from regard.attention.guidance import Guidance
     from regard.backbones import build_backbone
+    from regard.backbones.base import weights_digest
     from regard.data.layout import open_source
     from regard.studies.folders import run_folder
     from regard.studies.pretraining import (
@@ -191,6 +192,7 @@ def pretrain(
         method, size, local_size, local_crops, epochs, batch_size, options, accumulate, average, guidance
     )
     started = {"data": source.root, "backbone": model.name, "options": model.options, "seed": seed, **asdict(settings)}
+    started["first_weights"] = weights_digest(model)
     started["tune"] = tune  # and not what it chose: a run cut short is the same run before and after the choice
     watch = Watch(logger, on_bad_image, knn_every, on_collapse)
     with run_folder(out, started, PRETRAIN_FILE, may_resume=resume == "auto" or not is_first_process()) as folder:
@@ -220,7 +222,7 @@ def segment(
     loss: str = "cross_entropy",
     class_weights: Literal["none", "balanced"] = "none",
     lr: float = 1e-3,
-    backbone_lr: float = 1e-4,
+    backbone_lr: float | None = None,
     layer_decay: float = 1.0,
     weight_decay: float = 0.01,
     warmup: float = 0.05,
@@ -256,11 +258,12 @@ def segment(
         class_share: Draw a crop again where one class has more of it than this, such as 0.75.
         epochs: Passes over the images.
         batch_size: Images per step, over all accumulated parts.
-        accumulate: Forward passes per step.
+        accumulate: Forward passes per step. Parts count alike, and a loss that is not a sum over pixels (dice, lovasz)
+            is one of each part.
         loss: A sum of cross_entropy, dice, focal and lovasz, such as "cross_entropy + 0.5*dice".
         class_weights: `balanced` gives rare classes more weight in the loss, by their pixels in all training masks.
         lr: Peak rate of fusion and head.
-        backbone_lr: Peak rate of the backbone.
+        backbone_lr: Peak rate of the backbone; by default 1e-4.
         layer_decay: Each layer of the backbone learns at this many times the rate of the layer after it, such as 0.75.
         weight_decay: Of AdamW.
         warmup: Share of the steps in which the rates rise.
@@ -287,6 +290,7 @@ def segment(
 
     from regard.attention.guidance import Guidance
     from regard.backbones import build_backbone
+    from regard.backbones.base import weights_digest
     from regard.data.layout import check_readable, fingerprint, open_source, require_masks
     from regard.segmentation.fusion import build_fusion
     from regard.segmentation.heads import build_head
@@ -310,20 +314,27 @@ def segment(
     guidance.check(model)
     if guidance and freeze:
         raise InputError("guidance changes the backbone, and --freeze leaves it as it is: take one of the two")
+    if freeze and backbone_lr is not None:
+        raise InputError("a frozen backbone does not learn, at no rate: leave out --backbone_lr, or --freeze")
     settings = SegmentSettings(
         size, crop, most=class_share, head=head, head_options=head_options or {}, freeze=freeze, epochs=epochs,
-        batch_size=batch_size, lr=lr, backbone_lr=backbone_lr, weight_decay=weight_decay, layer_decay=layer_decay,
-        warmup=warmup, schedule=schedule, loss=loss, class_weights=class_weights, accumulate=accumulate,
-        average=average, patience=patience, cache_crops=cache_crops, guidance=guidance,
+        batch_size=batch_size, lr=lr, backbone_lr=1e-4 if backbone_lr is None else backbone_lr,
+        weight_decay=weight_decay, layer_decay=layer_decay, warmup=warmup, schedule=schedule, loss=loss,
+        class_weights=class_weights, accumulate=accumulate, average=average, patience=patience,
+        cache_crops=cache_crops, guidance=guidance,
     )  # fmt: skip
-    kept = Cache(Path(cache), fingerprint(source, Path(cache))) if cache else None
+    kept = Cache(Path(cache), fingerprint(source, Path(cache), Path(out))) if cache else None
     check_settings(settings, kept)
     say(source.describe())
     check_readable(source)
     hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
-    started = {"data": source.root, "backbone": backbone, "fusion": fusion, "seed": seed, **asdict(settings)}
+    origin = {"data": source.root, "backbone": backbone, "weights": weights, "pretrained": pretrained}
+    begun = {"options": model.options, "first_weights": weights_digest(model), "cached": kept is not None}
+    started = origin | begun | {"fusion": fusion, "seed": seed} | asdict(settings)
     with run_folder(out, started, RUN_FILE) as folder:
-        made = segment_run(splits["train"], splits["val"], model, fusion, settings, folder, seed, hardware, cache=kept)
+        made = segment_run(
+            splits["train"], splits["val"], model, fusion, settings, folder, seed, hardware, cache=kept, origin=origin
+        )
     for level in made["head_weights"]:
         shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in enumerate(level["weights"]))
         say(f"heads of block {level['block']} in the fusion (strength {level['strength']:.3f}): {shares}")

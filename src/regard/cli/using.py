@@ -20,6 +20,8 @@ def evaluate(
 ) -> str:
     """Score a trained segmentation: IoU, accuracy, Boundary IoU, calibration, and what is taken for what.
 
+    Scores of other settings, and of other data, are kept: they go into files of their own.
+
     Args:
         run: Folder of `regard segment`, or a cell of `regard compare`, or what `regard export` made of one.
         data: `scenes`, or a path with masks of the same classes.
@@ -34,7 +36,7 @@ def evaluate(
     """
     from dataclasses import asdict
 
-    from regard.cli.segmented import save_figure
+    from regard.cli.segmented import evaluation_file, name_evaluation, save_figure
     from regard.data.layout import open_source, require_masks
     from regard.evaluation.charts import confusion_chart, reliability_chart
     from regard.segmentation.inference import Inference
@@ -48,12 +50,12 @@ def evaluate(
     splits = require_masks(source)
     split = split or ("test" if "test" in splits else "val")
     source.split(split)
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent  # of an exported file, beside it
+    name = name_evaluation(folder, "-".join(filter(None, (split, inference.label))), source)
     found = loaded.score(splits[split], inference, batch_size, workers)
     result = full_summary(loaded, found)
     table(result, split)
-    name = "-".join(filter(None, (split, inference.label)))  # so that other settings leave the default's scores alone
-    folder = Path(run) if Path(run).is_dir() else Path(run).parent  # of an exported file, beside it
-    path = folder / f"evaluation-{name}.json"
+    path = folder / evaluation_file(name)
     asked = {"short_side": loaded.size, **asdict(inference)}
     write_json(path, {"data": source.describe(), "split": split, "inference": asked, **result})
     title = f"{Path(run).name} on {Path(source.root).name} ({split}, {found.images} images)\n{inference.label}".strip()
@@ -73,6 +75,7 @@ def predict(
     overlap: float = 0.5,
     flip: bool = False,
     scales: list[float] | None = None,
+    batch_size: int = 16,
     accelerator: Accelerator = "auto",
 ) -> str:
     """Segment images: an indexed PNG with the classes' colours for each, at the image's own size.
@@ -90,6 +93,7 @@ def predict(
         overlap: The share of a window that the next one covers again, from 0 to below 1.
         flip: Also look at the mirror image, and average the probabilities.
         scales: Look at the image at these factors of its size, and average, such as 0.75 1.0 1.25.
+        batch_size: Windows of one image in a forward pass.
         accelerator: `auto` takes a GPU where there is one.
     """
     from regard.cli.segmented import OVERLAY, PROBABILITIES, segment_files
@@ -102,7 +106,8 @@ def predict(
     inference = Inference(window, overlap, flip, tuple(scales or (1.0,)))
     loaded = load_run(run, Hardware(accelerator).device)
     also = [ending for ending, wanted in ((OVERLAY, overlay), (PROBABILITIES, probabilities)) if wanted]
-    made = segment_files(loaded, outputs(images, out, also), inference, also, opacity)
+    files = outputs(images, out, also, videos=False)
+    made = segment_files(loaded, files, inference, also, opacity, batch_size)
     return f"{made} masks in {out}"
 
 

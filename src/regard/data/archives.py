@@ -1,4 +1,8 @@
-"""Unpacks zip and tar archives of others: nothing outside the folder, nothing written over, all of it or nothing."""
+"""Unpacks zip and tar archives of others: nothing outside the folder, nothing written over, all of it or nothing.
+
+Only files and directories are made, and only by the code below: a link is what every way out of a folder starts with,
+and tarfile's own filter against those is missing before Python 3.11.4, and was led astray after it (CVE-2025-4517).
+"""
 
 import errno
 import gzip
@@ -8,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedWriter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from regard.errors import InputError
@@ -21,11 +26,12 @@ def unpack(
 ) -> list[Path]:
     """Unpack into the folder `into`, by way of the folder `scratch` on the same disk; gives what is there now.
 
-    Members come into place only when all are unpacked, so that half a tree never looks like a whole one.
+    Members come into place only when all are unpacked, so that half a tree never looks like a whole one. Files may be
+    read by all and written by their owner (0o644, directories 0o755, less the umask), whatever the archive says.
     progress: gets the bytes of the archive that are done, and in all.
 
-    Raises InputError for a broken archive; a member with an absolute path or "..", a device, a link that leads out of
-    the folder; where something of the same name is there already; and when the disk is full.
+    Raises InputError for a broken archive; a member with an absolute path or "..", one below a file, a link of either
+    kind, a device or a pipe; where something of the same name is there already; and when the disk is full.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -37,8 +43,6 @@ def unpack(
     except (zipfile.BadZipFile, tarfile.ReadError, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
         reason = " ".join(str(error).split())  # tarfile says in a line for each what it is not
         raise InputError(f"{archive} is broken ({reason}): delete it, and download it again") from error
-    except tarfile.FilterError as error:
-        raise InputError(f"{archive} is not to be trusted: {error}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise InputError(f"no room left in {into} to unpack {archive.name}: make room, and try again") from error
@@ -57,9 +61,14 @@ def _zip(archive: Path, folder: Path) -> Iterator[int]:
         for member in members:
             _check_name(archive, member.orig_filename)
             if member.external_attr >> 16 & TYPE == LINK:
-                raise InputError(f"{archive} is not to be trusted: {member.filename} is a link")
+                raise _untrusted(archive, member.filename, "is a link")
         for member in members:
-            opened.extract(member, folder)
+            name = PurePosixPath(member.filename)
+            if member.is_dir():
+                _directory(archive, folder, name)
+            else:
+                with opened.open(member) as content, _create(archive, folder, name) as file:
+                    shutil.copyfileobj(content, file)
             done += member.compress_size
             yield done
 
@@ -68,14 +77,46 @@ def _tar(archive: Path, folder: Path) -> Iterator[int]:
     with archive.open("rb") as raw, tarfile.open(fileobj=raw) as opened:
         for member in opened:
             _check_name(archive, member.name)
-            opened.extract(member, folder, filter="data")  # the filter refuses devices, and links that lead out
+            name = PurePosixPath(member.name)
+            if member.isdir():
+                _directory(archive, folder, name)
+            elif member.isreg() and (content := opened.extractfile(member)):
+                with content, _create(archive, folder, name) as file:
+                    shutil.copyfileobj(content, file)
+            else:
+                raise _untrusted(archive, member.name, "is a link, a device or a pipe")
             yield raw.tell()
+
+
+def _directory(archive: Path, folder: Path, name: PurePosixPath) -> Path:
+    """The directory `name` below `folder`, made where it isn't there."""
+    for part in name.parts:
+        folder /= part
+        if not os.path.lexists(folder):
+            folder.mkdir(0o755)
+        elif folder.is_symlink() or not folder.is_dir():
+            raise _untrusted(archive, str(name), "is both a file and a directory")
+    return folder
+
+
+def _create(archive: Path, folder: Path, name: PurePosixPath) -> BufferedWriter:
+    """The file `name` below `folder`, open for writing; a member of the same name as one before takes its place."""
+    place = _directory(archive, folder, name.parent) / name.name
+    if place.is_symlink() or place.is_dir():
+        raise _untrusted(archive, str(name), "is both a file and a directory")
+    return open(place, "wb", opener=lambda path, flags: os.open(path, flags, 0o644))
 
 
 def _check_name(archive: Path, name: str) -> None:
     windows = PureWindowsPath(name)  # which knows both kinds of slashes
     if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-        raise InputError(f"{archive} is not to be trusted: {name} would be outside of the folder")
+        raise _untrusted(archive, name, "would be outside of the folder")
+    if "\0" in name:
+        raise _untrusted(archive, name, "is no name of a file")
+
+
+def _untrusted(archive: Path, name: str, why: str) -> InputError:
+    return InputError(f"{archive} is not to be trusted: {name!r} {why}")  # a name may hold a line break
 
 
 def _in_place(scratch: Path, into: Path) -> list[Path]:

@@ -2,18 +2,26 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from regard.data.datasets import Dataset, MaskDataset, image_size, list_images, read_image
-from regard.data.layout import Source, open_source
+from regard.data.datasets import Dataset, MaskDataset, MaskFolder, hold_out, list_images
+from regard.data.layout import Source, open_source, tree_splits
+from regard.data.names import VOID, Legend
 from regard.data.survey import in_threads
 from regard.errors import InputError
+
+# Of masks whose classes can't be made out: any value and any colour is as good as another, and 255 is void.
+ANY = Legend((), {**dict.fromkeys(range(VOID), 0), VOID: VOID}, {(0, 0, 0): 0}, others=0)
+TREE = "-"  # in the place of a name, where something is wrong with the source as a whole
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. name: that of the image, or the path of a file. what: in words, and what would work."""
+    """One thing that is wrong.
+
+    name: that of the image; of a mask without one, its path; or TREE. what: in words, and what would work.
+    """
 
     split: str
     name: str
@@ -22,7 +30,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found. data: what the source is. count: the images that were checked. paired: with a mask each."""
+    """What a check found.
+
+    data: what the source is. count: the images that were checked, and the masks without one. paired: with a mask each.
+    """
 
     data: str
     count: int
@@ -31,26 +42,27 @@ class Checked:
 
     @property
     def wrong(self) -> int:
-        """How many images have something wrong with them or with their mask."""
-        return len({(problem.split, problem.name) for problem in self.problems})
+        """How many of `count` have something wrong with the image or with the mask."""
+        return len({(problem.split, problem.name) for problem in self.problems if problem.name != TREE})
 
 
 def check(src: str) -> Checked:
     """Read every image and mask of every split at `src`; shows a progress bar.
 
     Wrong are: an image or a mask that can't be read; a mask that is missing, has another size than its image, values
-    that are no class, or only void; and an image of a later split that has the very pixels of one in an earlier split,
-    so that a score would be of what was trained on.
+    that are no class, or only void; in an images/ + masks/ tree, a mask without an image; and an image of a later split
+    that has the very pixels of one in an earlier split, so that a score would be of what was trained on.
 
-    An images/ + masks/ tree that can't be opened at all, as where a mask is missing, is checked file by file: its masks
-    are read and their sizes compared, but not their values. Other trees that can't be opened raise InputError.
+    An images/ + masks/ tree that can't be opened, as where a mask is missing, is checked all the same. Where its
+    classes can't be made out, no value counts as wrong, and that is one more problem, or an InputError if it is the
+    only one. Other trees that can't be opened raise InputError.
     """
     try:
         source = open_source(src)
     except InputError:
         root = Path(src).expanduser().resolve()
-        is_tree = (root / "images").is_dir() and (root / "masks").is_dir()
-        if is_tree and (checked := _check_files(root)).problems:
+        is_tree = (root / "masks").is_dir() and (root / "images").is_dir() and list_images(root, "images")
+        if is_tree and (checked := _check_unopened(root)).problems:
             return checked
         raise
     return check_source(source)
@@ -69,7 +81,8 @@ def check_source(source: Source) -> Checked:
             where, twin = first.setdefault(digest, (split, name))
             if where != split:
                 problems.append(Problem(split, name, f"the same image as {twin} of {where}: keep one of the two"))
-    return Checked(source.describe(), len(splits), source.has_masks, tuple(problems))
+    orphans = _orphans(source)
+    return Checked(source.describe(), len(splits) + len(orphans), source.has_masks, (*problems, *orphans))
 
 
 def _read(task: tuple[Dataset, int]) -> tuple[bytes | None, list[str]]:
@@ -90,27 +103,29 @@ def _read(task: tuple[Dataset, int]) -> tuple[bytes | None, list[str]]:
     return digest, list(dict.fromkeys(faults))  # where the image can't be read, its mask may say so once more
 
 
-def _check_files(root: Path) -> Checked:
-    """Of each image below images/: whether it and a mask of its name can be read, and have one size."""
-    masks = {os.path.splitext(path)[0]: path for path in list_images(root, "masks")}
+def _orphans(source: Source) -> list[Problem]:
+    """The masks without an image, of an images/ + masks/ tree; in published trees such masks are of other splits."""
+    if source.layout != "masks":
+        return []
+    datasets = (dataset for dataset in source.splits.values() if isinstance(dataset, MaskFolder))
+    stems = {os.path.splitext(mask)[0] for dataset in datasets for mask in dataset.masks}
+    what = "it has no image: one of the same name in images/ would work"
+    splits = tree_splits(Path(source.root), "masks").items()
+    return [Problem(split, path, what) for split, of in splits for path in of if os.path.splitext(path)[0] not in stems]
 
-    def faults(path: str) -> list[str]:
-        mask = masks.get("masks/" + os.path.splitext(path.removeprefix("images/"))[0])
-        found, sizes = [], []
-        for file in (path, mask) if mask else (path,):
-            try:
-                read_image(root / file)
-                sizes.append(image_size(root / file))
-            except InputError as error:
-                found.append(str(error).replace(f"{root}{os.sep}", ""))
-        if not mask:
-            found.append("it has no mask: one of the same name in masks/ would work")
-        elif len(sizes) == 2 and sizes[0] != sizes[1]:
-            (height, width), (rows, columns) = sizes
-            found.append(f"{mask} is {columns}x{rows}: {width}x{height}, the size of its image, would work")
-        return found
 
-    paths = list_images(root, "images")
-    found = zip(paths, in_threads(faults, paths, "checking"), strict=True)
-    problems = tuple(Problem("-", path, fault) for path, listed in found for fault in listed)
-    return Checked(f"images/ + masks/ tree at {root}", len(paths), True, problems)
+def _check_unopened(root: Path) -> Checked:
+    """`check` of an images/ + masks/ tree, with the splits of `open_source`, where that has refused it."""
+    splits = tree_splits(root, "images")
+    if "val" not in splits and len(splits.get("train", ())) > 1:
+        splits["train"], splits["val"] = hold_out(splits["train"])
+    try:
+        legend, unclear = MaskFolder(root, missing_ok=True).legend, ""
+    except InputError as error:
+        legend, unclear = ANY, str(error).replace(f"{root}{os.sep}", "")
+    order = [split for split in ("train", "val", "test") if split in splits]
+    datasets = {split: MaskFolder(root, splits[split], legend, missing_ok=True) for split in order}
+    checked = check_source(Source("masks", str(root), datasets))
+    if unclear and checked.problems and unclear not in {problem.what for problem in checked.problems}:
+        return replace(checked, problems=(Problem(TREE, TREE, unclear), *checked.problems))
+    return checked

@@ -116,19 +116,22 @@ class ClassFolders(ImageFolder):
 
 
 class PairedImages(ImageFolder):
-    """Images with a mask each: `masks` maps the path of an image to that of its mask, both relative to `root`."""
+    """Images with a mask each: `masks` maps the path of an image to that of its mask, both relative to `root`.
 
-    def __init__(self, root: str | Path, masks: Mapping[str, str], legend: Legend):
+    Raises InputError where masks are missing, which counts them; with `missing_ok`, each is an error of `mask` instead.
+    """
+
+    def __init__(self, root: str | Path, masks: Mapping[str, str], legend: Legend, *, missing_ok: bool = False):
         super().__init__(root, tuple(masks))
         self.legend, self.masks = legend, tuple(masks.values())
         self.classes = legend.classes
         # One listing a folder, since a look at each file is slow on network disks.
         present = {folder: _names(self.root / folder) for folder in {os.path.dirname(mask) for mask in self.masks}}
         missing = [path for path, mask in masks.items() if os.path.basename(mask) not in present[os.path.dirname(mask)]]
-        if missing:
-            suffix = os.path.splitext(masks[missing[0]])[1][1:].upper()
-            first = f"the first is {self.root / missing[0]}: a {suffix} at {masks[missing[0]]} would work"
+        if missing and not missing_ok:
+            first = f"the first is {self.root / missing[0]}: {_wanted(masks[missing[0]])}"
             raise InputError(f"{len(missing)} of {len(masks)} images have no mask, {first}")
+        self.missing = frozenset(missing)
 
     @property
     def palette(self) -> UInt8[np.ndarray, "classes 3"]:
@@ -137,6 +140,8 @@ class PairedImages(ImageFolder):
 
     def mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
         """The class index, or `ignore_index`, of each pixel; InputError if it doesn't fit the image or the classes."""
+        if self.paths[i] in self.missing:
+            raise InputError(f"{self.root / self.paths[i]} has no mask: {_wanted(self.masks[i])}")
         path = self.root / self.masks[i]
         labels, size = self.read_labels(path), image_size(self.root / self.paths[i])
         if labels.shape != size:
@@ -153,16 +158,23 @@ class MaskFolder(PairedImages):
     """root/images/**/name.jpg with root/masks/**/name.png, of class indices or of colours; see `mask_legend`.
 
     A mask may be of another lossless format; where there is no other, it may be a JPEG, whose colours are seldom exact.
-    paths: the images to use, relative to `root`; all by default.
+    paths: the images to use, relative to `root`; all by default. missing_ok: as of `PairedImages`.
     """
 
-    def __init__(self, root: str | Path, paths: Sequence[str] | None = None, legend: Legend | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        paths: Sequence[str] | None = None,
+        legend: Legend | None = None,
+        *,
+        missing_ok: bool = False,
+    ):
         paths = list_images(Path(root), "images") if paths is None else paths
         files = sorted(list_images(Path(root), "masks"), key=_preference)
         file_of = {os.path.splitext(file)[0]: file for file in reversed(files)}
         stems = {path: "masks/" + os.path.splitext(path.removeprefix("images/"))[0] for path in paths}
         masks = {path: file_of.get(stem, f"{stem}.png") for path, stem in stems.items()}
-        super().__init__(root, masks, legend or numbered(()))
+        super().__init__(root, masks, legend or numbered(()), missing_ok=missing_ok)
         if legend is None:  # after the check that no mask is missing, since this may read them all
             self.legend = mask_legend(self.root, self.masks[0])
             self.classes = self.legend.classes
@@ -329,8 +341,9 @@ def hold_out(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 def mask_legend(root: Path, first: str) -> Legend:
     """How the masks of an images/ + masks/ tree tell the classes: as classes.json or classes.txt says; see names.py.
 
-    Without either the classes are "class 0" up to the largest value in any mask: every mask is read. Where no colours
-    are given, those in the palette of the `first` mask, if it has one, are taken to draw the classes in.
+    Without either the classes are "class 0" up to the largest value in any mask: every mask is read, and those that
+    can't be are left to `mask` to name, unless that is all of them. Where no colours are given, those in the palette of
+    the `first` mask, if it has one, are taken to draw the classes in.
     """
     if (root / "classes.json").is_file():
         legend = read_json(root / "classes.json")
@@ -342,11 +355,17 @@ def mask_legend(root: Path, first: str) -> Legend:
 
 
 def _counted(root: Path) -> tuple[str, ...]:
-    """Names for all the values up to the largest in any mask."""
-    largest = 0
+    """Names for all the values up to the largest in any mask that can be read; the first error where none can be."""
+    found, errors = [], []
     for path in list_images(root, "masks"):
-        mask = read_mask(root / path)
-        largest = max(largest, int(mask.max(initial=0, where=mask != VOID)))
+        try:
+            mask = read_mask(root / path)
+            found.append(int(mask.max(initial=0, where=mask != VOID)))
+        except InputError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    largest = max(found, default=0)
     if largest == 0:  # most often objects drawn in white: silently, all of them would be void
         raise InputError(f"{root / 'masks'} holds only 0 and {VOID}, which is void: objects as 1, 2, ... would work")
     return tuple(f"class {value}" for value in range(largest + 1))
@@ -355,15 +374,24 @@ def _counted(root: Path) -> tuple[str, ...]:
 def _own_palette(path: Path, legend: Legend) -> tuple[tuple[int, int, int], ...]:
     """The colours of the classes in the palette of an indexed mask; none where it doesn't tell them apart.
 
-    A ramp of greys is none, either: it is what a palette is filled with when nobody has chosen colours.
+    A ramp of greys is none, either: it is what a palette is filled with when nobody has chosen colours. Nor has a mask
+    that can't be read any: `mask` names it, when it is needed for more than this.
     """
-    with _readable(path), Image.open(path) as image:
-        flat = image.getpalette() if image.mode == "P" else None
+    try:
+        with _readable(path), Image.open(path) as image:
+            flat = image.getpalette() if image.mode == "P" else None
+    except InputError:
+        return ()
     value_of = {label: value for value, label in reversed(list(legend.values.items()))}
     entries = [(flat or ())[3 * value_of[label] : 3 * value_of[label] + 3] for label in range(len(legend.classes))]
     colors = tuple((entry[0], entry[1], entry[2]) for entry in entries if len(entry) == 3 and flat)
     told = len(set(colors)) == len(entries) and any(len(set(color)) > 1 for color in colors)
     return colors if told else ()
+
+
+def _wanted(mask: str) -> str:
+    """What would work where a mask is missing."""
+    return f"a {os.path.splitext(mask)[1][1:].upper()} at {mask} would work"
 
 
 def _preference(file: str) -> tuple[int, str]:

@@ -247,21 +247,22 @@ def check_readable(source: Source) -> None:
             )
 
 
-def fingerprint(source: Source, besides: Path) -> str:
+def fingerprint(source: Source, *besides: Path) -> str:
     """Changes whenever a file below the source changes: its path, size or time; files are not read.
 
     It changes with what was decided for the user, too: the same files may give another train set.
-    besides: a folder that may lie below the source and does not count. The scenes' tells their counts and size.
+    besides: folders that may lie below the source and do not count. The scenes' tells their counts and size.
     """
     digest = hashlib.sha256()
     if source.layout == "scenes":
         parts = sorted((split, len(dataset), dataset.image(0).shape) for split, dataset in source.splits.items())
         digest.update(repr(parts).encode())
         return digest.hexdigest()
+    left_out = {folder.resolve() for folder in besides}
     digest.update("".join(f"{note}\n" for note in source.notes).encode())
     for root in _roots(source):
         for folder, folders, files in os.walk(root, followlinks=True):
-            folders[:] = sorted(name for name in folders if Path(folder, name).resolve() != besides.resolve())
+            folders[:] = sorted(name for name in folders if Path(folder, name).resolve() not in left_out)
             for file in sorted(files):
                 status = os.stat(os.path.join(folder, file))
                 path = os.path.relpath(os.path.join(folder, file), root)

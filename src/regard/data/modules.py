@@ -1,5 +1,6 @@
 """What a Trainer is fed: batches of views for pre-training, batches of images and masks for segmentation."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -186,7 +187,9 @@ def whole_loader(dataset: MaskDataset, size: int, batch_size: int, workers: int 
 
 
 def loading(workers: int) -> dict[str, Any]:
-    """How every DataLoader of ours loads."""
+    """How every DataLoader of ours loads: with so many processes, but no more than there are cores for them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers, cores)
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,

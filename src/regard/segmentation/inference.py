@@ -6,13 +6,15 @@ grid of the image that was fed. They are resampled to the size asked for, become
 Sliding windows are those of mmsegmentation's `slide_inference`: logits are averaged where windows overlap, all windows
 counting the same, and the last window of a row or column is shifted so that it lies inside.
 
-Memory: the logits of every pass are kept, classes x height x width of the image as it was fed. At the size asked for,
-which may be far larger, they are made a strip of rows at a time.
+Memory: the logits of every pass are kept, classes x height x width of the image as it was fed. So of many classes,
+fewer images or windows than asked for share a forward pass: see `LOGITS`. At the size asked for, which may be far
+larger, logits are made a strip of rows at a time.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -26,6 +28,10 @@ from regard.evaluation.scores import confusion
 
 Logits = Float[Tensor, "classes _ _"]
 BATCH = 16  # images or windows in one forward pass
+# Values in the logits of all passes over the images that share a forward pass, or of the windows that do: 1 GB of
+# float32, and as much again while the next ones are made. Sixteen images of 171 classes at 512 x 683 would come to 4 GB
+# a pass; here four of them go together, which is enough to keep a GPU busy. One image or window may have more.
+LOGITS = 2**28
 STRIP = 2**26  # values of a strip of rows: 256 MB of float32; most images are one strip
 LEAST_SCALE, MOST_SCALE = 0.1, 10.0
 
@@ -48,10 +54,18 @@ class Inference:
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        if self.window is not None and not isinstance(self.window, Integral):
+            raise InputError(f"a window of {self.window!r} pixels is no whole number: take one such as 512, or None")
         if self.window is not None and self.window < 1:
             raise InputError(f"a window of {self.window} pixels holds nothing: take the size of the training crops")
+        if not isinstance(self.overlap, Real):
+            raise InputError(
+                f"an overlap of {self.overlap!r} is no number: take a share from 0 to below 1, such as 0.5"
+            )
         if not 0 <= self.overlap < 1:
             raise InputError(f"windows cannot overlap by {self.overlap:g}: take a share from 0 to below 1, such as 0.5")
+        if not isinstance(self.scales, tuple) or not all(isinstance(scale, Real) for scale in self.scales):
+            raise InputError(f"scales of {self.scales!r} are no tuple of numbers: take (1.0,), or (0.75, 1.0, 1.25)")
         if not self.scales:
             raise InputError("no scale to look at: take 1.0, or several such as 0.75 1.0 1.25")
         for scale in self.scales:
@@ -74,23 +88,26 @@ WHOLE = Inference()  # one pass over the whole image
 def run_passes(
     model: nn.Module,
     scaled: Sequence[UInt8[Tensor, "batch 3 _ _"]],
+    classes: int,
     inference: Inference = WHOLE,
     batch_size: int = BATCH,
 ) -> list[Float[Tensor, "batch classes _ _"]]:
     """The logits of every pass over a batch, upright, each at the size it was fed.
 
-    scaled: the images, RGB in 0..255, at each of `inference.scales` in turn. batch_size: windows per forward pass.
+    scaled:     the images, RGB in 0..255, at each of `inference.scales` in turn; with whole images, all go through
+                together.
+    batch_size: windows per forward pass; fewer where their logits would be larger than `LOGITS`.
     """
     passes = []
     for images in scaled:
-        passes.append(_logits(model, images, inference, batch_size))
+        passes.append(_logits(model, images, classes, inference, batch_size))
         if inference.flip:
-            passes.append(_logits(model, images.flip(-1), inference, batch_size).flip(-1))
+            passes.append(_logits(model, images.flip(-1), classes, inference, batch_size).flip(-1))
     return passes
 
 
 def _logits(
-    model: nn.Module, images: UInt8[Tensor, "batch 3 h w"], inference: Inference, batch_size: int
+    model: nn.Module, images: UInt8[Tensor, "batch 3 h w"], classes: int, inference: Inference, batch_size: int
 ) -> Float[Tensor, "batch classes h w"]:
     """One pass: of the whole images, or the average over windows."""
     height, width = images.shape[-2:]
@@ -100,19 +117,21 @@ def _logits(
     rows, columns = min(window, height), min(window, width)
     tops, lefts = window_starts(height, rows, inference.overlap), window_starts(width, columns, inference.overlap)
     places = [(top, left) for top in tops for left in lefts]
-    together = max(1, batch_size // len(images))
-    total = None
+    together = max(1, _fitting(batch_size, classes * rows * columns) // len(images))
+    total = images.new_zeros(len(images), classes, height, width, dtype=torch.float32)
     for first in range(0, len(places), together):
         part = places[first : first + together]
         crops = torch.cat([images[..., y : y + rows, x : x + columns] for y, x in part])
         found = model(normalize(crops)).float()  # (windows * batch, classes, rows, columns)
-        if total is None:
-            total = found.new_zeros(len(images), found.shape[1], height, width)
         for (y, x), logits in zip(part, found.split(len(images)), strict=True):
             total[..., y : y + rows, x : x + columns] += logits
-    assert total is not None
     # windows lie on a grid: how many cover a pixel is a product
     return total.div_(_covers(tops, rows, height).outer(_covers(lefts, columns, width)).to(total))
+
+
+def _fitting(batch_size: int, values: int) -> int:
+    """How many of `batch_size` share a forward pass, when the logits of each have so many values; one at least."""
+    return max(1, min(batch_size, LOGITS // values))
 
 
 def window_starts(side: int, window: int, overlap: float) -> list[int]:
@@ -204,20 +223,23 @@ def _resampled(logits: Logits, size: Sequence[int], top: int, bottom: int) -> Lo
 def passes_of_each(
     model: nn.Module,
     pairs: Sequence[tuple[Sequence[UInt8[Tensor, "3 _ _"]], Any]],
+    classes: int,
     inference: Inference = WHOLE,
     batch_size: int = BATCH,
 ) -> Iterator[tuple[list[Logits], Any]]:
     """For each pair of an image (at every scale) and something: the logits of its passes, and that, in order.
 
     Images of one size that follow each other share a forward pass; with windows, those of one image do.
+    batch_size: images, or windows of one image, per forward pass; fewer where logits would be larger than `LOGITS`.
     """
-    together = 1 if inference.window else batch_size
-    for _, group in groupby(pairs, key=lambda pair: [image.shape for image in pair[0]]):
+    for shapes, group in groupby(pairs, key=lambda pair: [image.shape for image in pair[0]]):
         same = list(group)
+        pixels = sum(height * width for _, height, width in shapes) * (2 if inference.flip else 1)
+        together = 1 if inference.window else _fitting(batch_size, classes * pixels)
         for first in range(0, len(same), together):
             part = same[first : first + together]
             scaled = [torch.stack(images) for images in zip(*(images for images, _ in part), strict=True)]
-            passes = run_passes(model, scaled, inference, batch_size)
+            passes = run_passes(model, scaled, classes, inference, batch_size)
             for i, (_, other) in enumerate(part):
                 yield [logits[i] for logits in passes], other
 
@@ -229,5 +251,5 @@ def count_pixels(
     alone = [([image], mask) for image, mask in pairs]
     return [
         confusion(classes_at(passes, mask.shape), mask, classes, ignore_index)
-        for passes, mask in passes_of_each(model, alone, batch_size=max(1, len(pairs)))
+        for passes, mask in passes_of_each(model, alone, classes, batch_size=max(1, len(pairs)))
     ]

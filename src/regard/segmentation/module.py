@@ -2,17 +2,17 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.optim._param_groups import param_groups_layer_decay
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from regard.attention.guidance import Guidance
-from regard.backbones import AttentionMap, Backbone, Features, normalize
+from regard.backbones import AttentionMap, Backbone, Features, eval_mode, normalize
 from regard.errors import InputError, unknown
 from regard.evaluation.scores import confusion, scores, torch_counts
 from regard.segmentation.fusion import build_fusion
@@ -123,8 +123,12 @@ class SegmentationTask(L.LightningModule):
             raise InputError("guidance changes the backbone, and a frozen one stays as it is: leave out one of the two")
         if schedule not in SCHEDULES:
             raise unknown("schedule", schedule, SCHEDULES)
+        if not 0 <= warmup < 1:
+            raise InputError(f"a warm-up of {warmup} is no share of the steps: take one from 0 to below 1")
         if not 0 < layer_decay <= 1:
             raise InputError(f"layer decay {layer_decay} is no factor that slows down: take one above 0, up to 1")
+        if layer_decay < 1 and not hasattr(model.backbone.model, "group_matcher"):
+            raise InputError(f"timm does not say what the layers of {model.backbone.name} are: leave out layer decay")
         if layer_decay < 1 and model.freeze:
             raise InputError(
                 "layer decay slows the backbone down, and a frozen one does not learn: leave out one of the two"
@@ -199,18 +203,34 @@ class SegmentationTask(L.LightningModule):
         model = self.model.backbone.model
         if self.layer_decay == 1:
             return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.backbone_lr}]
-        groups = param_groups_layer_decay(
-            model, self.weight_decay, no_weight_decay_list=_not_decayed(model), layer_decay=self.layer_decay
-        )
+        matcher = model.group_matcher(coarse=False)
+        layers = cast(dict[str, int], group_parameters(model, matcher, reverse=True))  # of each parameter, by name
+        used = reached(self.model.backbone)
+        last = max(layers[name] for name in used)  # a ConvNeXt's last layer is a norm that only classifying needs
+        without_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # positions and the like
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        for name, parameter in used.items():
+            decayed = parameter.ndim > 1 and name not in without_decay
+            groups.setdefault((layers[name], decayed), []).append(parameter)
         return [
-            {"params": g["params"], "weight_decay": g["weight_decay"], "lr": self.backbone_lr * g["lr_scale"]}
-            for g in groups
+            {
+                "params": parameters,
+                "lr": self.backbone_lr * self.layer_decay ** (last - layer),
+                "weight_decay": self.weight_decay if decayed else 0.0,
+            }
+            for (layer, decayed), parameters in groups.items()
         ]
 
 
-def _not_decayed(model: Any) -> set[str]:
-    """Parameters that timm's model keeps from weight decay: position embeddings and the like."""
-    return set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+def reached(backbone: Backbone) -> dict[str, nn.Parameter]:
+    """The parameters of timm's model that the pyramid depends on, by name; found by one small backward pass."""
+    named = {name: p for name, p in backbone.model.named_parameters() if p.requires_grad}
+    side = 2 * max(backbone.strides)
+    images = torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)
+    with eval_mode(backbone), torch.enable_grad():
+        total = torch.stack([level.float().sum() for level in backbone(images).pyramid]).sum()
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    return {name: p for (name, p), gradient in zip(named.items(), gradients, strict=True) if gradient is not None}
 
 
 def rate_factor(step: int, total: int, warmup: int, schedule: str, power: float = 0.9) -> float:

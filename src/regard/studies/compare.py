@@ -90,7 +90,7 @@ def _claim(out: Path, source: Source, preset_name: str, chosen: Preset, hardware
     """A folder belongs to one study: its cells must not mix with those of another."""
     study = {
         "source": source.root,
-        "data": fingerprint(source, besides=out),
+        "data": fingerprint(source, out),
         "precision": [hardware.device, hardware.precision],
         "preset": preset_name,
         "settings": asdict(chosen),

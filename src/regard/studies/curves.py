@@ -49,7 +49,7 @@ class History(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Added on the device, read at the end of the epoch."""
-        loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach()
+        loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach() * trainer.accumulate_grad_batches  # undivided
         self._sum = loss if self._sum is None else self._sum + loss
         self._steps += 1
 

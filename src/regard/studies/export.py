@@ -123,6 +123,7 @@ def model_card(run: Run) -> str:
         'mask = run.predict("photo.jpg")  # (height, width), uint8 class indices',
         "```",
         *scores,
+        *_head_table(run),
         "",
         "## Classes",
         "",
@@ -133,6 +134,27 @@ def model_card(run: Run) -> str:
         *classes,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _head_table(run: Run) -> list[str]:
+    """Lines of a model card: which attention heads the fusion uses; none where it uses none."""
+    if not run.head_weights:
+        return []
+    rows = (
+        (str(level["block"]), f"{level['strength']:.3f}", ", ".join(f"{share:.2f}" for share in level["weights"]))
+        for level in run.head_weights
+    )
+    return [
+        "",
+        "## Attention heads",
+        "",
+        "Shares of the heads of a block in what the fusion takes from attention; where its strength is near 0, they "
+        "mean nothing.",
+        "",
+        "| block | strength | shares |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
 
 
 def _model(run: Run) -> Any:

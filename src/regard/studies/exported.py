@@ -4,18 +4,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from regard.backbones.weights import MODEL_FILE
+from regard.backbones.weights import MODEL_FILE, without_sources
 from regard.errors import InputError
 from regard.studies.folders import read_json
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
-
-# Options of a backbone that say where its first weights came from. The weights here are its own, and a file that came
-# from somewhere else should not make timm open or fetch others.
-SOURCES = frozenset(
-    ("pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "hf_hub_id")
-)
 
 
 def config(description: dict[str, Any]) -> dict[str, Any]:
@@ -30,21 +24,15 @@ def config(description: dict[str, Any]) -> dict[str, Any]:
         "classes": list(description["classes"]),
         "palette": description["palette"],
         "ignore_index": description["ignore_index"],
+        "head_weights": description.get("head_weights", []),  # runs of older versions have none
     }
-
-
-def without_sources(backbone: dict[str, Any]) -> dict[str, Any]:
-    """A backbone's description without the places that its first weights came from."""
-    options = {key: value for key, value in backbone["options"].items() if key not in SOURCES}
-    return {**backbone, "options": options}
 
 
 def read_description(folder: Path) -> dict[str, Any]:
     """The description in a folder of a run, or of `regard export`; InputError where it is neither."""
     for name in (RUN_FILE, CONFIG_FILE):
         if (folder / name).is_file() and (folder / MODEL_FILE).is_file():
-            description = read_json(folder / name)
-            return {**description, "backbone": without_sources(description["backbone"])}
+            return read_json(folder / name)
     hint = ""
     if not folder.exists() and len(folder.parts) == 2 and not folder.is_absolute():
         hint = f"; if that is on the Hugging Face hub: regard.studies.runs.Run.from_pretrained({folder.as_posix()!r})"

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import describe, device_of, eval_mode, normalize
+from regard.backbones.base import weights_digest
 from regard.data.modules import SegmentationData, loading
 from regard.data.samples import WholePairs
 from regard.errors import InputError
@@ -62,21 +63,30 @@ class CachedData(SegmentationData):
 
 
 class TensorFile:
-    """A finished cache: `file[i]` are the arrays of sample i, copied out of the mapped file."""
+    """A finished cache: `file[i]` are the arrays of sample i, copied out of the mapped file.
+
+    The file is mapped when it is first read: a map that is sent to a loading process would go there with its contents.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.path = folder / TENSORS_FILE
         self.samples = [json.loads(line) for line in (folder / SAMPLES_FILE).read_text().splitlines()]
-        self.bytes = np.memmap(folder / TENSORS_FILE, np.uint8, "r")
+        self._mapped: np.memmap | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": None}
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, i: int) -> Sample:
+        if self._mapped is None:
+            self._mapped = np.memmap(self.path, np.uint8, "r")
         start, layout = self.samples[i]
         arrays = []
         for kind, shape in layout:
             end = start + np.dtype(kind).itemsize * int(np.prod(shape))
-            arrays.append(np.array(self.bytes[start:end]).view(kind).reshape(shape))
+            arrays.append(np.array(self._mapped[start:end]).view(kind).reshape(shape))
             start = end
         return arrays
 
@@ -128,7 +138,7 @@ def cached_data(
         "regard": version("regard"),
         "timm": version("timm"),
         "backbone": describe(model.backbone),
-        "weights": _digest(model.backbone),
+        "weights": weights_digest(model.backbone),
         "attention": [model.fusion.attention, model.fusion.affinity],
         "precision": str(precision),
         "content": content,
@@ -252,15 +262,6 @@ def _alone(folder: Path, key: str) -> Iterator[None]:
     with (folder / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # waits
         yield
-
-
-def _digest(module: torch.nn.Module) -> str:
-    """Changes with any weight or statistic."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _names(dataset: Any) -> str:

@@ -54,9 +54,22 @@ class Run:
     def __init__(self, model: SegmentationModel, description: dict[str, Any]) -> None:
         self.model, self.description = model.eval(), description
         self.classes = tuple(description["classes"])
-        self.palette = np.array(description["palette"], dtype=np.uint8)
+        self.palette = _palette(description["palette"], len(self.classes))
         self.ignore_index = int(description["ignore_index"])
         self.size = int(description["settings"]["size"])
+
+    @property
+    def head_weights(self) -> list[dict[str, Any]]:
+        """Which attention heads the fusion came to use, one entry for each level that the decoder reads.
+
+        block:    index of the backbone's block whose attention the level has.
+        strength: how much attention gets in at all, 0 for none: see `Fusion.strength`.
+        weights:  share of each head of the block, rounded; they sum to 1: see `Fusion.head_weights`. They mean nothing
+                  where the strength is near 0, and say what the decoder listens to, not what a head knows.
+
+        Empty for the fusion `none`, and for runs of versions that did not write it.
+        """
+        return self.description.get("head_weights", [])
 
     def predict(self, image: ImageLike, inference: Inference = WHOLE) -> UInt8[np.ndarray, "h w"]:
         """Class indices at the image's own size. What an image may be: see `read_pixels`."""
@@ -69,11 +82,11 @@ class Run:
         return probabilities_at(self.passes(pixels, inference), pixels.shape[:2]).cpu().numpy()
 
     def passes(
-        self, pixels: UInt8[np.ndarray, "h w 3"], inference: Inference = WHOLE
+        self, pixels: UInt8[np.ndarray, "h w 3"], inference: Inference = WHOLE, batch_size: int = BATCH
     ) -> list[Float[Tensor, "classes _ _"]]:
         """The logits of one image, for `inference.classes_at` and `probabilities_at`: see `inference.run_passes`."""
         scaled = [image.unsqueeze(0).to(device_of(self.model)) for image in _at_scales(pixels, self.size, inference)]
-        return [logits[0] for logits in run_passes(self.model, scaled, inference)]
+        return [logits[0] for logits in run_passes(self.model, scaled, len(self.classes), inference, batch_size)]
 
     def evaluate(
         self, dataset: MaskDataset, inference: Inference = WHOLE, batch_size: int = BATCH
@@ -139,7 +152,16 @@ class Run:
         device = device_of(self.model)
         for pairs in batches:
             on_device = [([image.to(device) for image in scaled], mask.to(device)) for scaled, mask in pairs]
-            yield from passes_of_each(self.model, on_device, inference, batch_size)
+            yield from passes_of_each(self.model, on_device, len(self.classes), inference, batch_size)
+
+
+def _palette(colours: Any, classes: int) -> UInt8[np.ndarray, "classes 3"]:
+    """ValueError for what is not an RGB colour in 0..255 for each class."""
+    palette = np.array(colours)
+    is_whole = palette.dtype.kind in "iu" and palette.shape == (classes, 3)
+    if not is_whole or palette.min() < 0 or palette.max() > 255:
+        raise ValueError(f"its palette is not one colour in 0..255 for each of {classes} classes")
+    return palette.astype(np.uint8)
 
 
 class _ScaledPairs(TorchDataset):

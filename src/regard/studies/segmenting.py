@@ -5,6 +5,7 @@ A run's description is written last and whole, so a folder that has one is finis
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -97,15 +98,22 @@ def segment_run(
     hardware: Hardware = Hardware(),
     progress: str = "training",
     cache: Cache | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
 
     The best epoch is the one of the highest mIoU on `val`; with the average `swa`, the last one is kept. Goes on from a
-    checkpoint as `pretrain_run` does. With a cache, the features of a frozen backbone are computed once.
+    checkpoint as `pretrain_run` does. With a cache, the features of a frozen backbone are computed once. origin: where
+    data and backbone came from, kept in `run.json` for people.
 
     Raises InputError for settings that do not go together.
     """
     check_settings(settings, cache)
+    if settings.accumulate > 1 and len(train) < settings.batch_size:
+        raise InputError(
+            f"{len(train)} images for training do not fill a step of {settings.batch_size} "
+            f"in {settings.accumulate} parts: take a batch size of {len(train)} or less"
+        )
     classes = len(train.classes)
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, **settings.head_options)
@@ -138,7 +146,7 @@ def segment_run(
         data = cached_data(
             cache.folder, model, data, settings.cache_crops, cache.content, hardware.autocast, hardware.bar
         )
-    best = ModelCheckpoint(
+    best = Best(
         out / CHECKPOINTS,
         "best-{step}",
         monitor="val_miou",
@@ -153,8 +161,9 @@ def segment_run(
     fit(trainer, task, data, out)
     best_epoch = None  # of `swa`, the average at the end is kept
     if settings.average != "swa":
-        best_epoch = max(history.points, key=lambda point: point["val_miou"])["epoch"]
-        task.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+        kept = torch.load(best.best_model_path, weights_only=True)
+        best_epoch = kept["epoch"] + 1
+        task.load_state_dict(kept["state_dict"])
     _save_model(model, out / MODEL_FILE)
     description = {
         "regard": version("regard"),
@@ -165,6 +174,8 @@ def segment_run(
         "palette": np.asarray(train.palette).tolist(),
         "ignore_index": train.ignore_index,
         "seed": seed,
+        "origin": dict(origin or {}),
+        "cached": cache is not None,
         "seconds": clock.seconds,
         "best_epoch": best_epoch,
         "curve": history.points,
@@ -188,8 +199,21 @@ def check_settings(settings: SegmentSettings, cache: Cache | None = None) -> Non
         )
     if cache is not None and not settings.freeze:
         raise InputError("a cache keeps the features of a backbone that does not learn: add --freeze, or leave it out")
+    if cache is None and settings.cache_crops != 1:
+        raise InputError("crops are kept in a cache only: add --cache and --freeze, or leave out --cache_crops")
     if settings.patience is not None and settings.average == "swa":
         raise InputError("the average swa is over the last epochs, and patience may stop before them: leave out one")
+
+
+class Best(ModelCheckpoint):
+    """Of a run that was killed after it had replaced its best weights, and goes on from before that, they are gone: it
+    then keeps the best of the epochs to come.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint, where what it names is still there."""
+        if Path(state_dict["best_model_path"]).is_file():
+            super().load_state_dict(state_dict)
 
 
 def class_pixels(dataset: MaskDataset) -> Int[Tensor, "classes"]:

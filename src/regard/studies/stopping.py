@@ -121,9 +121,10 @@ class Checkpoints(ModelCheckpoint):
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         """Likewise after an epoch's last step: not before, as a resumed run would leave out its validation.
 
-        After the very last one the run is about to finish: from a checkpoint of that, it would not.
+        After the very last one, of all or by early stopping, the run is about to finish: from a checkpoint of that, it
+        would not.
         """
-        if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+        if trainer.current_epoch + 1 < (trainer.max_epochs or 0) and not trainer.should_stop:
             self._save_or_stop(trainer, pl_module)
 
     def _save_or_stop(self, trainer, pl_module) -> None:
