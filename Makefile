@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test test-all check format clean
 
 setup: .venv/.installed
 
@@ -15,6 +15,9 @@ demo: setup
 	$(BIN)/regard demo
 
 test: setup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+test-all: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup
