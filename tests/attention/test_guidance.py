@@ -14,10 +14,12 @@ from regard.backbones import AttentionMap, build_backbone
 from regard.data.augment import View, draws
 from regard.data.scenes import Scenes
 from regard.errors import InputError
+from regard.segmentation.losses import build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask
 from regard.studies.pretraining import PretrainSettings, build_method, pretrain_run
 from regard.studies.training import Hardware
 
+LOSS = build_loss("cross_entropy", None, 255)
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0]])
 
@@ -202,7 +204,7 @@ def test_segmentation_adds_the_terms_to_the_loss() -> None:
     batch = [torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 3, (2, 32, 32))]
     guidance, logged = Guidance(0.5, 0.25, 2.0), {}
     losses = []
-    for task in (SegmentationTask(model, 3), SegmentationTask(model, 3, guidance=guidance)):
+    for task in (SegmentationTask(model, 3, LOSS), SegmentationTask(model, 3, LOSS, guidance=guidance)):
         task.log = lambda *_, **__: None
         task.log_dict = lambda terms, **_: logged.update(terms)
         losses.append(task.training_step(batch, 0))
@@ -220,7 +222,7 @@ def test_segmentation_is_consistent_with_its_flip_where_heads_are(monkeypatch, n
     """With each map replaced by the brightness of what its position shows, a flip changes nothing but places."""
     backbone = build_backbone(name, **options)
     model = SegmentationModel(backbone, 3, "none", "linear")
-    task = SegmentationTask(model, 3, guidance=Guidance(consistency=1.0))
+    task = SegmentationTask(model, 3, LOSS, guidance=Guidance(consistency=1.0))
     logged = {}
     task.log = lambda *_, **__: None
     task.log_dict = lambda terms, **_: logged.update(terms)
