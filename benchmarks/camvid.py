@@ -1,7 +1,7 @@
 """How good is a segmentation of CamVid (train 367, val 101, test 233 images; 11 classes; Badrinarayanan et al. 2017)?
 
-For each finished run of `regard segment`: the way of asking that is best on val (whole images; with flip; with flip and
-three scales), and with that one, once, the scores on test. Masks are scored at their own 480 x 360 pixels.
+For each finished run of `regard segment`: the way of asking that is best on val (whole images, or with flip), and with
+that one, once, the scores on test. Masks are scored at their own 480 x 360 pixels.
 
     regard segment --config configs/camvid_unet.yaml --data CAMVID --out runs/camvid-scratch
     python benchmarks/camvid.py --data CAMVID --runs runs/camvid-scratch --trained_at COMMIT --out results/camvid.json
@@ -21,7 +21,6 @@ from regard.studies.runs import full_summary, load_run, summary
 WAYS = {
     "whole images": Inference(),
     "with flip": Inference(flip=True),
-    "with flip, scales 0.75, 1, 1.25": Inference(flip=True, scales=(0.75, 1.0, 1.25)),
 }
 
 
