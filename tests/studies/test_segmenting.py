@@ -15,11 +15,12 @@ from regard.backbones import build_backbone, save_backbone
 from regard.backbones.weights import MODEL_FILE
 from regard.cli import main
 from regard.data.scenes import Scenes
+from regard.data.survey import class_pixels
 from regard.errors import InputError, Interrupted
 from regard.segmentation.module import SegmentationModel, SegmentationTask
 from regard.studies import feature_cache, segmenting, training
 from regard.studies.runs import load_run, summary
-from regard.studies.segmenting import Cache, SegmentSettings, class_pixels, segment_run
+from regard.studies.segmenting import Cache, SegmentSettings, segment_run
 from regard.studies.stopping import Checkpoints
 from regard.studies.training import Hardware
 
@@ -210,7 +211,7 @@ def test_the_statistics_of_a_frozen_backbone_are_not_renewed_for_the_average(tmp
     assert same(before, backbone.state_dict())
 
 
-def test_balanced_weights_count_every_mask(monkeypatch) -> None:
+def test_balanced_weights_count_every_mask() -> None:
     counts = class_pixels(TRAIN)
     expected = np.bincount(np.concatenate([TRAIN.mask(i).ravel() for i in range(8)]), minlength=len(TRAIN.classes))
     assert counts.tolist() == expected[: len(TRAIN.classes)].tolist()

@@ -82,6 +82,12 @@ def survey(source: Source, limit: int | None = None) -> dict[str, Survey]:
     }
 
 
+def class_pixels(dataset: MaskDataset) -> Int64[np.ndarray, " classes"]:
+    """How many pixels each class has in all masks that can be read; shows a progress bar."""
+    seen = in_threads(_look, [(dataset, i) for i in range(len(dataset))], "counting pixels")
+    return _sum(dataset, seen, len(dataset.classes)).pixels
+
+
 def evenly(count: int, limit: int | None) -> list[int]:
     """All numbers below `count`, or `limit` of them, evenly spaced from the first on."""
     return list(range(count)) if limit is None or limit >= count else [i * count // limit for i in range(limit)]

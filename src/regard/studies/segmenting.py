@@ -14,12 +14,8 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from jaxtyping import Int
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import save_file
-from torch import Tensor
 
 from regard.attention.guidance import Guidance
 from regard.backbones import Backbone, describe, parameters
@@ -27,6 +23,7 @@ from regard.backbones.weights import MODEL_FILE
 from regard.data.augment import TrainTransform
 from regard.data.datasets import MaskDataset
 from regard.data.modules import SegmentationData
+from regard.data.survey import class_pixels
 from regard.errors import InputError
 from regard.evaluation.charts import heads_chart
 from regard.segmentation.losses import balanced_weights, build_loss
@@ -118,7 +115,7 @@ def segment_run(
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, **settings.head_options)
     averaging = make_averaging(settings.average, settings.epochs)
-    weights = balanced_weights(class_pixels(train)) if settings.class_weights == "balanced" else None
+    weights = balanced_weights(torch.from_numpy(class_pixels(train))) if settings.class_weights == "balanced" else None
     task = SegmentationTask(
         model,
         classes,
@@ -214,15 +211,6 @@ class Best(ModelCheckpoint):
         """From a checkpoint, where what it names is still there."""
         if Path(state_dict["best_model_path"]).is_file():
             super().load_state_dict(state_dict)
-
-
-def class_pixels(dataset: MaskDataset) -> Int[Tensor, "classes"]:
-    """How many pixels each class has in all masks."""
-    counts = np.zeros(256, np.int64)
-    for i in track(range(len(dataset)), "counting pixels", transient=True, console=Console(stderr=True)):
-        counts += np.bincount(dataset.mask(i).ravel(), minlength=256)
-    counts[dataset.ignore_index] = 0
-    return torch.from_numpy(counts[: len(dataset.classes)])
 
 
 def head_weights(model: SegmentationModel) -> list[dict[str, Any]]:
