@@ -1,12 +1,16 @@
 """The recipes in configs/: each says what it costs and gives, and is what its source says."""
 
+import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
+import yaml
 
 from regard.backbones import build_backbone
 from regard.cli import build_parser
@@ -18,7 +22,8 @@ from regard.studies.pretraining import PretrainSettings, build_method
 ROOT = Path(__file__).parents[1]
 ALL = sorted((ROOT / "configs").glob("*.yaml"))
 CONFIGS = [path for path in ALL if "\nmethod:" in path.read_text()]
-SEGMENTATIONS = [path for path in ALL if path not in CONFIGS]
+SWEEP = ROOT / "configs" / "sweep.yaml"  # for W&B: not options of a command
+SEGMENTATIONS = [path for path in ALL if path not in (*CONFIGS, SWEEP)]
 
 
 def options(path: Path, command: str = "pretrain") -> dict[str, Any]:
@@ -87,6 +92,60 @@ def test_the_recipes_for_small_images_are_those_that_were_measured() -> None:
             assert recipe[key] == config[key.removesuffix("_size") if key == "batch_size" else key]
         ours = recipe["method_options"] | {"lr": recipe["lr"]}
         assert ours | ({"optimizer": recipe["optimizer"]} if recipe["optimizer"] else {}) == config["options"]
+
+
+def agent_command(chosen: dict[str, Any]) -> list[str]:
+    """What a W&B agent runs: `wandb_agent.Agent._command_run` does these two steps, and puts the arguments in."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    written = yaml.safe_load(SWEEP.read_text())
+    fixed = {name: given["value"] for name, given in written["parameters"].items() if "value" in given}
+    arguments = create_sweep_command_args({"args": {name: {"value": v} for name, v in (fixed | chosen).items()}})
+    macros = {f"${{{name}}}": value for name, value in arguments.items()}
+    parts = [str(part) for part in create_sweep_command(list(written["command"]))]
+    return [word for part in parts for word in macros.get(part, [part])]
+
+
+def test_the_recipe_of_a_sweep_opens_as_the_others_do_and_steers_by_what_is_logged() -> None:
+    text = SWEEP.read_text()
+    opening = text.partition("\nprogram:")[0]
+    assert "wandb sweep --project regard configs/sweep.yaml" in opening
+    assert "# Cost:" in opening
+    assert "# Expect:" in opening
+    written = yaml.safe_load(text)
+    logged = re.findall(r"self\.log\(\s*[\"'](\w+)", inspect.getsource(SegmentationTask))
+    assert written["metric"]["name"] in logged
+    assert written["metric"]["goal"] == "maximize"
+    assert written["early_terminate"]["min_iter"] < written["parameters"]["epochs"]["value"]
+
+
+def test_every_choice_of_the_sweep_is_one_that_regard_segment_takes(tmp_path) -> None:
+    """Run through the shell, with a `regard` that only says what it was given."""
+    said = tmp_path / "said"
+    regard = tmp_path / "bin" / "regard"
+    regard.parent.mkdir()
+    regard.write_text(
+        f"#!{sys.executable}\nimport json, sys\nopen({str(said)!r}, 'w').write(json.dumps(sys.argv[1:]))\n"
+    )
+    regard.chmod(0o755)
+    parameters = yaml.safe_load(SWEEP.read_text())["parameters"]
+    varied = {
+        name: given.get("values") or [given["min"], given["max"]]
+        for name, given in parameters.items()
+        if "value" not in given
+    }
+    assert {"lr", "backbone_lr", "weight_decay", "fusion", "class_weights"} <= varied.keys()
+    environment = {"PATH": f"{regard.parent}:/usr/bin:/bin", "DATA": "a folder", "WANDB_RUN_ID": "x7"}
+    backbone = build_backbone("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3)
+    for turn in range(max(map(len, varied.values()))):
+        chosen = {name: values[turn % len(values)] for name, values in varied.items()}
+        subprocess.run(agent_command(chosen), env=environment, check=True)
+        options = build_parser().parse_args(json.loads(said.read_text())).segment.as_dict()
+        assert {name: options[name] for name in chosen} == chosen
+        assert [options["data"], options["out"], options["logger"]] == ["a folder", "runs/sweep/x7", "wandb"]
+        assert options["pretrained"] is True
+        model = SegmentationModel(backbone, 3, options["fusion"], options["head"])
+        SegmentationTask(model, 3, build_loss(options["loss"], None, 255), warmup=options["warmup"])
 
 
 def test_every_file_that_the_documentation_names_exists() -> None:

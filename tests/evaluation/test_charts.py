@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from regard.evaluation.charts import NUMBERED, confusion_chart, reliability_chart
+from regard.evaluation.charts import NUMBERED, confusion_chart, heads_chart, reliability_chart
 
 
 def test_rows_of_the_confusion_matrix_are_shares_of_the_true_class() -> None:
@@ -36,3 +36,20 @@ def test_a_reliability_diagram_shows_the_accuracy_of_each_bin() -> None:
     assert [bar.get_x() for bar in above.patches] == pytest.approx([1 / 3, 2 / 3])
     assert [bar.get_height() for bar in below.patches] == [0.0, 0.2, 0.8]
     assert "calibration error 19.00%" in above.get_title()  # (4 * 0.15 + 16 * 0.2) / 20
+
+
+def test_the_share_of_a_head_stands_below_its_number_and_heads_that_are_not_seen_are_empty() -> None:
+    figure = heads_chart(
+        [
+            {"block": 1, "strength": 0.5, "heads": [1, 4], "weights": [0.75, 0.25]},
+            {"block": 3, "strength": 0.25, "weights": [0.5, 0.3, 0.2]},  # of all heads, as older runs have it
+        ],
+        "title",
+    )
+    axes = figure.axes[0]
+    shown, empty = np.ma.filled(axes.images[0].get_array(), np.nan), np.nan
+    np.testing.assert_allclose(shown, [[empty, 75, empty, empty, 25], [50, 30, 20, empty, empty]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "block 1, strength 0.500",
+        "block 3, strength 0.250",
+    ]

@@ -198,3 +198,119 @@ def test_a_fusion_comes_to_listen_to_the_head_that_tells_the_answer(name: str) -
     assert weights[telling] > 2 / heads  # far from even, which is where it started
     assert fusion.strength()[0] > 0.1
     assert weights.sum().item() == pytest.approx(1)
+
+
+KEPT = {  # of each backbone: some heads, no head, and all of a level
+    "vit_tiny_patch16_224": ((2, 0), (), (1,), (0, 1, 2)),
+    "swin_tiny_patch4_window7_224": ((0,), (), (2, 0)),
+}
+FUSED = [name for name in FUSIONS if name != "none"]
+
+
+def attended(heads: tuple[int, ...] = (3, 4), side: int = 3) -> Features:
+    """A pyramid of four channels a level, with maps and affinities of so many heads."""
+    maps = [
+        AttentionMap(
+            torch.rand(2, count, side**2).softmax(-1).unflatten(2, (side, side)),
+            "cls",
+            torch.randn(2, count, side**2, side**2).softmax(-1),
+        )
+        for count in heads
+    ]
+    return Features(tuple(torch.randn(2, 4, side, side) for _ in heads), tuple(maps), torch.zeros(2, 4))
+
+
+def stirred(fusion: torch.nn.Module) -> torch.nn.Module:
+    """With no parameter at its start."""
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter)
+    return fusion
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", FUSED)
+def test_an_untrained_fusion_of_some_heads_gives_exactly_the_pyramid(backbone: str, name: str) -> None:
+    body = build_backbone(backbone, **BACKBONES[backbone])
+    fusion = build_fusion(name, body, kept=KEPT[backbone])
+    seen = body(torch.randn(2, 3, 64, 80), attention=True, affinity=fusion.affinity)
+    assert all(torch.equal(ours, given) for ours, given in zip(fusion(seen), seen.pyramid, strict=True))
+    assert not all(torch.equal(ours, given) for ours, given in zip(stirred(fusion)(seen), seen.pyramid, strict=True))
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fusion_of_some_heads_is_that_of_a_backbone_with_no_others(name: str) -> None:
+    kept, seen = ((2, 0), (1,)), attended()
+    fusion = stirred(FUSIONS[name]((4, 4), (3, 4), kept=kept))
+    fewer = tuple(
+        AttentionMap(found.weights[:, list(heads)], "cls", found.affinity[:, list(heads)])
+        for found, heads in zip(seen.attention, kept, strict=True)
+        if found.affinity is not None
+    )
+    alone = FUSIONS[name]((4, 4), (2, 1))
+    alone.load_state_dict(fusion.state_dict())
+    expected = alone(Features(seen.pyramid, fewer, seen.pooled))
+    assert all(torch.equal(a, b) for a, b in zip(fusion(seen), expected, strict=True))
+    assert [len(shares) for shares in fusion.head_weights()] == [2, 1]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_map_of_a_head_that_is_not_kept_does_not_matter_and_that_of_a_kept_one_does(name: str) -> None:
+    fusion, seen = stirred(FUSIONS[name]((4,), (3,), kept=((0, 2),))), attended((3,))
+    (before,) = fusion(seen)
+    for head in range(3):
+        changed = attended((3,)).attention[0]
+        weights, affinity = seen.attention[0].weights.clone(), seen.attention[0].affinity.clone()
+        weights[:, head], affinity[:, head] = changed.weights[:, head], changed.affinity[:, head]
+        (after,) = fusion(Features(seen.pyramid, (AttentionMap(weights, "cls", affinity),), seen.pooled))
+        assert torch.equal(after, before) == (head == 1)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_to_keep_all_heads_is_to_name_none_bit_for_bit_after_training(name: str) -> None:
+    found = []
+    for kept in (None, ((0, 1, 2), (0, 1, 2, 3))):
+        torch.manual_seed(0)
+        fusion = FUSIONS[name]((4, 4), (3, 4), kept=kept)
+        optimizer = torch.optim.Adam(fusion.parameters(), lr=0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            torch.stack(fusion(attended())).square().mean().backward()
+            optimizer.step()
+        found.append(fusion.state_dict())
+    assert list(found[0]) == list(found[1])
+    assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
+    assert all(value.any() for value in found[0].values())  # they moved
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_level_that_keeps_no_head_passes_as_it_is_and_has_nothing_to_learn(name: str) -> None:
+    fusion, seen = stirred(FUSIONS[name]((4, 4), (3, 4), kept=((), (3,)))), attended()
+    first, second = fusion(seen)
+    assert first is seen.pyramid[0]
+    assert not torch.equal(second, seen.pyramid[1])
+    assert {key.split(".")[1] for key, _ in fusion.named_parameters()} == {"1"}
+    assert [len(shares) for shares in fusion.head_weights()] == [0, 1]
+    assert fusion.strength()[0] == 0 < fusion.strength()[1]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_which_heads_are_kept_is_no_part_of_the_weights(name: str) -> None:
+    state = FUSIONS[name]((4,), (3,), kept=((1, 2),)).state_dict()
+    FUSIONS[name]((4,), (2,)).load_state_dict(state)  # strict
+
+
+@pytest.mark.parametrize(
+    ("fusion", "kept", "message"),
+    [
+        ("none", [[0]] * 4, "fusion none sees no attention heads, so it cannot keep some: leave them out"),
+        ("gate", [[0]], "heads to keep are given for 1 levels, and vit_tiny_patch16_224 has 4"),
+        ("gate", [[], [3], [], []], "level 1 of vit_tiny_patch16_224 has no head 3: it has 0 to 2"),
+        ("gate", [[], [], [-1], []], "level 2 of vit_tiny_patch16_224 has no head -1: it has 0 to 2"),
+        ("gate", [[0, 1, 0], [], [], []], "a head of level 0 is to be kept twice: 0, 1, 0"),
+    ],
+)
+def test_heads_that_cannot_be_kept_are_one_line(fusion: str, kept: list, message: str) -> None:
+    backbone = build_backbone("vit_tiny_patch16_224", **BACKBONES["vit_tiny_patch16_224"])
+    with pytest.raises(InputError) as error:
+        build_fusion(fusion, backbone, kept=kept)
+    assert str(error.value) == message

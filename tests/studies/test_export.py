@@ -19,7 +19,15 @@ from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.segmentation.module import SegmentationModel
 from regard.studies import onnx
-from regard.studies.export import CONFIG_FILE, from_pretrained, push, save_onnx, save_pretrained, save_safetensors
+from regard.studies.export import (
+    CONFIG_FILE,
+    from_pretrained,
+    model_card,
+    push,
+    save_onnx,
+    save_pretrained,
+    save_safetensors,
+)
 from regard.studies.exported import config
 from regard.studies.folders import write_json
 from regard.studies.runs import RUN_FILE, Run, load_run
@@ -40,11 +48,11 @@ HEADS = [
 SECRET = "/home/someone/private.pth"
 
 
-def make_run(folder: Path, backbone: str, fusion: str, head: str) -> Path:
+def make_run(folder: Path, backbone: str, fusion: str, head: str, kept: list[list[int]] | None = None) -> Path:
     """A run as `regard segment` leaves it; no parameter is zero, so that attention matters."""
     name, options = BACKBONES[backbone]
     head_options = {"width": 16} if head == "segformer" else {}
-    model = SegmentationModel(build_backbone(name, **options), len(CLASSES), fusion, head, **head_options)
+    model = SegmentationModel(build_backbone(name, **options), len(CLASSES), fusion, head, kept=kept, **head_options)
     for parameter in model.parameters():
         if parameter.ndim > 1 or not parameter.any():
             nn.init.normal_(parameter, std=0.2)
@@ -55,6 +63,7 @@ def make_run(folder: Path, backbone: str, fusion: str, head: str) -> Path:
         {
             "backbone": describe(model.backbone),
             "fusion": fusion,
+            "kept": kept,
             "settings": {"size": 32, "head": head, "head_options": head_options, "data": SECRET},
             "classes": CLASSES,
             "palette": [[i, 2 * i, 255 - i] for i in range(len(CLASSES))],
@@ -149,6 +158,26 @@ def test_what_is_exported_says_which_heads_the_fusion_uses(run: Run, tmp_path: P
     assert load_run(tmp_path / "made").head_weights == HEADS
     card = (tmp_path / "made" / "README.md").read_text()
     assert "| 3 | 0.125 | 0.50, 0.30, 0.20 |\n| 7 | 0.000 | 0.33, 0.33, 0.33 |\n" in card
+
+
+def test_a_model_card_names_heads_that_are_not_all(run: Run) -> None:
+    some = {"block": 3, "strength": 0.125, "heads": [1, 4], "weights": [0.75, 0.25]}
+    every = {"block": 7, "strength": 0.0, "heads": [0, 1], "weights": [0.5, 0.5]}
+    card = model_card(Run(run.model, run.description | {"head_weights": [some, every]}))
+    assert "| 3 | 0.125 | head 1: 0.75, head 4: 0.25 |\n| 7 | 0.000 | 0.50, 0.50 |\n" in card
+
+
+@pytest.mark.usefixtures("_symbols")
+@pytest.mark.parametrize("fusion", ["concat", "propagate"])
+def test_what_is_exported_sees_the_heads_that_the_run_sees(tmp_path: Path, fusion: str) -> None:
+    pytest.importorskip("onnxruntime")
+    run = load_run(make_run(tmp_path / "run", "vit", fusion, "linear", kept=[[2, 0], []]))
+    save_safetensors(run, tmp_path / "made")
+    again = load_run(tmp_path / "made")
+    assert again.model.fusion.kept == ((2, 0), ())
+    assert np.array_equal(again.predict(photo(40, 64)), run.predict(photo(40, 64)))
+    assert save_onnx(run, tmp_path / "made.onnx") is None  # its logits are checked against torch's
+    assert load_run(tmp_path / "made.onnx").description["kept"] == [[2, 0], []]
 
 
 def test_a_run_of_an_older_version_names_no_heads(run: Run, tmp_path: Path) -> None:

@@ -6,14 +6,19 @@ import re
 import time
 
 import pytest
+from plausible import difference, varied
 
 from regard.errors import InputError
-from regard.studies.report import Axis, duration, percent, points, short, write_report
+from regard.studies.page import Axis, duration, mean, percent, plain, points, short
+from regard.studies.report import ordered, render, write_report
+from regard.studies.schema import read_results
 
 
 def write(results, directory):
+    """The page, without the figures beside it, which take longer."""
     (directory / "results.json").write_text(json.dumps(results))
-    return write_report(directory).read_text()
+    found = read_results(directory / "results.json")
+    return render(found, ordered(found))
 
 
 def test_everything_named_in_the_results_is_on_the_page(results, tmp_path):
@@ -24,7 +29,10 @@ def test_everything_named_in_the_results_is_on_the_page(results, tmp_path):
         assert name in page
     assert results["pretraining"][-1]["origin"] in page  # where DINO's weights came from
     assert "4 min 11 s" in page
-    assert "48.1% mIoU" in page
+    for configuration in results["configurations"]:
+        assert percent(configuration["miou"]["mean"]) in page
+    for failed in ("failed", "has 2 of 3"):
+        assert failed not in page
 
 
 def test_the_page_asks_for_nothing_outside_itself(results, tmp_path):
@@ -40,9 +48,17 @@ def test_the_page_asks_for_nothing_outside_itself(results, tmp_path):
 
 def test_names_are_text_never_markup(results, tmp_path):
     evil = "\"'><script>alert(1)</script>"
-    results["configurations"][0]["name"] = evil
-    results["differences"][0]["a"] = results["command"] = results["settings"][evil] = results["data"]["source"] = evil
-    results["majority"]["class"] = results["environment"][evil] = results["pretraining"][0]["origin"] = evil
+    results["configurations"][0] |= {"name": evil, "backbone": evil, "fusion": evil, "head": evil, "at": {evil: evil}}
+    results["differences"][0]["a"] = results["differences"][2]["b"] = evil
+    results["command"] = results["settings"][evil] = results["data"]["source"] = results["name"] = evil
+    results["majority"]["class"] = results["environment"][evil] = evil
+    results["pretraining"][0] |= {"origin": evil, "name": evil}
+    results["correlations"][0] |= {"words": evil, "kinds": [evil, "pooled"]}
+    results["configurations"][1]["runs"][0]["heads"][evil] = 1.0
+    results["examples"][0]["why"] = evil
+    results["failed"] = [{"name": evil, "error": evil}]
+    results["axes"] = {evil: [evil, "other"]}
+    results["configurations"][1]["at"] = {evil: "other"}
     page = write(results, tmp_path)
     assert page.count("<script") == 1  # the page's own
     assert "<b>x</b>" not in page
@@ -51,26 +67,29 @@ def test_names_are_text_never_markup(results, tmp_path):
 
 def test_a_difference_is_called_shown_exactly_when_its_interval_excludes_zero(results, tmp_path):
     page = write(results, tmp_path)
-    verdicts = re.findall(r'class="verdict[^"]*">([^<]*)<', page)
-    expected = [
-        "no difference shown" if d["low"] <= 0 <= d["high"] else "difference shown" for d in results["differences"]
-    ]
-    assert verdicts == expected
-    assert page.count("no difference shown") == 2 * expected.count("no difference shown")  # in words, and in the chart
-    for difference in results["differences"]:
-        difference |= {"low": 0.01, "high": 0.02, "mean": 0.015}
+    forest, table = page[: page.index("Table of all pairs")], page[page.index("Table of all pairs") :]
+    shown = [not d["low"] <= 0 <= d["high"] for d in results["differences"]]
+    asked = [s for s, d in zip(shown, results["differences"], strict=True) if d["question"]]
+    expected = ["difference shown" if s else "no difference shown" for s in asked]
+    assert re.findall(r'<span class="verdict[^"]*">([^<]*)<', forest) == expected
+    words = re.findall(r'<td class="verdict[^"]*">([^<]*)<', table)
+    first, second, none = "first is better", "second is better", "no difference shown"
+    assert words == [first, none, first, none, second, first]
+    for d in results["differences"]:
+        d |= {"low": 0.01, "high": 0.02, "mean": 0.015, "holm": True}
     assert "no difference shown" not in write(results, tmp_path)
 
 
 @pytest.mark.parametrize(("low", "sentence"), [(-0.01, "no difference shown: the interval, −1.0"), (0.01, "is shown")])
 def test_first_against_second_is_found_in_either_direction(results, tmp_path, low, sentence):
-    results["differences"] = [{"a": "bt-swin-gate", "b": "bt-swin-concat", "mean": -0.03, "low": -0.05, "high": -low}]
+    results["differences"] = [difference("bt-swin-gate", "bt-swin-concat", -0.03, -0.05, -low)]
     assert sentence in write(results, tmp_path)
 
 
 def test_a_class_absent_from_the_images_has_a_dash(results, tmp_path):
     page = write(results, tmp_path)
-    stripe = page[page.index(">stripe</span>") : page.index('id="examples"')]
+    cards = page[page.index('id="iou"') :]
+    stripe = cards[cards.index(">stripe</span>") : cards.index('id="heads"')]
     assert re.findall(r'class="value">([^<]*)<', stripe) == ["–"] * len(results["configurations"])
 
 
@@ -91,12 +110,14 @@ def test_every_part_may_be_empty(results, tmp_path):
     results |= {
         "complete": False,
         "differences": [],
+        "correlations": [],
         "examples": [],
         "pretraining": [],
         "environment": {},
         "settings": {},
     }
     assert "No configuration has a score yet" in write(results, tmp_path)
+    assert "came first" not in write(results, tmp_path)
     results["configurations"] = []
     assert "No configuration has a score yet" in write(results, tmp_path)
 
@@ -112,7 +133,7 @@ def test_missing_measurements_and_a_diverged_loss(results, tmp_path):
     results["pretraining"][0]["curve"][2]["loss"] = float("nan")
     page = write(results, tmp_path)
     assert ">312<" in page
-    assert "NaN" not in page
+    assert "NaN" not in re.sub("base64,[^\"']*", "", page)
     assert "nan" not in re.findall(r' d="([^"]*)"', page)
 
 
@@ -131,7 +152,8 @@ def test_many_classes_are_folded_and_the_page_stays_light(results, tmp_path):
             attention["heads"] = [[[1 / 196] * 14] * 14] * 24
     page = write(results, tmp_path)
     assert "The other 147 classes" in page
-    assert page.index("class 170</span>") < page.index("The other 147") < page.index("class 3</span>")
+    cards = page[page.index('id="iou"') :]
+    assert cards.index("class 170</span>") < cards.index("The other 147") < cards.index("class 3</span>")
     assert len(page) < 5e6
 
 
@@ -148,6 +170,21 @@ def _set(*path_and_value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda r: r.pop("schema"), r"was made by another version of regard \(schema none, and this one reads 2\)"),
+        (_set("schema", 1), r"another version of regard \(schema 1"),
+        (_set("schema", 3), r"another version of regard \(schema 3"),
+        (_set("kind", "sweep"), "kind should be compare or ablate, not 'sweep'"),
+        (_set("axes", {"lr": 1}), "axes.lr should be a list"),
+        (_set("failed", [{"name": "a"}]), r"failed\[0\] lacks 'error'"),
+        (_set("configurations", 0, "label_fraction", 0.0), "'bt-resnet50': label_fraction should be above 0, up to 1"),
+        (_set("configurations", 0, "frozen", 0), r"configurations\[0\].frozen should be of type bool, not int"),
+        (_set("configurations", 1, "name", "bt-resnet50"), "two configurations are named 'bt-resnet50'"),
+        (_set("configurations", 1, "runs", 0, "heads", {"entropy": "low"}), "heads.entropy should be of type float"),
+        (_set("differences", 0, "a", "nobody"), "a difference names 'nobody', which is no configuration"),
+        (_set("differences", 0, "holm", None), r"differences\[0\].holm should be of type bool"),
+        (_set("pretraining", 0, "cross_correlation", "a.png"), "'barlow_twins-resnet' holds a picture that is not"),
+        (_set("correlations", 0, "kinds", ["cls", 1]), r"correlations\[0\].kinds\[1\] should be of type str"),
+        (_set("examples", 0, "predictions", "dino", "errors", "x"), "not a base64 data: URI"),
         (lambda r: r.pop("majority"), "the file lacks 'majority'"),
         (lambda r: r["configurations"][0].pop("runs"), r"configurations\[0\] lacks 'runs'"),
         (_set("seconds", "long"), "seconds should be of type float, not str"),
@@ -169,8 +206,9 @@ def _set(*path_and_value):
 def test_wrong_results_are_one_line_and_leave_the_old_report(results, tmp_path, change, message):
     (tmp_path / "report.html").write_text("the old one")
     change(results)
+    (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match=message) as error:
-        write(results, tmp_path)
+        write_report(tmp_path)
     assert "\n" not in str(error.value)
     assert "run regard compare again" in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "results.json"]
@@ -200,6 +238,8 @@ def test_numbers_are_written_for_people():
         "4 min 11 s",
         "2 h 5 min",
     ]
+    assert [plain(v) for v in (None, True, [1, None], {"a": 2.0}, 0.5, [])] == ["–", "yes", "1, –", "a 2", "0.5", "–"]
+    assert [mean(v) for v in ([1, None, 2], [None], [])] == [1.5, None, None]
     assert [short(n) for n in (950, 24100, 1234567, 2.1e9)] == ["950", "24.1 k", "1.23 M", "2.1 G"]
 
 
@@ -209,29 +249,213 @@ def test_an_axis_holds_its_values_and_ticks(values):
     assert all(0 <= axis.at(v) <= 100 for v in [*axis.ticks, *(v for v in values if v is not None)])
 
 
+@pytest.mark.parametrize(
+    ("values", "log", "ticks"),
+    [
+        ([0.01, 0.1, 1.0], True, ["0.01", "0.1", "1"]),
+        ([1, 2, 4], False, ["1", "2", "4"]),
+        ([0, 10, 100], False, ["0", "10", "100"]),  # 0 has no logarithm
+        (["none", "gate"], False, ["none", "gate"]),
+        ([True, False], False, ["yes", "no"]),
+        ([3, None], False, ["3", "–"]),
+        ([[0, 1], [3]], False, ["0, 1", "3"]),
+    ],
+)
+def test_the_axis_of_a_setting_has_a_tick_for_each_of_its_values(values, log, ticks):
+    axis = Axis.of(values)
+    assert (axis.log, [axis.label(t) for t in axis.ticks]) == (log, ticks)
+    places = [axis.at(t) for t in axis.ticks]
+    assert places == sorted(places)
+    assert all(0 <= place <= 100 for place in places)
+    if log:
+        assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.02)  # decades are equal; rounded
+
+
+def test_what_varies_has_a_column_and_what_does_not_is_said_once(results, tmp_path):
+    def headings(page):
+        table = page[page.index('class="sortable results"') :]
+        return re.findall(r"<button[^>]*><span>([^<]*)", table[: table.index("</thead>")])
+
+    costs = ["Training", "Size", "Time", "Speed"]
+    assert headings(write(results, tmp_path)) == [
+        "Configuration", "Backbone", "Weights", "Fusion", "mIoU", "Interval", "Pixels", *costs
+    ]  # fmt: skip
+    assert "The same in all: head segformer." in write(results, tmp_path)
+    results["configurations"][0] |= {"label_fraction": 0.1, "frozen": True, "head": "linear", "peak_memory_mb": 90.0}
+    page = write(results, tmp_path)
+    assert {"Labels", "Backbone is", "Head", "Memory"} <= set(headings(page))
+    assert '<span class="tag">10% of labels</span><span class="tag">frozen</span>' in page
+    assert "bt-resnet50 (10% of labels, frozen)" in page
+    rows = re.findall(
+        r"<tr.*?</tr>", page[page.index('class="sortable results"') : page.index("mIoU, in percent")], re.S
+    )
+    assert len({len(re.findall("<t[hd]", row)) for row in rows}) == 1  # every row has every column
+
+
+def test_what_failed_is_named_first(results, tmp_path):
+    results["failed"] = [{"name": f"cell {i}", "error": "InputError: <i>no</i> space"} for i in range(14)]
+    page = write(results, tmp_path)
+    assert page.index("14 parts of this study failed") < page.index("came first")
+    assert "<strong>cell 13</strong>: InputError: &lt;i&gt;no&lt;/i&gt; space" in page
+    assert "<summary>2 more</summary>" in page
+    results["failed"] = results["failed"][:1]
+    assert "1 part of this study failed" in write(results, tmp_path)
+
+
+def test_a_grid_has_a_line_for_each_combination_of_the_other_axes(results):
+    grid = varied(results, {"fusion": ["none", "gate", "concat"], "label_fraction": [0.01, 0.1, 1.0]})
+    fusion, fraction = ordered(grid)["axes"]
+    assert [line["label"] for line in fusion["charts"][0]] == [f"label fraction {v}" for v in (1, 0.1, 0.01)]
+    assert {line["label"] for line in fraction["charts"][0]} == {"fusion none", "fusion gate", "fusion concat"}
+    for line in fraction["charts"][0]:
+        assert [value for value, _ in line["points"]] == [0.01, 0.1, 1.0]
+        assert [at for at, _ in line["drawn"]] == [0.01, 0.1, 1.0]
+        assert len({c["fusion"] for _, c in line["points"]}) == 1
+
+
+def test_one_axis_at_a_time_is_one_line_each_through_the_base(results):
+    axes = {"fusion": ["none", "gate", "concat"], "crop": [32, 64]}
+    grid = varied(results, axes)
+    base = {"fusion": "none", "crop": 32}
+    grid["configurations"] = [c for c in grid["configurations"] if sum(c["at"][key] != base[key] for key in base) <= 1]
+    fusion, crop = ordered(grid)["axes"]
+    assert [[v for v, _ in line["points"]] for line in fusion["charts"][0]] == [["none", "gate", "concat"]]
+    assert [[v for v, _ in line["points"]] for line in crop["charts"][0]] == [[32, 64]]
+    assert fusion["charts"][0][0]["label"] == "all else as in the base"
+
+
+def test_a_comparison_over_label_fractions_has_a_line_for_each_configuration(results, tmp_path):
+    study = varied(results, {"label_fraction": [0.1, 1.0]}, "compare")
+    for c in varied(results, {"label_fraction": [0.1, 1.0]}, "compare")["configurations"]:
+        study["configurations"].append(c | {"name": c["name"].replace("bt-swin", "dino")})
+    (axis,) = ordered(study)["axes"]
+    assert {line["label"] for line in axis["charts"][0]} == {"bt-swin", "dino"}
+    assert "mIoU in percent against label fraction" in write(study, tmp_path)
+
+
+def test_a_chart_never_has_more_lines_than_colours(results):
+    grid = varied(results, {"crop": [32, 64], "epochs": list(range(1, 14))})
+    crop, epochs = ordered(grid)["axes"]
+    assert [len(lines) for lines in crop["charts"]] == [8, 5]
+    assert [len(lines) for lines in epochs["charts"]] == [2]
+    for lines in crop["charts"]:
+        assert len({line["color"] for line in lines}) == len(lines)
+
+
+def test_class_differences_pair_the_seeds_that_both_have(results):
+    a, b = results["configurations"][:2]
+    results["differences"] = [difference(a["name"], b["name"], 0.1, 0.0, 0.2, question=True)]
+    for seed, (x, y) in enumerate(zip(a["runs"], b["runs"], strict=True)):
+        x["iou"], y["iou"] = [0.5 + seed / 10, 0.5, None, None, 0.1, 0.2], [0.4, 0.6, 0.3, None, 0.1, 0.2]
+    a["runs"].pop(1)  # seeds 0 and 2 are left
+    ((_, gaps),) = ordered(results)["by_class"]
+    assert gaps[0] == pytest.approx((0.2, 0.1, 0.3))
+    assert gaps[1] == pytest.approx((-0.1, -0.1, -0.1))
+    assert gaps[2:4] == [None, None]
+    a["runs"] = [run | {"seed": run["seed"] + 10} for run in a["runs"]]  # none in common
+    assert ordered(results)["by_class"] == []
+
+
+def test_heads_stand_beside_miou_by_kind_of_map(results, tmp_path):
+    families = ordered(results)["families"]
+    members = [[c["name"] for c in f["members"]] for f in families]
+    assert all("swin" in name for name in members[0] + members[2])
+    assert set(members[1]) == {"dino", "dino-gate"}
+    for f in families:
+        assert len(f["dots"]) == 3 * len(f["members"])
+        for at, value, c in f["dots"]:
+            assert (at, value) in {(run["heads"][f["score"]], run["miou"]) for run in c["runs"]}
+    page = write(results, tmp_path)
+    assert page.count('<figure class="correlation">') == 3
+    assert "bt-resnet50" not in page[page.index('id="heads"') : page.index('id="examples"')]  # a convnet has none
+    results["correlations"][0]["members"] = ["bt-swin"]
+    assert [c["name"] for c in ordered(results)["families"][0]["members"]] == ["bt-swin"]
+    for configuration in results["configurations"]:
+        for run in configuration["runs"]:
+            run["heads"] = None
+    results["correlations"] = []
+    assert 'id="heads"' not in write(results, tmp_path)
+
+
+def test_examples_say_why_they_were_picked_and_show_the_errors(results, tmp_path):
+    page = html.unescape(write(results, tmp_path))
+    for example in results["examples"]:
+        assert f'{example["name"]}<span class="tag">{example["why"]}</span>' in page
+        for name, prediction in example["predictions"].items():
+            assert f'<img src="{prediction["errors"]}" alt="Errors of {name} for {example["name"]}">' in page
+    assert "they are for looking, not for judging" in page
+    for pretraining in results["pretraining"]:
+        assert ((pretraining["cross_correlation"] or "nowhere") in page) == bool(pretraining["cross_correlation"])
+
+
+def test_every_chart_and_picture_says_what_it_is(results, tmp_path):
+    for study in (results, varied(results, {"fusion": ["none", "gate"], "label_fraction": [0.01, 0.1, 1.0]})):
+        page = write(study, tmp_path)
+        assert all(re.findall(r'<img [^>]*alt="([^"]*)"', page))
+        charts = re.findall(r'<svg role="img"><title>([^<]*)</title>', page)
+        assert all(charts)
+        assert len(charts) == page.count('role="img"')
+        assert all(re.findall(r'<button type="button" class="zoom" aria-label="Enlarge: ([^"]*)"', page))
+
+
+def test_thirty_configurations_are_folded_and_the_page_stays_light(results, tmp_path):
+    many = varied(results, {"crop": list(range(32, 42)), "epochs": [1, 2, 3]})
+    names = [c["name"] for c in many["configurations"]]
+    many["differences"] = [
+        difference(a, b, -0.01, -0.02, 0.01, i % 9 == 0) for i, a in enumerate(names) for b in names[:i]
+    ]
+    many["examples"] = [
+        e | {"predictions": dict.fromkeys(names, e["predictions"]["dino"]), "attention": {}}
+        for e in results["examples"]
+    ]
+    page = write(many, tmp_path)
+    assert "<summary>Table of all pairs: 435</summary>" in page
+    assert "<details><summary>18 more</summary>" in page  # learning curves
+    assert "<summary>18 more predictions</summary>" in page
+    assert len(page) < 5e6
+
+
+def test_the_report_and_all_beside_it_are_made_from_the_json_alone(results, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = write_report(tmp_path)
+    assert page == tmp_path / "report.html"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "report.html",
+        "results.json",
+        "results.csv",
+        "table.tex",
+        "figures",
+    }
+    first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    write_report(tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
+
+
 @pytest.mark.slow
 def test_in_a_browser(results, tmp_path, chromium):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    write(results, tmp_path)
+    (tmp_path / "report.html").write_text(write(results, tmp_path))
     chromium.get((tmp_path / "report.html").as_uri())
 
     def column():
-        cells = chromium.find_elements(By.CSS_SELECTOR, ".sortable tbody td:nth-child(5)")
+        cells = chromium.find_elements(By.CSS_SELECTOR, ".results tbody td:nth-child(5)")
         return [float(cell.get_attribute("data-value")) for cell in cells]
 
     def names():
-        return [cell.text for cell in chromium.find_elements(By.CSS_SELECTOR, ".sortable tbody th")]
+        return [cell.text for cell in chromium.find_elements(By.CSS_SELECTOR, ".results tbody th")]
 
-    header = chromium.find_element(By.XPATH, "//th[.//span[text()='mIoU']]")
+    header = chromium.find_element(By.XPATH, "//table[contains(@class, 'results')]//th[.//span[text()='mIoU']]")
     assert column() == sorted(column(), reverse=True)
     header.find_element(By.TAG_NAME, "button").click()
     assert column() == sorted(column())
     assert header.get_attribute("aria-sort") == "ascending"
     header.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
     assert column() == sorted(column(), reverse=True)
-    interval = chromium.find_element(By.XPATH, "//th[.//span[text()='Interval']]//button")
+    interval = chromium.find_element(
+        By.XPATH, "//table[contains(@class, 'results')]//th[.//span[text()='Interval']]//button"
+    )
     for _ in range(2):  # whichever the order, a missing value comes last
         interval.click()
         assert names()[-1].startswith("always")
@@ -251,12 +475,44 @@ def test_in_a_browser(results, tmp_path, chromium):
         while dialog.is_displayed() and time.monotonic() < end:
             time.sleep(0.05)
 
-    for width in (390, 820, 1280):
+    chart = chromium.find_element(By.CSS_SELECTOR, "#heads .zoom")
+    before = chart.size
+    chart.send_keys(Keys.ENTER)
+    large = dialog.find_element(By.CSS_SELECTOR, ".plot")
+    assert large.size["height"] > 1.5 * before["height"]
+    assert dialog.find_element(By.CSS_SELECTOR, ".legend").text
+    assert "mIoU in percent against information" in dialog.text
+    dialog.find_element(By.TAG_NAME, "button").click()
+    assert not dialog.is_displayed()
+
+    def overflows(width):
         chromium.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False},
         )
-        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+        return chromium.execute_script("return document.documentElement.scrollWidth") > width
+
+    chromium.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert not [width for width in (360, 820, 1280) if overflows(width)]
     pictures = chromium.find_elements(By.TAG_NAME, "img")
     assert all(chromium.execute_script("return arguments[0].naturalWidth", picture) for picture in pictures[:40])
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.slow
+def test_an_ablation_in_a_browser(results, tmp_path, chromium):
+    from selenium.webdriver.common.by import By
+
+    grid = varied(results, {"fusion": ["none", "gate", "concat"], "label_fraction": [0.01, 0.1, 1.0]})
+    grid["configurations"][0]["name"] = "a-name-" * 12 + "end"
+    grid["failed"] = [{"name": "x" * 90, "error": "RuntimeError: " + "y" * 200}]
+    (tmp_path / "report.html").write_text(write(grid, tmp_path))
+    for width in (360, 1280):
+        chromium.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False},
+        )
+        chromium.get((tmp_path / "report.html").as_uri())
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+    assert len(chromium.find_elements(By.CSS_SELECTOR, "#axes .plot")) == 2
     assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -16,7 +16,7 @@ from regard.cli.data import check, download, info
 from regard.cli.exporting import export
 from regard.cli.looking import attention, embed, features
 from regard.cli.scoring import score
-from regard.cli.training import compare, demo, pretrain, segment
+from regard.cli.training import ablate, compare, demo, pretrain, segment
 from regard.cli.using import evaluate, predict, report
 from regard.errors import InputError, Interrupted, TrainingStopped
 
@@ -26,7 +26,7 @@ LEAST = (
     | dict.fromkeys(
         ("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every", "weight_decay"), 0
     )
-    | dict.fromkeys(("fps", "limit", "crop", "window", "patience", "cache_crops", "height", "width"), 1)
+    | dict.fromkeys(("fps", "limit", "crop", "window", "patience", "cache_crops", "heads_kept", "height", "width"), 1)
     | dict.fromkeys(("guide_sharpness", "guide_diversity", "guide_consistency"), 0)
 )
 
@@ -47,12 +47,13 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "predict": predict,
     "export": export,
     "compare": compare,
+    "ablate": ablate,
     "report": report,
     "data": {"info": info, "check": check, "download": download},
 }
 
 ABOUT = {"data": "Say what a path holds, find what is wrong with it, download a published data set."}
-LISTS = ("--images", "--scales")  # options that take several values
+LISTS = ("--images", "--scales", "--axis", "--label_fractions", "--layers")  # options that take several values
 POSITIONAL = ("report", "info", "check", "download")  # `regard report DIR`, `regard data info SRC`
 
 

@@ -1,4 +1,4 @@
-"""Commands that train: demo, compare, pretrain, segment."""
+"""Commands that train: demo, compare, ablate, pretrain, segment."""
 
 import shlex
 from dataclasses import asdict
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regard.cli.common import Accelerator, Precision, is_first_process, say, table
-from regard.errors import InputError, unknown
+from regard.errors import InputError, TrainingStopped, unknown
 
 
 def demo(out: str = "runs/demo", jobs: int | None = None) -> str:
@@ -16,17 +16,25 @@ def demo(out: str = "runs/demo", jobs: int | None = None) -> str:
         out: Folder of the comparison; a second call goes on where the first one stopped.
         jobs: Trainings side by side; by default as many as suit this machine.
     """
-    return compare("scenes", "tiny", out, jobs=jobs)
+    return compare("scenes", "tiny", out=out, jobs=jobs)
 
 
 def compare(
     data: str,
     preset: str = "tiny",
+    study: str | None = None,
     out: str = "runs/compare",
     seeds: int | None = None,
     baselines: bool = False,
     size: int | None = None,
+    label_fractions: list[float] | None = None,
+    frozen: Literal["no", "yes", "both"] = "no",
+    pretrain_each_seed: bool = False,
+    dry_run: bool = False,
     jobs: int | None = None,
+    devices: int = 1,
+    cluster: Literal["slurm", "local"] | None = None,
+    cluster_options: dict[str, Any] | None = None,
     workers: int = 0,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
@@ -36,30 +44,174 @@ def compare(
     Args:
         data: `scenes`, or a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet or CamVid.
         preset: `tiny` (minutes on a CPU), `small` (for one GPU) or `full` (ResNet-50, Swin-T, ViT-S/16).
+        study: A YAML file with any configurations instead of a preset's; see docs/studies.md.
         out: Folder of the comparison; a second call goes on where the first one stopped.
         seeds: How many seeds each configuration is trained with; by default the preset's.
         baselines: Also the baselines: no fusion, another fusion, random weights.
         size: Short side of the images in pixels; by default the preset's.
-        jobs: Trainings side by side; by default 1 on a GPU, and as many as the cores suit (at most 4) on a CPU.
+        label_fractions: Each configuration with these shares of the training masks, such as 1 0.1 0.01.
+        frozen: Leave the backbones as they are, or compare both.
+        pretrain_each_seed: A pre-training of its own for each seed, instead of one that all seeds share.
+        dry_run: Only say what would be trained, and about how long it would take here.
+        jobs: Trainings side by side; by default 1 for each GPU, and as many as the cores suit (at most 4) on a CPU.
+        devices: GPUs that the trainings are shared out among; each takes one.
+        cluster: Send the trainings out as jobs of a `slurm` cluster; `local` is the same on this machine.
+        cluster_options: For its jobs, as submitit names them, such as {"slurm_partition": "gpu", "timeout_min": 240}.
         workers: Processes that load images, per training.
         accelerator: `auto` takes a GPU where there is one.
         precision: `auto` is bf16-mixed on a GPU, else 32-true.
     """
+    from dataclasses import replace
+
+    from regard.studies.plan import read_plan, spread
+    from regard.studies.presets import preset as choose
+
+    if study is not None:
+        clash = [name for name, given in (("size", size), ("baselines", baselines)) if given]
+        if clash or preset != "tiny":
+            raise InputError(f"--study says what is compared: leave out --{(clash or ['preset'])[0]}, and say it there")
+        plan = read_plan(study, choose, seeds)
+    else:
+        plan = choose(preset, size)
+        kept = tuple(c for c in plan.configurations if baselines or not c.baseline)
+        names = {c.name for c in kept}
+        questions = tuple(pair for pair in plan.questions if names.issuperset(pair))
+        plan = replace(plan, configurations=kept, questions=questions)
+        plan = replace(plan, seeds=tuple(range(seeds))) if seeds else plan
+    if label_fractions is not None or frozen != "no":
+        if plan.axes:
+            raise InputError(f"{study} varies {', '.join(plan.axes)} itself: leave out --label_fractions and --frozen")
+        freezes = {"no": (False,), "yes": (True,), "both": (False, True)}[frozen]
+        plan = spread(plan, label_fractions or [1.0], freezes)
+    if pretrain_each_seed:
+        plan = replace(plan, pretrain_each_seed=True)
+    given = {
+        "--data": data, "--preset": None if study else preset, "--study": study, "--out": out, "--seeds": seeds,
+        "--size": size, "--baselines": baselines, "--label_fractions": label_fractions,
+        "--frozen": frozen if frozen != "no" else None, "--pretrain_each_seed": pretrain_each_seed,
+    }  # fmt: skip
+    return _run_study(
+        "compare", plan, given, data, out, dry_run, jobs, devices, cluster, cluster_options, workers, accelerator,
+        precision,
+    )  # fmt: skip
+
+
+def ablate(
+    data: str,
+    axis: list[str],
+    base: str = "bt-swin-gate",
+    preset: str = "tiny",
+    study: str | None = None,
+    out: str = "runs/ablate",
+    grid: bool = False,
+    seeds: int | None = None,
+    size: int | None = None,
+    pretrain_each_seed: bool = False,
+    dry_run: bool = False,
+    jobs: int | None = None,
+    devices: int = 1,
+    cluster: Literal["slurm", "local"] | None = None,
+    cluster_options: dict[str, Any] | None = None,
+    workers: int = 0,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+) -> str:
+    """Vary one configuration along axes (fusion, head, layers, label_fraction, ...), and write a report.
+
+    Args:
+        data: `scenes`, or a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet or CamVid.
+        axis: What to vary: fusion, head, layers, heads_kept, guidance, pretrain_guidance, label_fraction, freeze, crop,
+            projector, lambda, or a setting of segmentation such as lr; with values as in label_fraction=1,0.1,0.01.
+        base: The configuration that is varied: one of the preset's, or of the study's.
+        preset: `tiny` (minutes on a CPU), `small` (for one GPU) or `full` (ResNet-50, Swin-T, ViT-S/16).
+        study: A YAML file with the configuration instead of a preset's; see docs/studies.md.
+        out: Folder of the ablation; a second call goes on where the first one stopped.
+        grid: Every combination of the values; otherwise one axis at a time, beside the base.
+        seeds: How many seeds each variant is trained with; by default the preset's.
+        size: Short side of the images in pixels; by default the preset's.
+        pretrain_each_seed: A pre-training of its own for each seed, instead of one that all seeds share.
+        dry_run: Only say what would be trained, and about how long it would take here.
+        jobs: Trainings side by side; by default 1 for each GPU, and as many as the cores suit (at most 4) on a CPU.
+        devices: GPUs that the trainings are shared out among; each takes one.
+        cluster: Send the trainings out as jobs of a `slurm` cluster; `local` is the same on this machine.
+        cluster_options: For its jobs, as submitit names them, such as {"slurm_partition": "gpu", "timeout_min": 240}.
+        workers: Processes that load images, per training.
+        accelerator: `auto` takes a GPU where there is one.
+        precision: `auto` is bf16-mixed on a GPU, else 32-true.
+    """
+    from dataclasses import replace
+
+    from regard.studies.ablate import ablation
+    from regard.studies.plan import read_plan
+    from regard.studies.presets import preset as choose
+
+    if study is not None and (size or preset != "tiny"):
+        raise InputError(f"--study says what is varied: leave out --{'size' if size else 'preset'}, and say it there")
+    plan = read_plan(study, choose, seeds) if study is not None else choose(preset, size)
+    axes: dict[str, list[str] | None] = {}
+    for text in axis:
+        name, _, values = text.partition("=")
+        if name in axes:
+            raise InputError(f"axis {name} is given twice: give all of its values at once, as {name}=A,B")
+        axes[name] = values.split(",") if values else None
+    plan = ablation(plan, base, axes, grid)
+    plan = replace(plan, seeds=tuple(range(seeds))) if seeds else plan
+    plan = replace(plan, pretrain_each_seed=True) if pretrain_each_seed else plan
+    given = {
+        "--data": data, "--axis": axis, "--base": base, "--preset": None if study else preset, "--study": study,
+        "--out": out, "--grid": grid, "--seeds": seeds, "--size": size, "--pretrain_each_seed": pretrain_each_seed,
+    }  # fmt: skip
+    return _run_study(
+        "ablate", plan, given, data, out, dry_run, jobs, devices, cluster, cluster_options, workers, accelerator,
+        precision,
+    )  # fmt: skip
+
+
+def _run_study(
+    name: str,
+    plan: Any,
+    given: dict[str, Any],
+    data: str,
+    out: str,
+    dry_run: bool,
+    jobs: int | None,
+    devices: int,
+    cluster: Literal["slurm", "local"] | None,
+    cluster_options: dict[str, Any] | None,
+    workers: int,
+    accelerator: Accelerator,
+    precision: Precision,
+) -> str:
+    """What `compare` and `ablate` do with a plan. TrainingStopped, at the end, where a part of it failed."""
     from regard.data.layout import check_readable, open_source
     from regard.studies.compare import compare as run
-    from regard.studies.jobs import default_jobs
-    from regard.studies.presets import preset as choose
+    from regard.studies.compare import open_study
+    from regard.studies.estimate import estimate, show
+    from regard.studies.jobs import Where, default_jobs
     from regard.studies.training import Hardware
 
-    scenes_size = choose(preset, size).segment.size
-    source = open_source(data, scenes_size=scenes_size)
+    if cluster_options and cluster is None:
+        raise InputError("--cluster_options are for jobs of a cluster: add --cluster slurm, or leave them out")
+    source = open_source(data, scenes_size=plan.segment.size)
     hardware = Hardware(accelerator, precision, workers)
-    jobs = jobs or default_jobs(hardware)
+    jobs = jobs or default_jobs(hardware) * devices
     check_readable(source)
-    command = f"regard compare --data {shlex.quote(data)} --preset {preset} --out {shlex.quote(out)}"
-    command += f" --seeds {seeds}" * bool(seeds) + f" --size {size}" * bool(size) + " --baselines" * baselines
-    report_path = run(source, preset, Path(out), seeds, baselines, size, jobs, hardware, command)
-    return f"open {report_path} for the comparison"
+    if dry_run:
+        return show(estimate(open_study(source, plan, Path(out), hardware)), jobs)
+    words = ["regard", name]
+    for option, value in given.items():
+        if value is True:
+            words.append(option)
+        elif value not in (None, False):
+            words += [option, *(map(str, value) if isinstance(value, list) else [str(value)])]
+    where = Where(jobs, devices, cluster, cluster_options or {})
+    report, failures = run(source, plan, Path(out), where, hardware, shlex.join(words))
+    if failures:
+        raise TrainingStopped(
+            f"{len(failures)} parts failed, the first: {failures[0].name}: {failures[0].error} (tracebacks in "
+            f"{Path(out) / 'failures'}); the rest is in {report}"
+        )
+    return f"open {report} for the {'comparison' if name == 'compare' else 'ablation'}"
 
 
 def pretrain(
@@ -212,6 +364,8 @@ def segment(
     backbone: str = "resnet50",
     out: str = "runs/segment",
     fusion: str = "none",
+    layers: list[int] | None = None,
+    heads_kept: int | None = None,
     head: str = "segformer",
     size: int = 224,
     crop: int | None = None,
@@ -235,6 +389,7 @@ def segment(
     weights: str | None = None,
     pretrained: bool = False,
     seed: int = 0,
+    logger: Literal["wandb"] | None = None,
     workers: int = 4,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
@@ -252,6 +407,10 @@ def segment(
         backbone: A timm model, or what `regard pretrain` made (its folder or file).
         out: Folder for the run; a second call goes on with a run cut short.
         fusion: How the backbone's attention reaches the head: none, concat, gate or propagate.
+        layers: The levels of the pyramid whose attention the fusion reads, such as [2, 3] or [-1]; by default all that
+            the head reads.
+        heads_kept: Of each level the fusion sees so many attention heads only: those that tell most about the classes
+            of the training masks, beyond what the place tells, with the weights that the training starts from.
         head: linear, fcn, unet, setr_pup, segformer, upernet or deeplabv3plus.
         size: Short side of the images in pixels.
         crop: Side of the training crops in pixels; by default the short side of the images.
@@ -276,6 +435,7 @@ def segment(
         weights: A checkpoint file for the backbone: Barlow Twins, DINO, torchvision or timm.
         pretrained: timm's published weights for the backbone.
         seed: Of weights, order and crops.
+        logger: `wandb` (Weights & Biases), beside CSV and TensorBoard.
         workers: Processes that load images.
         accelerator: `auto` takes a GPU where there is one.
         precision: `auto` is bf16-mixed on a GPU, else 32-true.
@@ -321,10 +481,11 @@ def segment(
         batch_size=batch_size, lr=lr, backbone_lr=1e-4 if backbone_lr is None else backbone_lr,
         weight_decay=weight_decay, layer_decay=layer_decay, warmup=warmup, schedule=schedule, loss=loss,
         class_weights=class_weights, accumulate=accumulate, average=average, patience=patience,
-        cache_crops=cache_crops, guidance=guidance,
+        cache_crops=cache_crops, guidance=guidance, layers=None if layers is None else tuple(layers),
+        heads_kept=heads_kept,
     )  # fmt: skip
     kept = Cache(Path(cache), fingerprint(source, Path(cache), Path(out))) if cache else None
-    check_settings(settings, kept)
+    check_settings(settings, kept, fusion, model)
     say(source.describe())
     check_readable(source)
     hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
@@ -333,10 +494,12 @@ def segment(
     started = origin | begun | {"fusion": fusion, "seed": seed} | asdict(settings)
     with run_folder(out, started, RUN_FILE) as folder:
         made = segment_run(
-            splits["train"], splits["val"], model, fusion, settings, folder, seed, hardware, cache=kept, origin=origin
-        )
+            splits["train"], splits["val"], model, fusion, settings, folder, seed, hardware, cache=kept, origin=origin,
+            logger=logger,
+        )  # fmt: skip
     for level in made["head_weights"]:
-        shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in enumerate(level["weights"]))
+        heads = zip(level["heads"], level["weights"], strict=True)
+        shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in heads)
         say(f"heads of block {level['block']} in the fusion (strength {level['strength']:.3f}): {shares}")
     run = load_run(out)
     table(summary(run, run.evaluate(splits["val"])), "val")

@@ -20,7 +20,7 @@ Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
 Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
 
 cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's own threads would fight with them
-ORDER, VIEW, CROP = 1, 2, 3  # purposes of a draw
+ORDER, VIEW, CROP, LABELS = 1, 2, 3, 4  # purposes of a draw
 TRIES = 10  # crops drawn until none of the classes has too large a share, as mmsegmentation
 GREY = np.array([[0.299, 0.587, 0.114]], dtype=np.float32)  # ITU-R 601, as PIL and torchvision
 

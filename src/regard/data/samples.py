@@ -1,5 +1,6 @@
 """What loading processes make of a dataset: views, crops and pairs, as tensors; and datasets around a dataset."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -9,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from regard.data.augment import CROP, VIEW, TrainTransform, View, centre_crop, draws, resize_pair, short_side
+from regard.data.augment import (
+    CROP,
+    LABELS,
+    VIEW,
+    TrainTransform,
+    View,
+    centre_crop,
+    draws,
+    resize_pair,
+    short_side,
+)
 from regard.data.datasets import Dataset, LabelDataset, MaskDataset
 from regard.errors import InputError
 
@@ -46,6 +57,38 @@ class Cached:
             self._free -= array.nbytes
             self._kept[what, i] = array
         return array
+
+
+class Fraction:
+    """A share of a dataset with masks, fixed by the seed, repeated up to the length of the whole.
+
+    So a training on it takes as many steps as one on all: what differs is the labels alone. A smaller share is part of
+    a larger one of the same seed. It holds at least one image.
+    """
+
+    def __init__(self, dataset: MaskDataset, share: float, seed: int) -> None:
+        self.dataset = dataset
+        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
+        order = draws(LABELS, seed).permutation(len(dataset))
+        self.numbers = [int(i) for i in order[: math.ceil(share * len(dataset))]]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, i: int) -> str:
+        """As the dataset."""
+        return self.dataset.name(self._number(i))
+
+    def image(self, i: int) -> np.ndarray:
+        """As the dataset."""
+        return self.dataset.image(self._number(i))
+
+    def mask(self, i: int) -> np.ndarray:
+        """As the dataset."""
+        return self.dataset.mask(self._number(i))
+
+    def _number(self, i: int) -> int:
+        return self.numbers[range(len(self))[i] % len(self.numbers)]
 
 
 class SkipUnreadable:

@@ -6,6 +6,7 @@ starts at zero: untrained, every fusion gives exactly the output of `none`.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,15 +24,27 @@ class Fusion(nn.Module):
 
     attention, affinity: what it needs of the backbone.
     reads: the levels that the head reads, from 0; None: all. The others pass as they are, and do not learn.
+    kept:  for each level the heads that it sees, by index; None: all. A level that sees none passes as it is, too.
     """
 
     attention = True
     affinity = False
 
-    def __init__(self, channels: tuple[int, ...], heads: tuple[int, ...], reads: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        heads: tuple[int, ...],
+        reads: Sequence[int] | None = None,
+        kept: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         super().__init__()
-        self.levels: Any = nn.ModuleList(self.level(c, h) for c, h in zip(channels, heads, strict=True))
-        self.reads = tuple(range(len(channels)) if reads is None else reads)
+        every = tuple(tuple(range(count)) for count in heads)
+        self.kept = every if kept is None else tuple(map(tuple, kept))
+        self.reads = tuple(i for i in (range(len(channels)) if reads is None else reads) if self.kept[i])
+        self.choose = nn.ModuleList(_Choice(*pair) for pair in zip(heads, self.kept, strict=True))
+        self.levels: Any = nn.ModuleList(
+            self.level(c, len(chosen)) if chosen else _Unfused() for c, chosen in zip(channels, self.kept, strict=True)
+        )
         for i, level in enumerate(self.levels):  # distributed training waits for the gradients of all that could learn
             level.requires_grad_(i in self.reads)
 
@@ -41,12 +54,16 @@ class Fusion(nn.Module):
 
     def forward(self, features: Features) -> Pyramid:
         """The pyramid with attention in it."""
-        levels = zip(self.levels, features.pyramid, features.attention, strict=True)
-        return tuple(level(x, attention) if i in self.reads else x for i, (level, x, attention) in enumerate(levels))
+        levels = zip(self.levels, self.choose, features.pyramid, features.attention, strict=True)
+        return tuple(
+            level(x, choose(attention)) if i in self.reads else x
+            for i, (level, choose, x, attention) in enumerate(levels)
+        )
 
     @torch.no_grad()
     def head_weights(self) -> tuple[Float[Tensor, " _"], ...]:
-        """Per level, the share of each head in what the fusion takes from attention: >= 0, and they sum to 1.
+        """Per level, the share of each head in what the fusion takes from attention: >= 0, and they sum to 1. The heads
+        are those that the level sees, in the order of `kept`.
 
         Of `gate` and `propagate` they are the learned weights of the mix. Of `concat` they are read from its matrices:
         how far head n gets through the hidden units, sum over u of |project[u, n]| * ||mix[:, u]||. That is of the
@@ -60,7 +77,7 @@ class Fusion(nn.Module):
 
     @torch.no_grad()
     def strength(self) -> tuple[float, ...]:
-        """Per level, how much attention gets in at all: 0 at the start, and in a level that the head does not read.
+        """Per level, how much attention gets in at all: 0 at the start, and in a level that passes as it is.
 
         Of `gate` and `propagate`, the root mean square over channels of the learned factor: at 1, a gate scales the
         features by 1 + salience, and propagation puts the average along the attention in their place. Of `concat`, the
@@ -68,6 +85,36 @@ class Fusion(nn.Module):
         which is in the units of the features. So compare levels and runs of one fusion, not fusions.
         """
         return tuple(level.magnitude().item() for level in self.levels)
+
+
+class _Choice(nn.Module):
+    """An attention map -> the same of some of its heads. It has no state to save."""
+
+    index: Tensor
+
+    def __init__(self, heads: int, kept: tuple[int, ...]) -> None:
+        super().__init__()
+        self.is_all = kept == tuple(range(heads))
+        self.register_buffer("index", torch.tensor(kept, dtype=torch.long), persistent=False)
+
+    def forward(self, attention: AttentionMap) -> AttentionMap:
+        """Its weights, and the affinity where there is one."""
+        if self.is_all:
+            return attention
+        affinity = None if attention.affinity is None else attention.affinity.index_select(1, self.index)
+        return replace(attention, weights=attention.weights.index_select(1, self.index), affinity=affinity)
+
+
+class _Unfused(nn.Module):
+    """In the place of a level that sees no head: there is nothing to learn."""
+
+    def head_weights(self) -> Float[Tensor, " heads"]:
+        """Of no heads."""
+        return torch.zeros(0)
+
+    def magnitude(self) -> Float[Tensor, ""]:
+        """0."""
+        return torch.zeros(())
 
 
 def salience(attention: AttentionMap) -> Float[Tensor, "batch heads h w"]:
@@ -86,8 +133,15 @@ class NoFusion(Fusion):
 
     attention = False
 
-    def __init__(self, channels: tuple[int, ...], heads: tuple[int, ...], reads: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        heads: tuple[int, ...],
+        reads: Sequence[int] | None = None,
+        kept: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         nn.Module.__init__(self)
+        self.kept = self.reads = ()
 
     def forward(self, features: Features) -> Pyramid:
         """The pyramid as it is."""
@@ -115,7 +169,7 @@ class ConcatFusion(Fusion):
 
 
 class _Concat(nn.Module):
-    """x + V p, p being a learned, nonlinear projection of the salience of all heads."""
+    """x + V p, p being a learned, nonlinear projection of the salience of the heads."""
 
     def __init__(self, channels: int, heads: int, width: int = 32) -> None:
         super().__init__()
@@ -212,10 +266,18 @@ FUSIONS: dict[str, type[Fusion]] = {
 }
 
 
-def build_fusion(name: str, backbone: Backbone, reads: Sequence[int] | None = None) -> Fusion:
+def build_fusion(
+    name: str,
+    backbone: Backbone,
+    reads: Sequence[int] | None = None,
+    kept: Sequence[Sequence[int]] | None = None,
+) -> Fusion:
     """A fusion for a backbone, and for a head that `reads` these levels; None: all of them.
 
-    Raises InputError for an unknown name, or attention asked of a backbone that has none.
+    kept: for each level of the pyramid the heads that the fusion sees, by index; None: all. A level that sees none
+          passes as it is, and does not learn.
+
+    Raises InputError for an unknown name, attention asked of a backbone that has none, and heads that it does not have.
     """
     if name not in FUSIONS:
         raise unknown("fusion", name, FUSIONS)
@@ -223,4 +285,22 @@ def build_fusion(name: str, backbone: Backbone, reads: Sequence[int] | None = No
         raise InputError(
             f"fusion {name} needs attention, and {backbone.name} has none: use fusion none, a ViT or a Swin"
         )
-    return FUSIONS[name](backbone.channels, backbone.heads, reads)
+    if kept is not None:
+        _check_kept(name, backbone, kept)
+    return FUSIONS[name](backbone.channels, backbone.heads, reads, kept)
+
+
+def _check_kept(name: str, backbone: Backbone, kept: Sequence[Sequence[int]]) -> None:
+    """InputError unless these are heads of the levels, each once."""
+    if not FUSIONS[name].attention:
+        raise InputError(f"fusion {name} sees no attention heads, so it cannot keep some: leave them out")
+    if len(kept) != len(backbone.heads):
+        raise InputError(
+            f"heads to keep are given for {len(kept)} levels, and {backbone.name} has {len(backbone.heads)}"
+        )
+    for level, (chosen, heads) in enumerate(zip(kept, backbone.heads, strict=True)):
+        for head in chosen:
+            if head not in range(heads):
+                raise InputError(f"level {level} of {backbone.name} has no head {head}: it has 0 to {heads - 1}")
+        if len(set(chosen)) < len(chosen):
+            raise InputError(f"a head of level {level} is to be kept twice: {', '.join(map(str, chosen))}")

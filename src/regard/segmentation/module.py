@@ -1,6 +1,7 @@
 """A segmentation model (backbone, fusion, head) and how it is trained."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ class SegmentationModel(nn.Module):
     """logits = head(fusion(backbone(images))), at the images' own size.
 
     freeze: the backbone gets no gradient and stays in evaluation mode, so that its batch statistics stay put.
+    kept:   the attention heads that the fusion sees, of each level; None: all: see `build_fusion`.
     """
 
     def __init__(
@@ -35,13 +37,14 @@ class SegmentationModel(nn.Module):
         fusion: str = "none",
         head: str = "segformer",
         freeze: bool = False,
+        kept: Sequence[Sequence[int]] | None = None,
         **head_options: int,
     ) -> None:
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
         # the head first: with one seed it then starts the same under every fusion
         self.head = build_head(head, backbone.channels, backbone.strides, classes, **head_options)
-        self.fusion = build_fusion(fusion, backbone, self.head.levels)
+        self.fusion = build_fusion(fusion, backbone, self.head.levels, kept)
         if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
             backbone.requires_grad_(False).eval()
 

@@ -1,185 +1,242 @@
-"""`regard compare`: the configurations of a preset, side by side on the same images, with seeds and intervals.
+"""`regard compare` and `regard ablate`: the configurations of a plan on the same images, with seeds and intervals.
 
 The folder of a study, every part of which is written whole or not at all, so that a second call goes on where the first
 one stopped:
 
-    study.json                    what is compared; a folder belongs to one study
-    pretraining/KEY/              a pre-training, done once and shared: `pretraining.pretrain_run`
-    cells/CONFIGURATION/seed-N/   one training: `segmenting.segment_run`, and counts.npz, its confusion counts per image
-    results.json, report.html     all of it, and the page made from it
+    study.json                  which study the folder belongs to
+    pretraining/NAME-KEY/       a pre-training, done once and shared: `pretraining.pretrain_run`
+    cells/NAME-KEY/seed-N/      one training: `segmenting.segment_run`; counts.npz, its confusion counts per image, and
+                                cell.json, its scores
+    features/                   features of frozen backbones, where the plan keeps them
+    failures/                   the tracebacks of what failed
+    results.json, report.html   all of it, and the page made from it
+
+KEY changes with everything that the part depends on (`Plan.cell_key`). So where a plan changes, only what depends on
+the change is done again, and what was done before stays for a plan that changes back.
 """
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 
-from regard.backbones import build_backbone, save_backbone
+from regard.backbones import Backbone, build_backbone, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
 from regard.data.layout import Source, fingerprint, require_masks
+from regard.data.samples import Fraction
 from regard.errors import InputError, Interrupted
-from regard.studies.folders import read_json, write_json
-from regard.studies.jobs import console, run_all
-from regard.studies.presets import CONFIGURATIONS, Configuration, Preset, preset
+from regard.studies.cell_scores import head_scores
+from regard.studies.folders import read_json, write_json, write_whole
+from regard.studies.jobs import Failure, Task, Where, console, run_all
+from regard.studies.memory import peak_mb, reset_peak
+from regard.studies.plan import Configuration, Plan, check_plan
 from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.studies.report import write_report
-from regard.studies.results import CELL_FILE, COUNTS_FILE, cell_folder, collect, plain, scored_split
-from regard.studies.runs import MODEL_FILE, RUN_FILE, load_run, summary
-from regard.studies.segmenting import segment_run
+from regard.studies.results import collect, commit, scored_split
+from regard.studies.runs import load_run, summary
+from regard.studies.schema import VERSION
+from regard.studies.segmenting import Cache, segment_run
+from regard.studies.study import CELL_FILE, COUNTS_FILE, Study
 from regard.studies.training import Hardware
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over
-STUDY_FILE, RESULTS_FILE = "study.json", "results.json"
+STUDY_FILE, RESULTS_FILE, LOCK_FILE = "study.json", "results.json", ".lock"
 
 
 def compare(
     source: Source,
-    preset_name: str,
+    plan: Plan,
     out: Path,
-    seeds: int | None = None,
-    baselines: bool = False,
-    size: int | None = None,
-    jobs: int = 1,
+    where: Where = Where(),
     hardware: Hardware = Hardware(),
     command: str = "regard.studies.compare",
-) -> Path:
-    """Run what is not finished yet of a comparison, and write `results.json` and `report.html`; returns the latter.
+) -> tuple[Path, list[Failure]]:
+    """Run what is not finished yet of a study, write `results.json` and `report.html`; returns the latter, and what
+    failed: a part that fails is reported, and the others go on.
 
     The best epoch of each training is chosen on `val`; the scores are those on `test` where there is one.
-    Raises InputError for data without masks, an unknown preset, or a folder that holds another study.
+    Raises InputError for data without masks, a plan that cannot work, or a folder that another study or another process
+    writes into. What is interrupted leaves a report of what is finished.
     """
-    require_masks(source)
+    study = open_study(source, plan, out, hardware)
+    tasks = tasks_of(study)
+    with _claimed(study):
+        console.print(f"[bold]data[/]     {source.describe()}")
+        console.print(
+            f"[bold]{plan.kind:8}[/] {len(plan.configurations)} configurations x {len(plan.seeds)} seeds "
+            f"({plan.name}), into {out}"
+        )
+        try:
+            failures = run_all(tasks, study, where)
+        except (KeyboardInterrupt, Interrupted):
+            with suppress(InputError):  # where nothing is finished yet
+                _report(study, command, [], complete=False)
+            raise
+        return _report(study, command, failures, complete=not failures), failures
+
+
+def open_study(source: Source, plan: Plan, out: Path, hardware: Hardware) -> Study:
+    """The study of a plan on data, checked: nothing is trained or written yet."""
+    splits = require_masks(source)
     for split in ("train", "val"):
         source.split(split)
-    chosen = preset(preset_name, size)
-    wanted = [c for c in CONFIGURATIONS if baselines or not c.baseline]
-    seeds = chosen.seeds if seeds is None else seeds
-    _check_enough(source)
-    _claim(out, source, preset_name, chosen, hardware)
-
-    console.print(f"[bold]data[/]     {source.describe()}")
-    console.print(f"[bold]compare[/]  {len(wanted)} configurations x {seeds} seeds, preset {preset_name}, into {out}")
-    keys = dict.fromkeys(c.pretraining for c in wanted if c.pretraining)
-    stages = {
-        "weights": [(_pretrain, key, (key,)) for key in sorted(keys, key=_is_barlow_twins)],  # DINO, the longest, first
-        "training": [(_cell, f"{c.name}, seed {seed}", (c, seed)) for seed in range(seeds) for c in wanted],
-    }
-    try:
-        run_all(stages, Study(source, chosen, out, hardware), jobs)
-    except (KeyboardInterrupt, Interrupted):
-        whole = next((seed for seed in range(seeds) if not all(_finished(out, c, seed) for c in wanted)), seeds)
-        if whole:  # a report of the seeds that every configuration has finished
-            results = collect(source, preset_name, chosen, wanted, whole, out, command, hardware, complete=False)
-            write_json(out / RESULTS_FILE, results)
-            write_report(out)
-        raise
-    results = collect(source, preset_name, chosen, wanted, seeds, out, command, hardware, complete=True)
-    write_json(out / RESULTS_FILE, results)
-    return write_report(out)
-
-
-def _check_enough(source: Source) -> None:
-    """InputError where there are too few images to pre-train on at all."""
-    images = len(source.split("train"))
+    images = len(splits["train"])
     if images < MIN_IMAGES:
         raise InputError(f"{images} training images are too few to compare anything: take {MIN_IMAGES} or more")
+    check_plan(plan)
+    return Study(source, plan, out, hardware, fingerprint(source, out))
 
 
-def _claim(out: Path, source: Source, preset_name: str, chosen: Preset, hardware: Hardware) -> None:
-    """A folder belongs to one study: its cells must not mix with those of another."""
-    study = {
-        "source": source.root,
-        "data": fingerprint(source, out),
-        "precision": [hardware.device, hardware.precision],
-        "preset": preset_name,
-        "settings": asdict(chosen),
+def tasks_of(study: Study) -> list[Task]:
+    """Every pre-training and every cell, in the order in which they should come: whole seeds first."""
+    plan, tasks, named = study.plan, [], set()
+    for seed in plan.seeds:
+        for configuration in plan.configurations:
+            if configuration.pretraining:
+                start = plan.pretraining_seed(seed)
+                name = plan.weights_name(configuration.pretraining, start)
+                if name not in named:
+                    named.add(name)
+                    tasks.append(Task(name, "weights", _pretrain, (configuration.pretraining, start)))
+    tasks.sort(key=lambda task: _is_barlow_twins(plan, task.arguments[0]))  # DINO, the longest, first
+    for seed in plan.seeds:
+        for configuration in plan.configurations:
+            needs = ()
+            if configuration.pretraining:
+                needs = (plan.weights_name(configuration.pretraining, plan.pretraining_seed(seed)),)
+            name = f"{configuration.name}, seed {seed}"
+            tasks.append(Task(name, "training", _cell, (configuration, seed), needs))
+    return tasks
+
+
+def _is_barlow_twins(plan: Plan, key: str) -> bool:
+    settings = plan.pretrainings[key].settings
+    return settings is not None and settings.method == "barlow_twins"
+
+
+@contextmanager
+def _claimed(study: Study) -> Iterator[None]:
+    """A folder belongs to one study, and to one process at a time: cells must not mix."""
+    out = study.out
+    if not (out / STUDY_FILE).is_file() and out.is_dir() and any(path.name != LOCK_FILE for path in out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no study: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(out / LOCK_FILE, timeout=0):
+            _check_study(study)
+            yield
+    except filelock.Timeout as error:
+        raise InputError(f"another process is writing into {out}: wait for it, or choose another --out") from error
+
+
+def _check_study(study: Study) -> None:
+    """InputError where a folder holds another study, or one of another version."""
+    described = {
+        "schema": VERSION,
+        "regard": version("regard"),
+        "kind": study.plan.kind,
+        "name": study.plan.name,
+        "source": study.source.root,
+        "data": study.content,
+        "precision": [study.hardware.device, study.hardware.precision],
     }
-    study = plain(study)
-    if (out / STUDY_FILE).is_file():
-        there = read_json(out / STUDY_FILE)
-        differs = [key for key in study if there.get(key) != study[key]]
-        if differs:
-            raise InputError(
-                f"{out} holds another comparison ({', '.join(differs)} differ): choose another --out, or delete it"
-            )
-    elif out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no comparison: choose another --out")
-    else:
-        write_json(out / STUDY_FILE, study)
+    file = study.out / STUDY_FILE
+    if not file.is_file():
+        write_json(file, described)
+        return
+    there = read_json(file)
+    if not isinstance(there, dict) or any(there.get(key) != described[key] for key in ("schema", "regard")):
+        made = there.get("regard", "an unknown version") if isinstance(there, dict) else "an unknown version"
+        raise InputError(
+            f"{study.out} holds a study that regard {made} began, and this is {described['regard']}, of another format "
+            "or version: go on with that one, or choose another --out"
+        )
+    differs = [key for key in described if there.get(key) != described[key]]
+    if differs:
+        raise InputError(
+            f"{study.out} holds another study ({', '.join(differs)} differ): choose another --out, or delete it"
+        )
 
 
-def _is_barlow_twins(key: str) -> bool:
-    return key.startswith("barlow_twins")
+def _report(study: Study, command: str, failures: list[Failure], complete: bool) -> Path:
+    """Write what is finished down. InputError where nothing is."""
+    write_json(study.out / RESULTS_FILE, collect(study, command, failures, complete))
+    return write_report(study.out)
 
 
-@dataclass(frozen=True)
-class Study:
-    """What every pre-training and every cell of a study shares."""
-
-    source: Source
-    preset: Preset
-    out: Path
-    hardware: Hardware
-
-
-def _pretrain(study: Study, title: str, key: str) -> str:
-    """Make `pretraining/KEY`, from published weights where the preset names some and they come. Says what came."""
-    chosen, out = study.preset, study.out
-    folder = out / "pretraining" / key
+def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
+    """Make a pre-training, from published weights where the plan names some and they come. Says what came."""
+    folder = study.pretraining_folder(name, seed)
     if (folder / PRETRAIN_FILE).is_file():
         return "finished before"
+    choice = study.plan.pretrainings[name]
+    backbone = study.plan.backbones[choice.backbone]
+    if choice.weights:
+        made = build_backbone(backbone.name, weights=choice.weights, **backbone.options)
+        return _keep(folder, made, f"weights of {choice.weights}")
+    assert choice.settings is not None  # checked with the plan
     train = study.source.split("train")
-    settings = chosen.pretrainings[key]
-    settings = replace(settings, batch_size=min(settings.batch_size, len(train)))
-    choice = chosen.backbones[key.rsplit("-", 1)[1]]
-    reason = "no weights are published for a backbone this small" if settings.method == "dino" else ""
-    if key in chosen.published:
-        published = chosen.published[key]
+    settings = replace(choice.settings, batch_size=min(choice.settings.batch_size, len(train)))
+    reason = ""
+    if choice.published:
         try:
-            backbone = build_backbone(published, pretrained=True, **choice.options)
+            made = build_backbone(choice.published, pretrained=True, **backbone.options)
         except InputError as error:
-            reason = f"published weights {published} could not be fetched: {error}"
+            reason = f"published weights {choice.published} could not be fetched: {error}"
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_backbone(backbone, folder / BACKBONE_FILE)
-            origin = f"published weights: timm {published}"
-            write_json(folder / PRETRAIN_FILE, {"origin": origin, "seconds": 0.0, "curve": []})
-            return origin
+            return _keep(folder, made, f"published weights: timm {choice.published}")
     origin = f"pre-trained here: {settings.epochs} epochs of {len(train)} images, without labels"
     origin += f" ({reason})" if reason else ""
-    torch.manual_seed(0)
-    made = pretrain_run(train, choice.build(), settings, folder, 0, study.hardware, title, origin)
+    torch.manual_seed(seed)
+    made = pretrain_run(train, backbone.build(), settings, folder, seed, study.hardware, title, origin)
     return f"{origin}, {made['seconds']:.0f} s"
+
+
+def _keep(folder: Path, backbone: Backbone, origin: str) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_backbone(backbone, folder / BACKBONE_FILE)
+    write_json(folder / PRETRAIN_FILE, {"origin": origin, "seconds": 0.0, "curve": []})
+    return origin
 
 
 def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> str:
     """Train and score one configuration with one seed; `cell.json` comes last. Says what came."""
-    chosen, out = study.preset, study.out
-    folder = cell_folder(out, configuration.name, seed)
-    if _finished(out, configuration, seed):
+    plan, folder = study.plan, study.cell_folder(configuration, seed)
+    if study.is_finished(configuration, seed):
         return "finished before"
-    splits = require_masks(study.source)
+    splits, settings = require_masks(study.source), plan.settings(configuration)
+    train, share = splits["train"], configuration.label_fraction
+    if share < 1:
+        train = Fraction(train, share, seed)
     torch.manual_seed(seed)
     if configuration.pretraining:
-        backbone = build_backbone(out / "pretraining" / configuration.pretraining)
+        backbone = build_backbone(study.pretraining_folder(configuration.pretraining, plan.pretraining_seed(seed)))
     else:
-        backbone = chosen.backbones[configuration.backbone].build()
-    if study.hardware.on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+        backbone = plan.backbones[configuration.backbone].build()
+    cache = None
+    if plan.cache and settings.freeze:
+        cache = Cache(study.out / "features", study.content + (f", {share:g} of seed {seed}" if share < 1 else ""))
+    origin = {"data": study.source.root, "pretraining": configuration.pretraining, "label_fraction": share}
+    reset_peak(study.hardware)
     segment_run(
-        splits["train"], splits["val"], backbone, configuration.fusion, chosen.segment, folder, seed, study.hardware,
-        title,
+        train, splits["val"], backbone, configuration.fusion, settings, folder, seed, study.hardware, title, cache,
+        origin,
     )  # fmt: skip
-    peak = torch.cuda.max_memory_allocated() / 2**20 if study.hardware.on_gpu else None
+    peak = peak_mb(study.hardware)
     run = load_run(folder, study.hardware.device)
-    counts = run.evaluate(splits[scored_split(splits)])
-    np.savez_compressed(folder / COUNTS_FILE, counts=counts)
-    cell = {**summary(run, counts), "peak_memory_mb": peak}
+    scored = splits[scored_split(splits)]
+    counts = run.evaluate(scored)
+    write_whole(folder / COUNTS_FILE, lambda file: np.savez_compressed(file, counts=counts))
+    cell = {
+        **summary(run, counts),
+        "peak_memory_mb": peak,
+        "heads": head_scores(run, scored),
+        "commit": commit(),
+    }
     write_json(folder / CELL_FILE, cell)
     return f"mIoU {100 * cell['miou']:.1f}%"
-
-
-def _finished(out: Path, configuration: Configuration, seed: int) -> bool:
-    folder = cell_folder(out, configuration.name, seed)
-    return all((folder / file).is_file() for file in (RUN_FILE, MODEL_FILE, COUNTS_FILE, CELL_FILE))

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from regard.backbones import device_of, normalize
 from regard.data.augment import resize, short_side
@@ -15,15 +15,50 @@ from regard.data.datasets import MaskDataset
 from regard.evaluation.scores import confusion, scores
 from regard.studies.runs import Run
 
-PICTURES = 4
+PICTURES = 2  # of each sort
 LONGEST = 320  # pixels of a picture's longer side: a report with all of them stays under a few MB
 SMALLEST_GRID = 7  # attention is drawn at the coarsest level whose grid has at least this many rows and columns
+WRONG = (214, 0, 60)  # the colour of wrong pixels, RGB; told from pale grey with any colour vision
+PALE = 150  # the grey of what is black in the image; white stays white
 
 
-def choose_examples(dataset: MaskDataset, runs: Mapping[str, Run], pictures: int = PICTURES) -> list[dict[str, Any]]:
-    """Evenly spaced images of a dataset (not picked by how well they come out), as JSON; see `report.py`."""
-    count = min(pictures, len(dataset))
-    return [_example(dataset, (2 * i + 1) * len(dataset) // (2 * count), runs) for i in range(count)]
+def choose_examples(
+    dataset: MaskDataset,
+    runs: Mapping[str, Run],
+    per_image: Mapping[str, Float[np.ndarray, "images"]],
+    pictures: int = PICTURES,
+) -> list[dict[str, Any]]:
+    """Images of a dataset evenly spaced, the best and the worst, as JSON; see `schema.py`.
+
+    per_image: each configuration's mIoU on each image, in [0, 1]; nan where the image has no labelled pixel.
+    """
+    chosen = choose_images(per_image, len(dataset), pictures)
+    return [_example(dataset, index, runs) | {"why": why} for why, index in chosen]
+
+
+def choose_images(
+    per_image: Mapping[str, Float[np.ndarray, "images"]], images: int, pictures: int = PICTURES
+) -> list[tuple[str, int]]:
+    """Why ("evenly spaced", "best", "worst") and which images: `pictures` of each sort, none twice.
+
+    Best and worst are by the mean over configurations of the image's mIoU, ties by index; of few images at most a third
+    are either. The evenly spaced ones are so among the others. Images without a labelled pixel are left out, unless
+    none has any: then all are evenly spaced.
+    """
+    stacked = np.stack(
+        [np.asarray(values, dtype=np.float64) for values in per_image.values()] or [np.full(images, np.nan)]
+    )
+    known = np.isfinite(stacked)
+    means = np.where(known, stacked, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    scored = [int(i) for i in np.flatnonzero(known.any(axis=0))]
+    ranked = sorted(scored, key=lambda i: -means[i])
+    extremes = min(pictures, len(scored) // 3)
+    best, worst = ranked[:extremes], ranked[len(ranked) - extremes :][::-1]
+    rest = [i for i in scored or range(images) if i not in (*best, *worst)]
+    count = min(pictures, len(rest))
+    evenly = [rest[(2 * i + 1) * len(rest) // (2 * count)] for i in range(count)]
+    sorts = {"evenly spaced": evenly, "best": best, "worst": worst}
+    return [(why, index) for why, indices in sorts.items() for index in indices]
 
 
 def _example(dataset: MaskDataset, index: int, runs: Mapping[str, Run]) -> dict[str, Any]:
@@ -44,11 +79,26 @@ def _example(dataset: MaskDataset, index: int, runs: Mapping[str, Run]) -> dict[
         miou = scores(counts).miou if counts.sum() else None
         example["predictions"][name] = {
             "png": png(_small(colour(prediction, palette), cv2.INTER_NEAREST)),
+            "errors": png(_small(error_map(image, prediction, truth, run.ignore_index), cv2.INTER_NEAREST)),
             "miou": miou,
         }
         if run.model.backbone.heads:
             example["attention"][name] = _attention(run, image)
     return example
+
+
+def error_map(
+    image: UInt8[np.ndarray, "h w 3"],
+    prediction: UInt8[np.ndarray, "h w"],
+    truth: UInt8[np.ndarray, "h w"],
+    ignore_index: int,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in pale grey, with the pixels that are wrong in one strong colour; void pixels are never marked."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    pale = (PALE + grey.astype(np.float32) * (255 - PALE) / 255).round().astype(np.uint8)
+    pixels = np.repeat(pale[..., None], 3, axis=-1)  # h w 3
+    pixels[(prediction != truth) & (truth != ignore_index)] = WRONG
+    return pixels
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ it: see `exported.config`.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def _head_table(run: Run) -> list[str]:
     if not run.head_weights:
         return []
     rows = (
-        (str(level["block"]), f"{level['strength']:.3f}", ", ".join(f"{share:.2f}" for share in level["weights"]))
+        (str(level["block"]), f"{level['strength']:.3f}", _shares(level["weights"], level.get("heads")))
         for level in run.head_weights
     )
     return [
@@ -155,6 +155,13 @@ def _head_table(run: Run) -> list[str]:
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
+
+
+def _shares(weights: Sequence[float], heads: Sequence[int] | None) -> str:
+    """Each share; with its head's number where they are not simply all from 0 on."""
+    if heads is None or list(heads) == list(range(len(weights))):
+        return ", ".join(f"{share:.2f}" for share in weights)
+    return ", ".join(f"head {head}: {share:.2f}" for head, share in zip(heads, weights, strict=True))
 
 
 def _model(run: Run) -> Any:

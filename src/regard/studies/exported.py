@@ -20,6 +20,7 @@ def config(description: dict[str, Any]) -> dict[str, Any]:
         "task": "semantic segmentation",
         "backbone": without_sources(description["backbone"]),
         "fusion": description["fusion"],
+        "kept": description.get("kept"),  # runs of older versions keep all heads
         "settings": {key: settings[key] for key in ("size", "head", "head_options")},
         "classes": list(description["classes"]),
         "palette": description["palette"],

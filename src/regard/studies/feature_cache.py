@@ -139,7 +139,7 @@ def cached_data(
         "timm": version("timm"),
         "backbone": describe(model.backbone),
         "weights": weights_digest(model.backbone),
-        "attention": [model.fusion.attention, model.fusion.affinity],
+        "attention": [model.fusion.attention, model.fusion.affinity],  # of all heads, whichever the fusion sees
         "precision": str(precision),
         "content": content,
     }

@@ -1,25 +1,12 @@
 """What `regard compare` compares, at three sizes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError, unknown
+from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice
 from regard.studies.pretraining import PretrainSettings
 from regard.studies.segmenting import SegmentSettings
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One row of the comparison. backbone: "resnet", "swin" or "vit"; pretraining: a key of a preset, or None."""
-
-    name: str
-    backbone: str
-    pretraining: str | None
-    fusion: str
-    baseline: bool = False
-
 
 CONFIGURATIONS = (
     Configuration("bt-resnet50", "resnet", "barlow_twins-resnet", "none"),
@@ -51,37 +38,11 @@ QUESTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class BackboneChoice:
-    """A label for people, timm's name, and timm's options."""
+def preset(name: str, size: int | None = None) -> Plan:
+    """The plan of this name, baselines and all.
 
-    label: str
-    name: str
-    options: Mapping[str, Any]
-
-    def build(self) -> Backbone:
-        """With random weights."""
-        return build_backbone(self.name, **self.options)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Backbones, pre-trainings and the training for segmentation, at one size.
-
-    published: timm weights to use in place of a pre-training, where they can be fetched.
-    note:      what a reader of the report must know of the size.
+    size: another short side of the images; InputError for what is no multiple of 32, and for an unknown name.
     """
-
-    backbones: Mapping[str, BackboneChoice]
-    pretrainings: Mapping[str, PretrainSettings]
-    segment: SegmentSettings
-    published: Mapping[str, str]
-    note: str = ""
-    seeds: int = 3
-
-
-def preset(name: str, size: int | None = None) -> Preset:
-    """The preset of this name; with another image size (a multiple of 32) where one is given, else InputError."""
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     if size is None:
@@ -94,7 +55,7 @@ def preset(name: str, size: int | None = None) -> Preset:
     return PRESETS[name](size)
 
 
-def _tiny(size: int = 64) -> Preset:
+def _tiny(size: int = 64) -> Plan:
     """Minutes on two CPU cores: the same three families, tens of times smaller."""
     window = size // 16  # so that every stage of the Swin divides into windows
     transformer = {"optimizer": "adamw", "lr": 8e-3, "weight_decay": 0.01, "warmup": 0.1, "widths": (256, 256, 256)}
@@ -115,7 +76,8 @@ def _tiny(size: int = 64) -> Preset:
             "freeze_epochs": 1,
         },
     )
-    return Preset(
+    return Plan(
+        "tiny",
         backbones={
             "resnet": BackboneChoice("ResNet-18, narrow", "resnet18", {"channels": (24, 48, 96, 96)}),
             "swin": BackboneChoice(
@@ -136,7 +98,11 @@ def _tiny(size: int = 64) -> Preset:
                 {"img_size": size, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
             ),
         },
-        pretrainings={"barlow_twins-resnet": pretrain, "barlow_twins-swin": pretrain, "dino-vit": dino},
+        pretrainings={
+            "barlow_twins-resnet": PretrainingChoice("resnet", pretrain),
+            "barlow_twins-swin": PretrainingChoice("swin", pretrain),
+            "dino-vit": PretrainingChoice("vit", dino),
+        },
         segment=SegmentSettings(
             size,
             scale=(1.0, 1.0),  # a few hundred steps: nothing to regularise yet
@@ -147,7 +113,8 @@ def _tiny(size: int = 64) -> Preset:
             lr=3e-3,
             backbone_lr=3e-3,
         ),
-        published={},
+        configurations=CONFIGURATIONS,
+        questions=QUESTIONS,
         note=(
             "Preset tiny shows the whole path in minutes on a CPU: each configuration has the name that it has at full "
             "size, with a backbone tens of times smaller and a few hundred training steps. What comes first "
@@ -156,7 +123,7 @@ def _tiny(size: int = 64) -> Preset:
     )
 
 
-def _full(size: int = 224) -> Preset:
+def _full(size: int = 224) -> Plan:
     """The real backbones with the published recipes, at a batch that one GPU carries.
 
     Both transformers have stochastic depth 0.1, as published for DINO's student, also in segmentation; ResNet has none.
@@ -167,19 +134,29 @@ def _full(size: int = 224) -> Preset:
     # 0.9995 and not 0.996: DINO's advice for batch 256. Temperature and momentum otherwise as its boosted ViT-S.
     dino = {"momentum": 0.9995, "warmup": 1 / 30, "teacher_temp": (0.04, 0.07), "teacher_warmup": 30}
     swin = {"img_size": size, "window_size": size // 32, "drop_path_rate": 0.1}
-    return Preset(
+    return Plan(
+        "full",
         backbones={
             "resnet": BackboneChoice("ResNet-50", "resnet50", {}),
             "swin": BackboneChoice("Swin-T", "swin_tiny_patch4_window7_224", swin),
             "vit": BackboneChoice("ViT-S/16", "vit_small_patch16_224", {"img_size": size, "drop_path_rate": 0.1}),
         },
         pretrainings={
-            "barlow_twins-resnet": PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=lars),
-            "barlow_twins-swin": PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=adamw),
-            "dino-vit": PretrainSettings("dino", size, local_size=96, epochs=300, batch_size=256, options=dino),
+            "barlow_twins-resnet": PretrainingChoice(
+                "resnet", PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=lars)
+            ),
+            "barlow_twins-swin": PretrainingChoice(
+                "swin", PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=adamw)
+            ),
+            "dino-vit": PretrainingChoice(
+                "vit",
+                PretrainSettings("dino", size, local_size=96, epochs=300, batch_size=256, options=dino),
+                published="vit_small_patch16_224.dino",
+            ),
         },
         segment=SegmentSettings(size, epochs=100, batch_size=16, lr=1e-3, backbone_lr=1e-4),
-        published={"dino-vit": "vit_small_patch16_224.dino"},
+        configurations=CONFIGURATIONS,
+        questions=QUESTIONS,
         note=(
             "Where the DINO weights are the published ones, they have seen ImageNet, and the Barlow Twins weights only "
             "the images compared here: a difference between them is one of data as much as of method."
@@ -187,18 +164,20 @@ def _full(size: int = 224) -> Preset:
     )
 
 
-def _small(size: int = 224) -> Preset:
+def _small(size: int = 224) -> Plan:
     """`full` with smaller backbones (ResNet-26 13.9M, Swin 10.7M, ViT-S/16 21.7M parameters) and short schedules.
 
     Meant for one GPU and an hour on a few thousand images; not timed yet.
     """
     full = _full(size)
-    short = {
-        key: replace(settings, epochs=40, options=settings.options | _short_options(settings.method))
-        for key, settings in full.pretrainings.items()
-    }
+    short = {}
+    for key, choice in full.pretrainings.items():
+        assert choice.settings is not None
+        options = dict(choice.settings.options) | _short_options(choice.settings.method)
+        short[key] = replace(choice, settings=replace(choice.settings, epochs=40, options=options))
     return replace(
         full,
+        name="small",
         backbones=dict(full.backbones)
         | {
             "resnet": BackboneChoice("ResNet-26", "resnet26", {}),

@@ -214,8 +214,7 @@ def build_method(backbone: Backbone, settings: PretrainSettings, classes: int = 
 
     DINO's momentum is by default what its authors advise for the batch; both methods warm up for 10 epochs.
     """
-    if settings.method not in METHODS:
-        raise unknown("method", settings.method, METHODS)
+    check_options(settings)
     method = METHODS[settings.method]
     given: dict[str, Any] = {"batch_size": settings.batch_size}
     if settings.method == "supervised":
@@ -223,16 +222,22 @@ def build_method(backbone: Backbone, settings: PretrainSettings, classes: int = 
     usual = {} if settings.method == "supervised" else {"warmup": min(0.1, 10 / settings.epochs)}
     if settings.method == "dino":
         usual["momentum"] = 0.9995 if settings.batch_size <= 256 else 0.996
-    known = set(inspect.signature(method).parameters) - {"backbone", *given}
-    for option in settings.options:
-        if option not in known:
-            raise unknown(f"option of {settings.method}", option, known)
     settings.guidance.check(backbone)
     if settings.method == "supervised" and settings.guidance.consistency:
         raise InputError("guide_consistency compares two views, and supervised has one: leave it out")
     module = method(backbone, **given, **(usual | settings.options))
     module.guidance = settings.guidance
     return module
+
+
+def check_options(settings: PretrainSettings) -> None:
+    """InputError for a method, or an option of it, that there is not."""
+    if settings.method not in METHODS:
+        raise unknown("method", settings.method, METHODS)
+    known = set(inspect.signature(METHODS[settings.method]).parameters) - {"backbone", "batch_size", "classes"}
+    for option in settings.options:
+        if option not in known:
+            raise unknown(f"option of {settings.method}", option, sorted(known))
 
 
 def build_views(settings: PretrainSettings) -> tuple[View, ...]:

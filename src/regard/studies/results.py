@@ -1,5 +1,7 @@
 """What a comparison found, read back from the folders of its cells, as the JSON that `report.py` draws."""
 
+import base64
+import itertools
 import platform
 import subprocess
 import time
@@ -12,26 +14,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from regard.backbones import device_of, normalize
 from regard.data.augment import short_side
-from regard.data.layout import Source, require_masks
+from regard.data.layout import require_masks
+from regard.errors import InputError
 from regard.evaluation.scores import majority_counts, scores
+from regard.studies.ablate import word
 from regard.studies.examples import choose_examples
 from regard.studies.folders import read_json
-from regard.studies.presets import QUESTIONS, Configuration, Preset
+from regard.studies.jobs import Failure
+from regard.studies.plan import Configuration, Plan, plain
 from regard.studies.pretraining import PRETRAIN_FILE
 from regard.studies.runs import RUN_FILE, Run, load_run
-from regard.studies.statistics import Counts, estimate_difference, estimate_miou
-from regard.studies.training import Hardware
+from regard.studies.schema import VERSION
+from regard.studies.statistics import Scored, correlate, difference, holm, score
+from regard.studies.study import CELL_FILE, COUNTS_FILE, Study
 
-COUNTS_FILE, CELL_FILE = "counts.npz", "cell.json"
+Matrices = Int[np.ndarray, "images classes classes"]
 
-
-def cell_folder(out: Path, configuration: str, seed: int) -> Path:
-    """Where a cell lies."""
-    return out / "cells" / configuration / f"seed-{seed}"
+# Scores of heads that stand beside mIoU, in words.
+HEAD_SCORES = {
+    "beyond_position": "information about the class at a pixel beyond what its place tells, bits",
+    "information": "information about the class at a pixel, bits",
+    "entropy": "entropy of a map, as a share of the most that it could be",
+    "jaccard": "Jaccard index of 60% of the attention with the best class of an image",
+}
 
 
 def scored_split(splits: Mapping[str, Any]) -> str:
@@ -56,43 +65,48 @@ def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repe
     return float(np.median(times[1:])) * 1000 / batch
 
 
-def collect(
-    source: Source,
-    preset_name: str,
-    chosen: Preset,
-    wanted: Sequence[Configuration],
-    seeds: int,
-    out: Path,
-    command: str,
-    hardware: Hardware,
-    complete: bool,
-) -> dict[str, Any]:
-    """Everything the report needs, read back from the folders; the schema is `report.py`'s."""
+def collect(study: Study, command: str, failures: Sequence[Failure], complete: bool) -> dict[str, Any]:
+    """Everything the report needs, read back from the folders of what is finished; the schema is `report.py`'s."""
+    plan, source = study.plan, study.source
     splits = require_masks(source)
     split = scored_split(splits)
-    runs = {c.name: load_run(cell_folder(out, c.name, 0), hardware.device) for c in wanted}
+    finished = {c.name: [seed for seed in plan.seeds if study.is_finished(c, seed)] for c in plan.configurations}
+    chosen = {c.name: c for c in plan.configurations if finished[c.name]}
+    if not chosen:
+        reasons = "".join(f"; {failure.name}: {failure.error}" for failure in failures[:1])
+        raise InputError(f"nothing of {study.out} is finished{reasons}")
+    runs = {
+        name: load_run(study.cell_folder(c, finished[name][0]), study.hardware.device) for name, c in chosen.items()
+    }
     # timed here, one after the other, and not beside other trainings; at the size of the first image that is scored
-    size = short_side(splits[split].image(0).shape[:2], chosen.segment.size)
-    milliseconds = {name: milliseconds_per_image(run, size) for name, run in runs.items()}
-    counts = {c.name: np.stack([_counts(out, c.name, seed) for seed in range(seeds)]) for c in wanted}
-    truth = next(iter(counts.values()))[0].sum(axis=0)
+    first = splits[split].image(0).shape[:2]
+    milliseconds = {name: milliseconds_per_image(run, short_side(first, run.size)) for name, run in runs.items()}
+    scored, per_image, truth = {}, {}, None
+    for name, c in chosen.items():
+        folders = [study.cell_folder(c, seed) for seed in finished[name]]
+        scored[name] = score(_counts(folder) for folder in folders)
+        matrices = _counts(folders[0])
+        per_image[name], truth = _miou_per_image(matrices), matrices.sum(axis=0)
+    assert truth is not None
     majority = scores(majority_counts(truth))
-    pairs = [(a, b) for a, b in QUESTIONS if a in counts and b in counts]
-    first, *rest = sorted(counts, key=lambda name: -_mious(counts[name]).mean())
-    if rest and not {(first, rest[0]), (rest[0], first)} & set(pairs):
-        pairs.insert(0, (first, rest[0]))
-    differences = [{"a": a, "b": b, **asdict(estimate_difference(counts[a], counts[b]))} for a, b in pairs]
-    keys = dict.fromkeys(c.pretraining for c in wanted if c.pretraining)
-    pretrainings = [_described_pretraining(out, key, chosen) for key in keys]
-    configurations = [_described(c, chosen, counts[c.name], milliseconds[c.name], out) for c in wanted]
+    pretrainings = [_described_pretraining(study, name, seed) for name, seed in _pretrainings(study)]
+    configurations = [
+        _described(study, c, finished[c.name], scored.get(c.name), milliseconds.get(c.name))
+        for c in plan.configurations
+    ]
     return {
+        "schema": VERSION,
+        "kind": plan.kind,
+        "name": plan.name,
         "regard": version("regard"),
-        "commit": _commit(),
+        "commit": commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "seconds": sum(p["seconds"] for p in pretrainings)
         + sum(run["train_seconds"] for c in configurations for run in c["runs"]),
         "complete": complete,
+        "failed": [asdict(failure) for failure in failures],
+        "axes": {axis: [_shown(value) for value in values] for axis, values in plan.axes.items()},
         "environment": environment(),
         "data": {
             "source": source.root,
@@ -103,12 +117,12 @@ def collect(
             "train_images": len(splits["train"]),
             "evaluated_images": len(splits[split]),
             "evaluated_split": split,
-            "short_side": chosen.segment.size,
+            "short_side": plan.segment.size,
             "class_share": (truth.sum(axis=1) / truth.sum()).tolist(),
         },
-        "preset": preset_name,
-        "preset_note": chosen.note,
-        "settings": _settings(chosen, seeds),
+        "preset": plan.name,
+        "preset_note": plan.note,
+        "settings": _settings(plan),
         "majority": {
             "class": source.classes[int(truth.sum(axis=1).argmax())],
             "miou": majority.miou,
@@ -116,54 +130,125 @@ def collect(
         },
         "pretraining": pretrainings,
         "configurations": configurations,
-        "differences": differences,
-        "examples_note": "Evenly spaced images, not picked by how well they come out; predictions of seed 0.",
-        "examples": choose_examples(splits[split], runs),
+        "differences": _differences(plan, scored, finished),
+        "correlations": _correlations(study, configurations, runs),
+        "examples": choose_examples(splits[split], runs, per_image),
     }
 
 
-def _counts(out: Path, name: str, seed: int) -> Int[np.ndarray, "images classes classes"]:
-    with np.load(cell_folder(out, name, seed) / COUNTS_FILE) as file:
+def _counts(folder: Path) -> Matrices:
+    with np.load(folder / COUNTS_FILE) as file:
         return file["counts"]
 
 
-def _mious(counts: Int[np.ndarray, "seeds images classes classes"]) -> np.ndarray:
-    return np.array([scores(matrix).miou for matrix in counts.sum(axis=1)])
+def _miou_per_image(counts: Matrices) -> Float[np.ndarray, "images"]:
+    """NaN for an image that is all void."""
+    return np.array([scores(matrix).miou if matrix.any() else np.nan for matrix in counts])
 
 
-def _described_pretraining(out: Path, key: str, chosen: Preset) -> dict[str, Any]:
-    made = read_json(out / "pretraining" / key / PRETRAIN_FILE)
+def _differences(
+    plan: Plan, scored: Mapping[str, Scored], finished: Mapping[str, Sequence[int]]
+) -> list[dict[str, Any]]:
+    """Every pair, over the seeds that both have; the asked questions first, with Holm's verdict over all of them."""
+    asked = [pair for pair in plan.questions if set(pair) <= scored.keys()]
+    other = [pair for pair in itertools.combinations(scored, 2) if not {pair, pair[::-1]} & set(asked)]
+    made = []
+    for a, b in [*asked, *other]:
+        common = [seed for seed in finished[a] if seed in finished[b]]
+        if common:
+            of_a, of_b = (scored[name].only([finished[name].index(seed) for seed in common]) for name in (a, b))
+            found = asdict(difference(of_a, of_b))
+            made.append({"a": a, "b": b, **found, "question": (a, b) in asked, "seeds": len(common), "holm": False})
+    questions = [d for d in made if d["question"]]
+    for d, still in zip(questions, holm([d["p"] for d in questions]), strict=True):
+        d["holm"] = still
+    return made
+
+
+def _correlations(
+    study: Study, configurations: Sequence[Mapping[str, Any]], runs: Mapping[str, Run]
+) -> list[dict[str, Any]]:
+    """Head scores beside mIoU, over configurations; those whose maps are of different kinds are kept apart."""
+    families: dict[str, list[Mapping[str, Any]]] = {}
+    for c in configurations:
+        kind = runs[c["name"]].model.backbone.kind if c["name"] in runs else None
+        if kind is not None and all(run["heads"] for run in c["runs"]):
+            families.setdefault(kind, []).append(c)
+    made = []
+    for kind, members in families.items():
+        for name, words in HEAD_SCORES.items():
+            having = [c for c in members if all(name in run["heads"] for run in c["runs"])]
+            x = np.array([np.mean([run["heads"][name] for run in c["runs"]]) for c in having])
+            y = np.array([c["miou"]["mean"] for c in having])
+            if len(having) > 1:
+                found = correlate(x, y)
+                made.append(
+                    {
+                        "score": name,
+                        "words": words,
+                        "r": found.r,
+                        "low": found.low,
+                        "high": found.high,
+                        "configurations": found.n,
+                        "kinds": [kind],
+                    }
+                )
+    return made
+
+
+def _pretrainings(study: Study) -> list[tuple[str, int]]:
+    """(name, seed) of each that is used and finished."""
+    plan = study.plan
+    used = [
+        (c.pretraining, plan.pretraining_seed(seed))
+        for c in plan.configurations
+        for seed in plan.seeds
+        if c.pretraining
+    ]
+    return [pair for pair in dict.fromkeys(used) if study.is_pretrained(*pair)]
+
+
+def _described_pretraining(study: Study, name: str, seed: int) -> dict[str, Any]:
+    folder, plan = study.pretraining_folder(name, seed), study.plan
+    made, choice = read_json(folder / PRETRAIN_FILE), plan.pretrainings[name]
+    pictures = sorted(
+        (folder / "pictures").glob("cross-correlation-epoch-*.png"), key=lambda path: path.stat().st_mtime
+    )
     return {
-        "name": key,
-        "method": chosen.pretrainings[key].method,
-        "backbone": chosen.backbones[key.rsplit("-", 1)[1]].label,
+        "name": plan.weights_name(name, seed),
+        "method": choice.settings.method if choice.settings else "weights",
+        "backbone": plan.backbones[choice.backbone].label,
+        "cross_correlation": _data_uri(pictures[-1]) if pictures else None,
         **{field: made[field] for field in ("origin", "seconds", "curve")},
     }
 
 
+def _data_uri(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+
+
 def _described(
-    configuration: Configuration, chosen: Preset, counts: Counts, milliseconds: float, out: Path
+    study: Study, c: Configuration, seeds: Sequence[int], scored: Scored | None, milliseconds: float | None
 ) -> dict[str, Any]:
-    seeds = len(counts)
-    folders = [cell_folder(out, configuration.name, seed) for seed in range(seeds)]
+    plan, settings = study.plan, study.plan.settings(c)
+    folders = [study.cell_folder(c, seed) for seed in seeds]
     runs = [read_json(folder / RUN_FILE) for folder in folders]
     cells = [read_json(folder / CELL_FILE) for folder in folders]
-    estimate = estimate_miou(counts)
     return {
-        "name": configuration.name,
-        "backbone": chosen.backbones[configuration.backbone].label,
-        "pretraining": configuration.pretraining,
-        "fusion": configuration.fusion,
-        "head": chosen.segment.head,
-        "baseline": configuration.baseline,
-        "parameters": runs[0]["parameters"],
+        "name": c.name,
+        "backbone": plan.backbones[c.backbone].label,
+        "pretraining": c.pretraining,
+        "fusion": c.fusion,
+        "head": settings.head,
+        "baseline": c.baseline,
+        "label_fraction": c.label_fraction,
+        "frozen": settings.freeze,
+        "at": {axis: _shown(value) for axis, value in c.at.items()},
+        "parameters": runs[0]["parameters"] if runs else None,
         "milliseconds_per_image": milliseconds,
-        "peak_memory_mb": cells[0]["peak_memory_mb"],
-        "miou": {
-            **asdict(estimate),
-            "std": float(np.std([cell["miou"] for cell in cells], ddof=1)) if seeds > 1 else 0.0,
-            "interval": "95%, over images and seeds" if seeds > 1 else "95%, over images",
-        },
+        "images_per_second": 1000 / milliseconds if milliseconds else None,
+        "peak_memory_mb": max((cell["peak_memory_mb"] for cell in cells if cell["peak_memory_mb"]), default=None),
+        "miou": scored and _interval(scored),
         "runs": [
             {
                 "seed": run["seed"],
@@ -173,35 +258,48 @@ def _described(
                 "train_seconds": run["seconds"],
                 "best_epoch": run["best_epoch"],
                 "curve": run["curve"],
+                "heads": cell["heads"],
+                "commit": cell["commit"],
             }
             for run, cell in zip(runs, cells, strict=True)
         ],
     }
 
 
-def _settings(chosen: Preset, seeds: int) -> dict[str, Any]:
-    """The settings, flat, for people."""
-    segment = {f"segment.{key}": value for key, value in asdict(chosen.segment).items()}
-    pretrain = {
-        f"{name}.{key}": value
-        for name, settings in chosen.pretrainings.items()
-        for key, value in asdict(settings).items()
-        if key != "options"
-    }
-    options = {f"{n}.{k}": v for n, s in chosen.pretrainings.items() for k, v in s.options.items()}
-    backbones = {
-        f"{key}.{k}": v for key, b in chosen.backbones.items() for k, v in {"timm": b.name, **b.options}.items()
-    }
-    return plain({"seeds": list(range(seeds)), **segment, **backbones, **pretrain, **options})
+def _shown(value: Any) -> float | str:
+    """A value of an axis: a number, or a word."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else word(value)
 
 
-def plain(value: Any) -> Any:
-    """As JSON would give it back: tuples are lists, mappings are dicts."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return value
+def _interval(scored: Scored) -> dict[str, Any]:
+    seeds, found = len(scored.miou), scored.estimate()
+    return {
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "std": float(np.std(scored.miou, ddof=1)) if seeds > 1 else 0.0,
+        "interval": "95%, over images and seeds" if seeds > 1 else "95%, over images",
+    }
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """The settings, flat, for people: those of backbones and pre-trainings that are used."""
+    used = {c.backbone for c in plan.configurations}
+    found: dict[str, Any] = {"seeds": plan.seeds, "pretrain_each_seed": plan.pretrain_each_seed, "cache": plan.cache}
+    found |= _flat("segment", asdict(plan.segment))
+    for key in sorted(used):
+        found |= _flat(key, {"timm": plan.backbones[key].name, **plan.backbones[key].options})
+    for key in sorted({c.pretraining for c in plan.configurations if c.pretraining}):
+        choice = plan.pretrainings[key]
+        values = asdict(choice.settings) if choice.settings else {"weights": choice.weights}
+        found |= _flat(key, {**values, **values.pop("options", {}), "published": choice.published})
+    for c in plan.configurations:
+        found |= _flat(c.name, c.segment)
+    return plain(found)
+
+
+def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for key, value in values.items()}
 
 
 def environment() -> dict[str, str]:
@@ -226,7 +324,7 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that this file lies in; None where it lies in none."""
     try:
         out = subprocess.run(

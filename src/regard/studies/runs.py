@@ -60,12 +60,13 @@ class Run:
 
     @property
     def head_weights(self) -> list[dict[str, Any]]:
-        """Which attention heads the fusion came to use, one entry for each level that the decoder reads.
+        """Which attention heads the fusion came to use, one entry for each level that it sees heads of.
 
         block:    index of the backbone's block whose attention the level has.
         strength: how much attention gets in at all, 0 for none: see `Fusion.strength`.
-        weights:  share of each head of the block, rounded; they sum to 1: see `Fusion.head_weights`. They mean nothing
-                  where the strength is near 0, and say what the decoder listens to, not what a head knows.
+        heads:    the heads of the block that the fusion sees; all of them, and not written, in older runs.
+        weights:  share of each of these, rounded; they sum to 1: see `Fusion.head_weights`. They mean nothing where the
+                  strength is near 0, and say what the decoder listens to, not what a head knows.
 
         Empty for the fusion `none`, and for runs of versions that did not write it.
         """
@@ -219,6 +220,7 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
             len(classes),
             description["fusion"],
             settings["head"],
+            kept=description.get("kept"),  # all heads in runs of versions that did not write it
             **settings["head_options"],
         )
         model.load_state_dict(load_file(path / MODEL_FILE))

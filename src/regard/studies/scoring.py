@@ -252,8 +252,11 @@ def score_heads(
     batch_size: int = 16,
     workers: int = 0,
     seed: int = 0,
+    bar: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """For each backbone, all of one architecture: `HeadScores.result` over the same images and views.
+
+    bar: show progress, on stderr.
 
     Raises InputError where the masks of all images are void, and where attention is not finite.
     """
@@ -273,7 +276,8 @@ def score_heads(
         name: HeadScores(backbone, protocol.kind, protocol.blocks, classes, objects, protocol.mass)
         for name, backbone in backbones.items()
     }
-    for batch in track(samples, "scoring heads", len(samples), transient=True, console=Console(stderr=True)):
+    console = Console(stderr=True)
+    for batch in track(samples, "scoring heads", len(samples), transient=True, console=console, disable=not bar):
         for name, backbone in backbones.items():
             for part in _same_shapes(batch):
                 _add_images(scores[name], part, device_of(backbone))

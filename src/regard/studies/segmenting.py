@@ -5,7 +5,7 @@ A run's description is written last and whole, so a folder that has one is finis
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,12 +26,15 @@ from regard.data.modules import SegmentationData
 from regard.data.survey import class_pixels
 from regard.errors import InputError
 from regard.evaluation.charts import heads_chart
+from regard.segmentation.heads import build_head
 from regard.segmentation.losses import balanced_weights, build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask
 from regard.studies.averaging import make_averaging
+from regard.studies.choosing_heads import CHOICE_FILE, check_choice, chosen_levels, remembered_choice
 from regard.studies.curves import Clock, History
 from regard.studies.feature_cache import cached_data
 from regard.studies.folders import CHECKPOINTS, write_json, write_whole
+from regard.studies.logs import wandb_logger
 from regard.studies.runs import RUN_FILE
 from regard.studies.training import Hardware, StepSeed, fit, make_trainer
 
@@ -57,6 +60,10 @@ class SegmentSettings:
     average:       "ema" or "swa": what is scored and kept is an average of the weights (`averaging`).
     patience:      stop after so many epochs without a better score; None to train on.
     cache_crops:   of a frozen backbone with a cache, how many crops of each image there are (`feature_cache`).
+    layers:        pyramid levels, negative ones from the end, whose attention the fusion reads; None for all that the
+                   head reads.
+    heads_kept:    of each of these levels the fusion sees so many heads, the best by score (`choosing_heads`); None for
+                   all.
     """
 
     size: int = 224
@@ -82,6 +89,8 @@ class SegmentSettings:
     patience: int | None = None
     cache_crops: int = 1
     guidance: Guidance = Guidance()
+    layers: tuple[int, ...] | None = None
+    heads_kept: int | None = None
 
 
 def segment_run(
@@ -96,24 +105,33 @@ def segment_run(
     progress: str = "training",
     cache: Cache | None = None,
     origin: Mapping[str, Any] | None = None,
+    logger: Literal["wandb"] | None = None,
+    callbacks: Sequence[L.Callback] = (),
 ) -> dict[str, Any]:
     """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
 
     The best epoch is the one of the highest mIoU on `val`; with the average `swa`, the last one is kept. Goes on from a
     checkpoint as `pretrain_run` does. With a cache, the features of a frozen backbone are computed once. origin: where
-    data and backbone came from, kept in `run.json` for people.
+    data and backbone came from, kept in `run.json` for people. logger: beside CSV and TensorBoard. callbacks: called
+    after the score of an epoch is in the curve.
 
     Raises InputError for settings that do not go together.
     """
-    check_settings(settings, cache)
+    check_settings(settings, cache, fusion, backbone)
     if settings.accumulate > 1 and len(train) < settings.batch_size:
         raise InputError(
             f"{len(train)} images for training do not fill a step of {settings.batch_size} "
             f"in {settings.accumulate} parts: take a batch size of {len(train)} or less"
         )
     classes = len(train.classes)
+    kept = None
+    if settings.layers is not None or settings.heads_kept is not None:
+        reads = _levels_read(settings, backbone)
+        levels = chosen_levels(backbone, reads, settings.layers)
+        backbone.to(hardware.device)
+        kept = remembered_choice(out, backbone, train, reads, levels, settings.heads_kept, settings.size)
     L.seed_everything(seed, verbose=False)
-    model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, **settings.head_options)
+    model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, kept, **settings.head_options)
     averaging = make_averaging(settings.average, settings.epochs)
     weights = balanced_weights(torch.from_numpy(class_pixels(train))) if settings.class_weights == "balanced" else None
     task = SegmentationTask(
@@ -151,21 +169,24 @@ def segment_run(
         save_weights_only=not averaging,  # Lightning puts the average only into whole checkpoints
     )
     history, clock = History(), Clock()
-    callbacks = [best, history, clock, StepSeed(seed), *averaging]
+    watching = [best, history, clock, StepSeed(seed), *averaging, *callbacks]
     if settings.patience is not None:
-        callbacks.append(EarlyStopping("val_miou", mode="max", patience=settings.patience))
-    trainer = make_trainer(settings.epochs, out, hardware, callbacks, progress, settings.accumulate)
+        watching.append(EarlyStopping("val_miou", mode="max", patience=settings.patience))
+    config = asdict(settings) | {"fusion": fusion, "seed": seed}
+    loggers = [wandb_logger(out, config)] if logger == "wandb" else []
+    trainer = make_trainer(settings.epochs, out, hardware, watching, progress, settings.accumulate, loggers=loggers)
     fit(trainer, task, data, out)
     best_epoch = None  # of `swa`, the average at the end is kept
     if settings.average != "swa":
-        kept = torch.load(best.best_model_path, weights_only=True)
-        best_epoch = kept["epoch"] + 1
-        task.load_state_dict(kept["state_dict"])
+        checkpoint = torch.load(best.best_model_path, weights_only=True)
+        best_epoch = checkpoint["epoch"] + 1
+        task.load_state_dict(checkpoint["state_dict"])
     _save_model(model, out / MODEL_FILE)
     description = {
         "regard": version("regard"),
         "backbone": describe(backbone),
         "fusion": fusion,
+        "kept": kept,
         "settings": asdict(settings),
         "classes": list(train.classes),
         "palette": np.asarray(train.palette).tolist(),
@@ -184,11 +205,17 @@ def segment_run(
         write_whole(out / HEADS_PICTURE, lambda file: chart.savefig(file, dpi=120, format="png"))
     write_json(out / RUN_FILE, description)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    (out / CHOICE_FILE).unlink(missing_ok=True)
     return description
 
 
-def check_settings(settings: SegmentSettings, cache: Cache | None = None) -> None:
-    """InputError for settings that do not go together."""
+def check_settings(
+    settings: SegmentSettings, cache: Cache | None = None, fusion: str | None = None, backbone: Backbone | None = None
+) -> None:
+    """InputError for settings that do not go together.
+
+    fusion, backbone: what is trained; None: not known yet, and what depends on them is not looked at.
+    """
     if settings.batch_size % settings.accumulate:
         raise InputError(
             f"a step of {settings.batch_size} images is not {settings.accumulate} equal parts: take a batch size that "
@@ -200,6 +227,15 @@ def check_settings(settings: SegmentSettings, cache: Cache | None = None) -> Non
         raise InputError("crops are kept in a cache only: add --cache and --freeze, or leave out --cache_crops")
     if settings.patience is not None and settings.average == "swa":
         raise InputError("the average swa is over the last epochs, and patience may stop before them: leave out one")
+    check_choice(settings.layers, settings.heads_kept, fusion, backbone)
+    if settings.layers is not None and backbone is not None:
+        chosen_levels(backbone, _levels_read(settings, backbone), settings.layers)
+
+
+def _levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...]:
+    """The levels of the pyramid that the head reads. Leaves the global generators as they were."""
+    with torch.random.fork_rng(devices=[]):
+        return build_head(settings.head, backbone.channels, backbone.strides, 2, **settings.head_options).levels
 
 
 class Best(ModelCheckpoint):
@@ -214,14 +250,19 @@ class Best(ModelCheckpoint):
 
 
 def head_weights(model: SegmentationModel) -> list[dict[str, Any]]:
-    """Which heads the fusion uses, as it learned, for each level that the decoder reads; see `Fusion.head_weights` and
+    """Which heads the fusion uses, as it learned, for each level that it sees heads of; see `Fusion.head_weights` and
     `Fusion.strength`.
     """
-    levels = zip(model.backbone.blocks, model.fusion.strength(), model.fusion.head_weights(), strict=False)
+    fusion = model.fusion
+    found = list(zip(model.backbone.blocks, fusion.strength(), fusion.kept, fusion.head_weights(), strict=False))
     return [
-        {"block": block, "strength": strength, "weights": [round(share, 4) for share in weights.tolist()]}
-        for level, (block, strength, weights) in enumerate(levels)
-        if level in model.head.levels
+        {
+            "block": block,
+            "strength": strength,
+            "heads": list(heads),
+            "weights": [round(share, 4) for share in weights.tolist()],
+        }
+        for block, strength, heads, weights in (found[level] for level in sorted(fusion.reads))
     ]
 
 

@@ -1,0 +1,376 @@
+"""`regard ablate`: one configuration, varied along axes, as a plan that `compare.compare` runs.
+
+One axis at a time, every variant is held against the base. In a grid, it is held against the variant that differs only
+in having the first value of the first axis.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from regard.attention.guidance import Guidance
+from regard.errors import InputError, unknown
+from regard.segmentation.fusion import FUSIONS
+from regard.segmentation.heads import HEADS
+from regard.ssl.barlow_twins import BarlowTwins
+from regard.studies.plan import Configuration, Plan, changed
+from regard.studies.pretraining import PretrainSettings
+from regard.studies.segmenting import SegmentSettings
+
+Varied = tuple[Plan, Configuration]
+TERMS = [field.name for field in fields(Guidance)]
+# What a term of guidance weighs where nothing is said: the weights that results/README.md reports on.
+SEGMENT_WEIGHT, PRETRAIN_WEIGHT = 0.1, 100.0
+MOST_LINES = 400  # configurations of a grid, past which it is surely a mistake
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Something that an ablation can vary.
+
+    about: for people.
+    usual: the values that are tried where none are named, as text.
+    parse: a value of a text; InputError for a text that is none.
+    own:   the value that a configuration has already.
+    vary:  a plan and a configuration with another one.
+    """
+
+    about: str
+    usual: Callable[[Plan, Configuration], Sequence[str]]
+    parse: Callable[[str], Any]
+    own: Callable[[Plan, Configuration], Any]
+    vary: Callable[[Plan, Configuration, Any], Varied]
+
+
+def ablation(plan: Plan, base: str, axes: Mapping[str, Sequence[str] | None], grid: bool = False) -> Plan:
+    """The plan with variants of one of its configurations, `base`.
+
+    axes: what is varied -> the values, as written on the command line; None: those that are usual.
+    grid: every combination of the values; otherwise one axis at a time, beside the base.
+
+    Raises InputError for an unknown axis or base, and values that are none of the axis.
+    """
+    known = {c.name: c for c in plan.configurations}
+    if base not in known:
+        raise unknown("configuration", base, known)
+    if not axes:
+        raise InputError(f"no axis to vary: name one or more of {', '.join(AXES)}")
+    start = replace(known[base], baseline=False)
+    values: dict[str, tuple[Any, ...]] = {}
+    for name, given in axes.items():
+        axis = find_axis(name)
+        texts = axis.usual(plan, start) if given is None else given
+        values[name] = tuple(dict.fromkeys(_parsed(name, axis, text) for text in texts))
+        if len(values[name]) < 2:
+            raise InputError(f"axis {name} needs two values or more: {name}=A,B")
+    plan, made, questions = (_grid if grid else _one_at_a_time)(plan, start, values)
+    return replace(
+        plan,
+        name=f"ablation of {base}",
+        kind="ablate",
+        configurations=tuple(made),
+        questions=tuple(questions),
+        axes=values,
+    )
+
+
+def find_axis(name: str) -> Axis:
+    """An axis by name: one of `AXES`, or any setting of segmentation that is a number or a word."""
+    if name in AXES:
+        return AXES[name]
+    if name not in SETTINGS:
+        raise unknown("axis", name, [*AXES, *SETTINGS])
+
+    def parse(text: str) -> Any:
+        return getattr(changed(SegmentSettings(), {name: text}), name)
+
+    return Axis(
+        f"the setting {name} of segmentation",
+        _must_be_named(name),
+        parse,
+        lambda plan, c: getattr(plan.settings(c), name),
+        lambda plan, c, value: (plan, _with(c, **{name: value})),
+    )
+
+
+def _parsed(name: str, axis: Axis, text: str) -> Any:
+    try:
+        return axis.parse(text)
+    except InputError as error:
+        raise InputError(f"axis {name}: {error}") from error
+
+
+def _grid(
+    plan: Plan, start: Configuration, values: Mapping[str, tuple[Any, ...]]
+) -> tuple[Plan, list[Configuration], list[tuple[str, str]]]:
+    combinations = list(itertools.product(*values.values()))
+    if len(combinations) > MOST_LINES:
+        raise InputError(f"a grid of {len(combinations)} configurations is more than {MOST_LINES}: vary less at a time")
+    made = {}
+    for combination in combinations:
+        at = dict(zip(values, combination, strict=True))
+        plan, c = _varied(plan, start, at)
+        made[combination] = replace(c, name=", ".join(_named(axis, value) for axis, value in at.items()), at=at)
+    first = next(iter(values.values()))[0]
+    questions = [(c.name, made[(first, *at[1:])].name) for at, c in made.items() if at[0] != first]
+    return plan, list(made.values()), questions
+
+
+def _one_at_a_time(
+    plan: Plan, start: Configuration, values: Mapping[str, tuple[Any, ...]]
+) -> tuple[Plan, list[Configuration], list[tuple[str, str]]]:
+    """The base first. Its own value on an axis is the base, and not done twice."""
+    own = {axis: find_axis(axis).own(plan, start) for axis in values}
+    base = replace(start, name=f"base ({start.name})", at=own)
+    made = [base]
+    for axis, several in values.items():
+        for value in several:
+            if value != own[axis]:
+                plan, c = _varied(plan, start, {axis: value})
+                made.append(replace(c, name=_named(axis, value), at={**own, axis: value}))
+    return plan, made, [(c.name, base.name) for c in made[1:]]
+
+
+def _varied(plan: Plan, start: Configuration, at: Mapping[str, Any]) -> Varied:
+    for axis, value in at.items():
+        plan, start = find_axis(axis).vary(plan, start, value)
+    return plan, start
+
+
+def _named(axis: str, value: Any) -> str:
+    return f"{axis} {word(value)}"
+
+
+def word(value: Any) -> str:
+    """A value of an axis for people, as `parse` takes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "all", True: "yes", False: "no"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _with(c: Configuration, **changes: Any) -> Configuration:
+    return replace(c, segment={**c.segment, **changes})
+
+
+def _must_be_named(name: str) -> Callable[[Plan, Configuration], Sequence[str]]:
+    def usual(plan: Plan, c: Configuration) -> Sequence[str]:
+        raise InputError(f"axis {name} has no usual values: name some, as {name}=A,B")
+
+    return usual
+
+
+def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in known:
+            raise unknown("value", text, known)
+        return text
+
+    return parse
+
+
+def _number(kind: type, least: float = 1.0) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise InputError(f"{text!r} is no {'whole ' * (kind is int)}number") from error
+        if not value >= least or value == float("inf"):
+            raise InputError(f"{text} is too small: take {least:g} or more")
+        return value
+
+    return parse
+
+
+def _or_all(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text == "all" else parse(text)
+
+
+def _share(text: str) -> float:
+    value = _number(float, 0.0)(text)
+    if not 0 < value <= 1:
+        raise InputError(f"{text} is no share: take one above 0, up to 1")
+    return value
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    """`0+2`: the levels 0 and 2."""
+    try:
+        return tuple(int(part) for part in text.split("+"))
+    except ValueError as error:
+        raise InputError(f"{text!r} are no levels: take all, or numbers such as 0, -1 or 0+2") from error
+
+
+def _yes_or_no(text: str) -> bool:
+    return _one_of(("yes", "no"))(text) == "yes"
+
+
+def _head(plan: Plan, c: Configuration, head: str) -> Varied:
+    """With those options of the head before that this one has, too."""
+    known = inspect.signature(HEADS[head]).parameters
+    options = {key: value for key, value in plan.settings(c).head_options.items() if key in known}
+    return plan, _with(c, head=head, head_options=options)
+
+
+def _guidance(default: float) -> Callable[[str], str]:
+    """`sharpness`, `sharpness:0.1`, `sharpness:0.1+diversity:1` or `none`, with every weight written out."""
+
+    def parse(text: str) -> str:
+        terms = []
+        for part in [] if text == "none" else text.split("+"):
+            term, _, weight = part.partition(":")
+            terms.append(f"{_one_of(TERMS)(term)}:{_number(float, 0.0)(weight or str(default)):g}")
+        return "+".join(terms) or "none"
+
+    return parse
+
+
+def _to_guidance(text: str) -> Guidance:
+    parts = [] if text == "none" else [part.split(":") for part in text.split("+")]
+    return Guidance(**{term: float(weight) for term, weight in parts})
+
+
+def _from_guidance(guidance: Guidance) -> str:
+    return "+".join(f"{term}:{weight:g}" for term, weight in asdict(guidance).items() if weight) or "none"
+
+
+def _pretraining(plan: Plan, c: Configuration) -> PretrainSettings:
+    """The pre-training of a configuration; InputError where it has none that is made here."""
+    settings = plan.pretrainings[c.pretraining].settings if c.pretraining else None
+    if settings is None:
+        raise InputError(f"{c.name} has no pre-training of its own to vary: take another --base")
+    return settings
+
+
+def _barlow_twins(plan: Plan, c: Configuration) -> PretrainSettings:
+    settings = _pretraining(plan, c)
+    if settings.method != "barlow_twins":
+        raise InputError(f"{c.name} is not pre-trained by Barlow Twins, whose part this is: take another --base")
+    return settings
+
+
+def _pretrained(plan: Plan, c: Configuration, suffix: str, settings: PretrainSettings) -> Varied:
+    """With a further pre-training in the plan, made here: published weights would know nothing of the change."""
+    assert c.pretraining is not None
+    name = f"{c.pretraining}, {suffix}"
+    choice = replace(plan.pretrainings[c.pretraining], settings=settings, published=None)
+    return replace(plan, pretrainings={**plan.pretrainings, name: choice}), replace(c, pretraining=name)
+
+
+def _pretrain_guidance(plan: Plan, c: Configuration, text: str) -> Varied:
+    settings = _pretraining(plan, c)
+    guidance = _to_guidance(text)
+    if guidance == settings.guidance:
+        return plan, c
+    return _pretrained(plan, c, f"guidance {text}", replace(settings, guidance=guidance))
+
+
+def _option(word: str, option: str, value: Callable[[Any], Any]) -> Callable[[Plan, Configuration, Any], Varied]:
+    def vary(plan: Plan, c: Configuration, given: Any) -> Varied:
+        settings = _barlow_twins(plan, c)
+        if _barlow_twins_option(settings, option) == value(given):
+            return plan, c
+        options = {**settings.options, option: value(given)}
+        return _pretrained(plan, c, f"{word} {given:g}", replace(settings, options=options))
+
+    return vary
+
+
+def _barlow_twins_option(settings: PretrainSettings, option: str) -> Any:
+    value = settings.options.get(option, inspect.signature(BarlowTwins).parameters[option].default)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _width(plan: Plan, c: Configuration) -> int:
+    return _barlow_twins_option(_barlow_twins(plan, c), "widths")[-1]
+
+
+AXES: dict[str, Axis] = {
+    "fusion": Axis(
+        "how attention reaches the head",
+        lambda plan, c: list(FUSIONS),
+        _one_of(list(FUSIONS)),
+        lambda plan, c: c.fusion,
+        lambda plan, c, value: (plan, replace(c, fusion=value)),
+    ),
+    "head": Axis(
+        "the segmentation head",
+        lambda plan, c: ["linear", "fcn", "unet", "segformer"],
+        _one_of(list(HEADS)),
+        lambda plan, c: plan.settings(c).head,
+        _head,
+    ),
+    "layers": Axis(
+        "the levels of the pyramid whose attention is fused: all, 0, -1, 0+2",
+        lambda plan, c: ["all", "0", "-1"],
+        _or_all(_levels),
+        lambda plan, c: plan.settings(c).layers,
+        lambda plan, c, value: (plan, _with(c, layers=value)),
+    ),
+    "heads_kept": Axis(
+        "how many attention heads of a level are fused, the best by score: all, 1, 2",
+        lambda plan, c: ["all", "1", "2"],
+        _or_all(_number(int)),
+        lambda plan, c: plan.settings(c).heads_kept,
+        lambda plan, c, value: (plan, _with(c, heads_kept=value)),
+    ),
+    "guidance": Axis(
+        "terms of guidance while segmentation is trained: none, sharpness, diversity:0.5",
+        lambda plan, c: ["none", *TERMS],
+        _guidance(SEGMENT_WEIGHT),
+        lambda plan, c: _from_guidance(plan.settings(c).guidance),
+        lambda plan, c, value: (plan, _with(c, guidance=_to_guidance(value))),
+    ),
+    "pretrain_guidance": Axis(
+        "terms of guidance in the pre-training",
+        lambda plan, c: ["none", *TERMS],
+        _guidance(PRETRAIN_WEIGHT),
+        lambda plan, c: _from_guidance(_pretraining(plan, c).guidance),
+        _pretrain_guidance,
+    ),
+    "label_fraction": Axis(
+        "the share of the training masks",
+        lambda plan, c: ["1", "0.1", "0.01"],
+        _share,
+        lambda plan, c: c.label_fraction,
+        lambda plan, c, value: (plan, replace(c, label_fraction=value)),
+    ),
+    "freeze": Axis(
+        "whether the backbone is left as it is",
+        lambda plan, c: ["no", "yes"],
+        _yes_or_no,
+        lambda plan, c: plan.settings(c).freeze,
+        lambda plan, c, value: (plan, _with(c, freeze=value)),
+    ),
+    "crop": Axis(
+        "side of the training crops, pixels",
+        lambda plan, c: [str(plan.settings(c).size), str(max(1, plan.settings(c).size // 2))],
+        _number(int),
+        lambda plan, c: plan.settings(c).crop or plan.settings(c).size,
+        lambda plan, c, value: (plan, _with(c, crop=value)),
+    ),
+    "projector": Axis(
+        "width of Barlow Twins' projector, all layers",
+        lambda plan, c: [str(max(1, _width(plan, c) // 4)), str(_width(plan, c)), str(4 * _width(plan, c))],
+        _number(int),
+        _width,
+        _option("projector", "widths", lambda width: (width,) * 3),
+    ),
+    "lambda": Axis(
+        "weight of Barlow Twins' off-diagonal terms",
+        lambda plan, c: ["0.0013", "0.0051", "0.02"],
+        _number(float, 0.0),
+        lambda plan, c: _barlow_twins_option(_barlow_twins(plan, c), "lambda_"),
+        _option("lambda", "lambda_", float),
+    ),
+}
+
+# Further axes: the settings of segmentation that are one number or word.
+SETTINGS = [
+    field.name
+    for field in fields(SegmentSettings)
+    if field.name not in AXES and field.name not in ("size", "scale", "head_options", "cache_crops")
+]

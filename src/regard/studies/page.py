@@ -1,0 +1,175 @@
+"""What the pages of studies share: filling a template, numbers in words, axes. The look is in `page.html.jinja`.
+
+Charts are inline SVG and CSS, drawn by the macros of `pieces.html.jinja`, so that text stays text, colours follow the
+page (light, dark, paper) and no two charts can share an id.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+Number = int | float  # JSON tells no 1 from 1.0
+COLOURS = 8  # Okabe and Ito's, as --c0 to --c7 in page.html.jinja
+LETTERS = 10  # of a word on an axis that fit into a line, where there are few
+
+
+def render(template: str, filters: Mapping[str, Any] | None = None, **values: Any) -> str:
+    """The page of a template that lies beside this file; every value is escaped, and a missing one is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    own = (percent, points, duration, short, plain, mean, zip)
+    environment.filters.update({function.__name__: function for function in own} | dict(filters or {}))
+    environment.globals.update(axis=Axis.around, path=polyline)
+    return environment.get_template(template).render(**values)
+
+
+def colour(index: int) -> str:
+    """The CSS colour of the so-manieth line or configuration; they repeat."""
+    return f"var(--c{index % COLOURS})"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a value lies on an axis, in percent of its length, and the values worth a tick.
+
+    log:   the axis is logarithmic; low and high are values, and above 0.
+    words: the values are 0, 1, ... and stand for these words.
+    """
+
+    low: Number
+    high: Number
+    ticks: Sequence[Number]
+    log: bool = False
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def around(
+        cls,
+        values: Iterable[Number | None],
+        zero: bool = False,
+        bins: int = 5,
+        margin: float = 0.05,
+        whole: bool = False,
+    ) -> "Axis":
+        """An axis that holds all `values`, with `margin` of its length to spare at both ends (only above, from 0).
+
+        whole: only whole numbers are ticks.
+        """
+        known = [v for v in values if v is not None] + ([0.0] if zero else [])
+        low, high = (min(known), max(known)) if known else (0.0, 1.0)
+        spare = margin * (high - low) or 0.01
+        low, high = (low if zero and low == 0 else low - spare), high + spare
+        ticks = MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(low, high)
+        return cls(low, high, [float(t) for t in ticks if low <= t <= high])
+
+    @classmethod
+    def of(cls, values: Sequence[Any], margin: float = 0.08) -> "Axis":
+        """The axis of a setting's values: a tick for each. Numbers by their size, logarithmic over a decade or more;
+        other values evenly, in their order.
+        """
+        if not is_numeric(values):
+            return cls(-0.5, len(values) - 0.5, range(len(values)), words=tuple(plain(v) for v in values))
+        low, high = min(values), max(values)
+        log = low > 0 and high / low >= 10
+        if log:
+            spare = (high / low) ** margin
+            return cls(low / spare, high * spare, sorted(values), log=True)
+        spare = margin * (high - low) or 0.5
+        return cls(low - spare, high + spare, sorted(values))
+
+    def at(self, value: Number) -> float:
+        """Percent of the axis' length, 0 at the low end."""
+        low, high, value = np.log([self.low, self.high, value]) if self.log else (self.low, self.high, value)
+        return round(float(100 * (value - low) / (high - low)), 2)
+
+    def label(self, tick: Number) -> str:
+        """What to write at a tick."""
+        return self.words[int(tick)] if self.words else f"{tick:.4g}".replace("-", "−")
+
+    @property
+    def slot(self) -> float:
+        """Percent of the axis' length that a word has."""
+        return round(100 / max(len(self.words), 1), 2)
+
+    @property
+    def lines(self) -> float:
+        """Height to leave for the words, in em."""
+        longest = max((len(word) for word in self.words), default=0)
+        return 0.6 + 1.3 * min(4, -(-longest * max(len(self.words), 3) // (3 * LETTERS)))
+
+
+def is_numeric(values: Iterable[Any]) -> bool:
+    """Whether all are numbers; True and False are words."""
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def polyline(points: Iterable[tuple[Number | None, Number | None]], x: Axis, y: Axis) -> str:
+    """The path data of a curve in a box of 100 x 100, y downwards; missing points are left out."""
+    known = [(x.at(a), round(100 - y.at(b), 2)) for a, b in points if a is not None and b is not None]
+    return "M" + "L".join(f"{a:g} {b:g}" for a, b in known) if known else ""
+
+
+def mean(values: Iterable[Number | None]) -> Number | None:
+    """The mean of the values that are there."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def percent(value: Number | None) -> str:
+    """A share as percent with one decimal, without the sign: 0.314 -> '31.4'."""
+    return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
+
+
+def points(value: Number) -> str:
+    """A difference of shares in percentage points, with its sign: -0.003 -> '−0.3'."""
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def duration(seconds: Number) -> str:
+    """41.2 -> '41 s', 251.3 -> '4 min 11 s', 7500 -> '2 h 5 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def short(value: Number) -> str:
+    """1234567 -> '1.23 M', 24100 -> '24.1 k'."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:g}"
+
+
+def plain(value: Any) -> str:
+    """A setting as a reader would write it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain(v)}" for key, v in value.items()) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(v) for v in value) or "–"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        return str(int(value))
+    return {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def data_uri(pixels: UInt8[np.ndarray, "h w *c"]) -> str:
+    """A PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,160 @@
+"""The page of `regard sweep`: one HTML file made from `results.json` alone, which opens without a network.
+
+As in `report.py`, nothing is computed here that a reader could dispute; the drawing is in `sweep.html.jinja`.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regard.errors import InputError
+from regard.studies.folders import write_whole
+from regard.studies.page import Axis, Number, plain, render
+from regard.studies.schema import MAYBE, VERSION, _problem
+from regard.studies.sweep_results import RESULTS_FILE, best_command
+
+# What results.json must hold, as in `schema.SCHEMA`.
+SCHEMA = {
+    "name": str,
+    "regard": str,
+    "commit": (str, None),
+    "created": str,
+    "command": str,
+    "seconds": float,
+    "complete": bool,
+    "environment": {str: object},
+    "data": {"source": str, "description": str, "train_images": int, "val_images": int, "short_side": int},
+    "wanted": int,
+    "pruning": bool,
+    "space": {str: object},
+    "varied": [str],
+    "settings": {str: object},
+    "trials": [
+        {
+            "number": int,
+            "state": str,
+            "miou": MAYBE,
+            "seconds": float,
+            "options": {str: object},
+            "curve": [[float]],
+            "error": (str, None),
+        }
+    ],
+    "importance": ({str: float}, None),
+    "best": {"number": int, "miou": float, "options": {str: object}},
+}
+COLOURS = {"complete": "var(--c0)", "pruned": "var(--c1)", "failed": "var(--muted)"}
+
+
+def write_sweep_report(directory: Path) -> Path:
+    """Write `directory/report.html` from `directory/results.json`: whole or not at all."""
+    page = render_sweep(read_sweep(directory / RESULTS_FILE), directory)
+    write_whole(directory / "report.html", lambda file: file.write(page.encode()))
+    return directory / "report.html"
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """The content of a sweep's `results.json`, checked; InputError, in one line, where it is not whole."""
+    wrong, results = None, {}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except OSError as error:
+        wrong = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        wrong = f"not a whole JSON file ({' '.join(str(error).split())})"
+    if not wrong and isinstance(results, dict) and results.get("schema") != VERSION:
+        wrong = "was made by another version of regard"
+    wrong = wrong or _problem(results, SCHEMA, "") or _inconsistency(results)
+    if wrong:
+        raise InputError(f"{path}: {wrong}; run regard sweep again: finished trials are kept")
+    return results
+
+
+def _inconsistency(results: dict[str, Any]) -> str | None:
+    """What the shapes cannot say."""
+    for trial in results["trials"]:
+        if trial["state"] not in COLOURS:
+            return f"trial {trial['number']} should be {', '.join(COLOURS)}, not {trial['state']!r}"
+        if any(len(point) != 2 for point in trial["curve"]):
+            return f"the curve of trial {trial['number']} should be pairs of epoch and score"
+    if results["best"]["number"] not in [trial["number"] for trial in results["trials"] if trial["miou"] is not None]:
+        return f"the best trial, {results['best']['number']}, is none of the trials with a score"
+    for name in results["varied"]:
+        if name not in results["space"]:
+            return f"{name!r} varies, but is not in the space"
+    return None
+
+
+def render_sweep(results: dict[str, Any], directory: Path) -> str:
+    """The page, from checked results."""
+    trials = results["trials"]
+    best = next(trial for trial in trials if trial["number"] == results["best"]["number"])
+    for trial in trials:
+        trial["color"] = COLOURS[trial["state"]]
+        last = trial["curve"][-1][1] if trial["curve"] else None
+        trial["score"] = {"complete": trial["miou"], "pruned": last, "failed": None}[trial["state"]]
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    scores = sorted(trial["miou"] for trial in complete)
+    for trial in complete:  # 0 for the worst, 1 for the best
+        below = sum(score < trial["miou"] for score in scores)
+        trial["rank"] = below / max(1, len(scores) - 1)
+    axes = {name: option_axis(results, name) for name in results["varied"]}
+    shares = results["importance"] or {}
+    return render(
+        "sweep.html.jinja",
+        {"setting": setting},
+        r=results,
+        trials=trials,
+        complete=complete,
+        ordered=sorted(trials, key=lambda t: (t["state"] != "complete", -(t["miou"] or 0), t["number"])),
+        best=best,
+        counts={state: sum(trial["state"] == state for trial in trials) for state in COLOURS},
+        so_far=_best_so_far(trials),
+        axes=axes,
+        places={t["number"]: {n: _place(axes[n], v) for n, v in t["options"].items() if n in axes} for t in trials},
+        shares=sorted(shares.items(), key=lambda item: -item[1]),
+        command=best_command(directory),
+        colors=COLOURS,
+    )
+
+
+def _best_so_far(trials: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
+    """(number, the best score up to it), from the first complete trial on."""
+    found, best = [], -math.inf
+    for trial in trials:
+        best = max(best, trial["miou"]) if trial["state"] == "complete" else best
+        if best > -math.inf:
+            found.append((trial["number"], best))
+    return found
+
+
+def option_axis(results: dict[str, Any], name: str) -> Axis:
+    """Over all that an option could be: a range with a few ticks, or the choices as words, in their order."""
+    among = results["space"][name]
+    if not isinstance(among, dict):
+        words = tuple(plain(value) for value in among)
+        return Axis(-0.5, len(words) - 0.5, range(len(words)), words=words)
+    low, high = among["low"], among["high"]
+    if not among.get("log"):
+        around = Axis.around((low, high), bins=4)
+        return Axis(around.low, around.high, around.ticks)
+    decades = [
+        10.0**power for power in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
+    ]
+    spare = (high / low) ** 0.06
+    return Axis(low / spare, high * spare, decades if len(decades) > 1 else [low, high], log=True)
+
+
+def _place(axis: Axis, value: Any) -> Number | None:
+    """Where a value lies on the axis; None for one that is not on it."""
+    if axis.words:
+        word = plain(value)
+        return axis.words.index(word) if word in axis.words else None
+    return value
+
+
+def setting(value: Any) -> str:
+    """A value of an option as it is typed, numbers to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else plain(value)

@@ -1,0 +1,198 @@
+"""Plans: what a file may say, what it changes, and what depends on what."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from regard.errors import InputError
+from regard.studies.plan import Configuration, PretrainingChoice, check_plan, read_plan, spread
+from regard.studies.presets import PRESETS, preset
+from regard.studies.pretraining import PretrainSettings
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
+    plan = read_plan(
+        written(
+            tmp_path,
+            """
+            size: 32
+            seeds: [3, 5]
+            cache: true
+            backbones:
+              vit: {label: Thin}
+              small: {name: resnet18, options: {channels: [8, 8, 8, 8]}}
+            pretrainings:
+              barlow_twins-swin: {epochs: 7, options: {lr: 1e-3}}
+              bt-vit: {backbone: vit, method: barlow_twins, options: {optimizer: adamw}}
+              dino-small: {backbone: small, method: dino}
+            segment: {lr: 2e-3, guidance: {sharpness: 0.5}}
+            configurations:
+              bt-swin-gate:
+              dino: {fusion: concat, baseline: false}
+              mine: {pretraining: bt-vit, label_fraction: 0.1, segment: {head: fcn, freeze: true}}
+              random: {backbone: small}
+            questions: [[mine, dino]]
+            """,
+        ),
+        preset,
+    )
+    tiny = preset("tiny", 32)
+    assert (plan.name, plan.seeds, plan.cache) == ("study", (3, 5), True)
+    assert plan.backbones["vit"] == replace(tiny.backbones["vit"], label="Thin")
+    assert plan.backbones["small"].label == "small"
+    before, after = (p.pretrainings["barlow_twins-swin"].settings for p in (tiny, plan))
+    assert after == replace(before, epochs=7, options=before.options | {"lr": 1e-3})
+    assert plan.pretrainings["bt-vit"] == PretrainingChoice("vit", PretrainSettings(options={"optimizer": "adamw"}))
+    assert plan.segment.lr == 2e-3
+    assert plan.segment.guidance.sharpness == 0.5
+    assert replace(plan.segment, lr=tiny.segment.lr, guidance=tiny.segment.guidance) == tiny.segment
+    gate, dino, mine, random = plan.configurations
+    assert gate == next(c for c in tiny.configurations if c.name == "bt-swin-gate")
+    assert dino == Configuration("dino", "vit", "dino-vit", "concat")
+    assert mine == Configuration("mine", "vit", "bt-vit", label_fraction=0.1, segment={"head": "fcn", "freeze": True})
+    assert plan.settings(mine) == replace(plan.segment, head="fcn", freeze=True)
+    assert random == Configuration("random", "small")
+    assert plan.questions == (("mine", "dino"),)
+
+
+def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None:
+    plan = read_plan(written(tmp_path, "seeds: 1"), preset)
+    assert plan.configurations == tuple(c for c in preset("tiny").configurations if not c.baseline)
+    assert all({a, b} <= {c.name for c in plan.configurations} for a, b in plan.questions)
+    check_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("segmnt: {}", "unknown key 'segmnt': did you mean 'segment'"),
+        ("segment: {epohcs: 3}", "segment: unknown key 'epohcs': did you mean 'epochs'?"),
+        ("segment: {epochs: 2.5}", "segment: epochs should be int, not 2.5"),
+        ("segment: {epochs: 0}", "segment: epochs 0 is too small: take 1 or more"),
+        ("segment: {average: 3}", "segment: average should be str, not 3"),
+        ("seeds: many", "seeds should be int or list"),
+        ("seeds: 0", "are not different numbers from 0"),
+        ("preset: huge", "unknown preset 'huge'"),
+        ("- a", "should hold keys with values"),
+        ("a: [", "is not YAML"),
+        ("backbones: {x: {nam: resnet18}}", "backbones.x: unknown key 'nam': did you mean 'name'?"),
+        ("backbones: {x: {label: A}}", "backbones.x: it has no name"),
+        ("pretrainings: {x: {method: dino}}", "pretrainings.x: it has no backbone"),
+        ("pretrainings: {x: {backbone: vit, metod: dino}}", "unknown key 'metod': did you mean 'method'"),
+        ("pretrainings: {x: {backbone: vt, method: dino}}", "unknown backbone of pretrainings.x 'vt'"),
+        ("pretrainings: {x: {backbone: vit, method: dno}}", "pretrainings.x: unknown method 'dno'"),
+        ("pretrainings: {x: {backbone: vit}}", "pretrainings.x needs either a method, or weights: FILE"),
+        ("pretrainings: {x: {backbone: vit, weights: none.pth}}", "pretrainings.x: no file at none.pth"),
+        ("pretrainings: {dino-vit: {options: {lamda: 1}}}", "pretrainings.dino-vit: unknown option of dino 'lamda'"),
+        ("configurations: {x: {fusoin: gate}}", "configurations.x: unknown key 'fusoin': did you mean 'fusion'?"),
+        ("configurations: {x: {fusion: gate}}", "configurations.x: it needs a backbone"),
+        ("configurations: {x: {pretraining: y}}", "configurations.x: unknown pretraining 'y'"),
+        ("configurations: {x: {backbone: resnet, fusion: gate}}", "configuration 'x': fusion gate needs attention"),
+        ("configurations: {x: {backbone: vit, fusion: gat}}", "configuration 'x': unknown fusion 'gat'"),
+        ("configurations: {x: {backbone: vit, pretraining: barlow_twins-swin}}", "is of backbone swin, not of vit"),
+        ("configurations: {x: {backbone: vit, label_fraction: 2}}", "label_fraction 2 is no share"),
+        ("configurations: {x: {backbone: vit, segment: {head: fnc}}}", "configuration 'x': unknown head 'fnc'"),
+        ("configurations: {x: {backbone: vit}, y: {backbone: vit}}", "'x' and 'y' are the same in all but name"),
+        ("configurations: {}", "the study has no configurations"),
+        ("questions: [[bt-swin, bt-swn]]", "unknown configuration in questions 'bt-swn': did you mean 'bt-swin'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_one_line(text, line, tmp_path) -> None:
+    with pytest.raises(InputError) as error:
+        check_plan(read_plan(written(tmp_path, text), preset))
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path) -> None:
+    with pytest.raises(InputError, match="there is no such file"):
+        read_plan(tmp_path / "none.yaml", preset)
+
+
+def test_weights_of_a_file_take_the_place_of_a_pretraining(tmp_path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    plan = read_plan(
+        written(tmp_path, f"pretrainings: {{barlow_twins-resnet: {{weights: {tmp_path / 'w.pth'}}}}}"), preset
+    )
+    choice = plan.pretrainings["barlow_twins-resnet"]
+    assert (choice.settings, choice.weights) == (None, str(tmp_path / "w.pth"))
+    check_plan(plan)
+    key = plan.pretraining_key("barlow_twins-resnet", 0)
+    (tmp_path / "w.pth").write_bytes(b"other weights")
+    assert plan.pretraining_key("barlow_twins-resnet", 0) != key
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_plan_that_works(name) -> None:
+    plan = preset(name)
+    assert plan.name == name
+    check_plan(plan)
+
+
+def test_a_key_changes_with_what_it_depends_on_and_with_nothing_else() -> None:
+    plan = preset("tiny")
+    gate, resnet = (next(c for c in plan.configurations if c.name == name) for name in ("bt-swin-gate", "bt-resnet50"))
+
+    def keys(other) -> tuple[str, str]:
+        return other.cell_key(gate), other.cell_key(resnet)
+
+    before = keys(plan)
+    assert keys(replace(plan, seeds=(0,), note="other", questions=(), name="x", axes={"a": (1,)})) == before
+    assert plan.cell_key(replace(gate, name="renamed", baseline=True, at={"a": 1})) == before[0]
+    swin = plan.pretrainings["barlow_twins-swin"]
+    longer = replace(swin, settings=replace(swin.settings, epochs=99))
+    changed = keys(replace(plan, pretrainings={**plan.pretrainings, "barlow_twins-swin": longer}))
+    assert (changed[0] != before[0], changed[1] == before[1]) == (True, True)
+    wider = replace(plan.backbones["swin"], options={**plan.backbones["swin"].options, "embed_dim": 64})
+    changed = keys(replace(plan, backbones={**plan.backbones, "swin": wider}))
+    assert (changed[0] != before[0], changed[1] == before[1]) == (True, True)
+    for other in (
+        replace(plan, segment=replace(plan.segment, lr=1.0)),
+        replace(plan, pretrain_each_seed=True),
+    ):
+        assert all(a != b for a, b in zip(keys(other), before, strict=True))
+    for other in (
+        replace(gate, fusion="concat"),
+        replace(gate, label_fraction=0.5),
+        replace(gate, segment={"head": "fcn"}),
+        replace(gate, pretraining=None),
+    ):
+        assert plan.cell_key(other) != before[0]
+
+
+def test_a_pretraining_is_shared_by_all_seeds_unless_each_has_its_own() -> None:
+    plan = preset("tiny")
+    assert plan.pretraining_key("dino-vit", 0) == plan.pretraining_key("dino-vit", 1)
+    each = replace(plan, pretrain_each_seed=True)
+    assert each.pretraining_key("dino-vit", 0) != each.pretraining_key("dino-vit", 1)
+    assert each.pretraining_key("dino-vit", 0) == plan.pretraining_key("dino-vit", 0)
+
+
+def test_every_configuration_is_spread_over_labels_and_freezing() -> None:
+    plan = replace(
+        preset("tiny"),
+        configurations=(Configuration("a", "vit"), Configuration("b", "vit", fusion="gate", segment={"head": "fcn"})),
+        questions=(("b", "a"),),
+    )
+    wide = spread(plan, [1.0, 0.1], [False, True])
+    assert wide.axes == {"label_fraction": (1.0, 0.1), "frozen": (False, True)}
+    assert [c.name for c in wide.configurations if c.fusion == "none"] == [
+        "a · 100% of labels · fine-tuned", "a · 100% of labels · frozen",
+        "a · 10% of labels · fine-tuned", "a · 10% of labels · frozen",
+    ]  # fmt: skip
+    last = wide.configurations[-1]
+    assert (last.fusion, last.label_fraction, dict(last.segment)) == ("gate", 0.1, {"head": "fcn", "freeze": True})
+    assert last.at == {"label_fraction": 0.1, "frozen": True}
+    assert len(wide.questions) == 4
+    assert all(a.partition(" · ")[2] == b.partition(" · ")[2] for a, b in wide.questions)
+    assert spread(plan, [1.0]).configurations == plan.configurations
+    only = spread(plan, [1.0], [True])
+    assert (only.axes, [c.name for c in only.configurations]) == ({}, ["a", "b"])
+    assert all(only.settings(c).freeze for c in only.configurations)

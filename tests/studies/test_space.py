@@ -1,0 +1,191 @@
+"""What a sweep may choose: read as written, refused at once where it could not be used."""
+
+import ast
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from regard.attention.guidance import Guidance
+from regard.backbones import build_backbone
+from regard.errors import InputError
+from regard.studies.segmenting import SegmentSettings
+from regard.studies.space import OPTIONS, Range, build_settings, check_space, default_space, parse_space, read_space
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
+
+
+class Dice:
+    """An Optuna trial as far as a space needs it, which draws evenly; it keeps what was asked of it."""
+
+    def __init__(self, seed: int, **given) -> None:
+        self.random, self.given, self.asked = random.Random(seed), given, {}
+
+    def suggest_categorical(self, name, choices):
+        self.asked[name] = choices
+        return self.given.get(name, self.random.choice(choices))
+
+    def suggest_int(self, name, low, high, log, step):
+        self.asked[name] = (low, high, log, step)
+        return self.random.randrange(low, high + 1, step)
+
+    def suggest_float(self, name, low, high, log, step):
+        self.asked[name] = (low, high, log, step)
+        return self.random.uniform(low, high)
+
+
+def test_a_file_says_ranges_choices_and_what_is_fixed(tmp_path) -> None:
+    (tmp_path / "space.yaml").write_text(
+        "lr: {low: 1e-4, high: 1e-2, log: true}\nbatch_size: {low: 8, high: 30, step: 8}\nfusion: [none, gate]\n"
+        "freeze: [true, false]\ncrop: [null, 24]\nloss: cross_entropy + dice\nweight_decay: [1e-3]\n"
+    )
+    space = read_space(tmp_path / "space.yaml")
+    assert space.varied == {
+        "lr": Range(1e-4, 1e-2, log=True),
+        "batch_size": Range(8, 24, step=8),  # 30 is not in the steps from 8
+        "fusion": ("none", "gate"),
+        "freeze": (True, False),
+        "crop": (None, 24),
+    }
+    assert space.fixed == {"loss": "cross_entropy + dice", "weight_decay": 0.001}
+    trial = Dice(0)
+    chosen = space.suggest(trial)
+    assert trial.asked["lr"] == (1e-4, 1e-2, True, None)
+    assert trial.asked["batch_size"] == (8, 24, False, 8)
+    assert chosen.keys() == space.varied.keys() | space.fixed.keys()
+
+
+def test_a_space_reads_back_what_it_says_of_itself() -> None:
+    written = {
+        "lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "batch_size": {"low": 8, "high": 24, "step": 8},
+        "fusion": ["none", "gate"],
+        "freeze": False,
+    }
+    space = parse_space(written)
+    assert space.described() == written
+    assert parse_space(yaml.safe_load(yaml.safe_dump(space.described()))) == space
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"fusoin": ["none", "gate"]}, r"unknown option of the space 'fusoin': did you mean 'fusion'\?"),
+        ({"epochs": [1, 2]}, "epochs cannot be swept: trials of other lengths .*: give --epochs"),
+        ({"lr": {"low": 1, "high": 0.1}}, "the range of lr is empty: low 1 is not below high 0.1"),
+        ({"lr": {"low": 1, "high": 1}}, "the range of lr is empty"),
+        ({"lr": {"low": 0, "high": 1, "log": True}}, "no logarithm at 0: take a low above 0"),
+        ({"lr": {"low": 0.1, "high": 1, "log": True, "step": 0.1}}, "log and step of lr do not go together"),
+        ({"lr": {"low": 0.1, "high": 1, "log": "yes"}}, "log of lr is true or false, not 'yes'"),
+        ({"lr": {"low": 0.1, "high": 1, "step": 2}}, "the step of lr is 2: take one above 0, up to 0.9"),
+        ({"lr": {"low": 0.1, "hihg": 1}}, r"unknown key of lr 'hihg': did you mean 'high'\?"),
+        ({"lr": {"low": 0.1}}, "the range of lr needs low and high"),
+        ({"lr": {"low": "small", "high": 1}}, "lr is a number, not 'small'"),
+        ({"lr": [0.1, -0.1]}, "lr -0.1 is out of bounds: take 0 or more"),
+        ({"warmup": [0.1, 1.5]}, "warmup 1.5 is out of bounds: take 0 to 0.99"),
+        ({"lr": [0.1, ".inf", float("inf")]}, "lr is a number, not '.inf'"),
+        ({"lr": [0.1, True]}, "lr is a number, not True"),
+        ({"lr": [0.1, None]}, "lr is a number, not None"),
+        ({"batch_size": {"low": 4, "high": 8.5}}, "batch_size is a whole number, not 8.5"),
+        ({"fusion": {"low": 1, "high": 2}}, "fusion is no number, so it has no range"),
+        ({"fusion": ["none", "gat"]}, r"unknown fusion 'gat': did you mean .*'gate'"),
+        ({"freeze": ["yes", "no"]}, "freeze is true or false, not 'yes'"),
+        ({"head": [3, "fcn"]}, "head is a word, not 3"),
+        ({"loss": ["cross_entropy", "dize"]}, "dize"),
+        ({"lr": []}, "lr has no choices"),
+        ({"lr": [0.1, 0.1]}, "lr has a choice twice: 0.1, 0.1"),
+        ({"lr": [0.1], "head": "fcn"}, "nothing varies in this space"),
+        ({"freeze": True, "backbone_lr": [0.1, 0.2]}, "a frozen backbone has no backbone_lr"),
+    ],
+)
+def test_what_could_not_be_used_is_said_at_once(written: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        parse_space(written)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- lr", "", "lr: {low: 1", "\x00"])
+def test_a_file_that_is_no_space_is_one_line(text: str, tmp_path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"space\.yaml") as error:
+        read_space(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="No such file"):
+        read_space(tmp_path / "none.yaml")
+
+
+def test_a_frozen_backbone_is_given_no_rate() -> None:
+    space = parse_space(
+        {
+            "backbone_lr": {"low": 1e-5, "high": 1e-3},
+            "guide_sharpness": [0.0, 1.0],
+            "freeze": [True, False],
+            "layer_decay": 0.75,
+        }
+    )
+    learning, frozen = (space.suggest(Dice(0, freeze=freeze)) for freeze in (False, True))
+    assert learning.keys() == {"backbone_lr", "freeze", "layer_decay", "guide_sharpness"}
+    assert frozen.keys() == {"freeze"}
+
+
+def test_the_options_come_to_the_settings_of_segment() -> None:
+    options = {"fusion": "gate", "lr": 0.1, "class_share": 0.7, "guide_diversity": 0.5, "head": "fcn"}
+    expected = SegmentSettings(32, epochs=3, lr=0.1, most=0.7, head="fcn", guidance=Guidance(diversity=0.5))
+    assert build_settings(options, 32, 3) == ("gate", expected)
+    assert build_settings({name: option.value for name, option in OPTIONS.items()}, 224, 50) == (
+        "none",
+        SegmentSettings(),
+    )
+
+
+def test_the_default_space_holds_the_defaults_and_fusions_only_where_there_is_attention() -> None:
+    vit = default_space(build_backbone("vit_tiny_patch16_224", **VIT))
+    resnet = default_space(build_backbone("resnet18", channels=(8, 16, 16, 16)))
+    assert vit.varied.keys() - resnet.varied.keys() == {"fusion"}
+    for space in (vit, resnet):
+        assert space.usual() == {name: OPTIONS[name].value for name in space.varied}
+
+
+def test_only_defaults_that_a_trial_could_have_are_tried_first() -> None:
+    space = parse_space(
+        {"lr": {"low": 0.1, "high": 1}, "batch_size": {"low": 4, "high": 20, "step": 6}, "head": ["segformer", "fcn"]}
+    )
+    assert space.usual() == {"batch_size": 16, "head": "segformer"}
+    assert parse_space({"batch_size": {"low": 4, "high": 20, "step": 8}}).usual() == {}  # 4, 12 or 20
+
+
+@pytest.mark.parametrize(
+    ("written", "fixed", "message"),
+    [
+        ({"fusion": ["none", "gate"]}, {}, "attention"),
+        ({"lr": [0.1, 0.2]}, {"head": "segfromer"}, r"did you mean 'segformer'\?"),
+        ({"guide_sharpness": [0.0, 1.0]}, {}, "guid"),
+    ],
+)
+def test_choices_that_do_not_fit_the_backbone_are_said_before_any_trial(written, fixed, message) -> None:
+    backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
+    before = torch.random.get_rng_state()
+    with pytest.raises(InputError, match=message):
+        check_space(parse_space(written), backbone, fixed, 4)
+    check_space(parse_space({"lr": [0.1, 0.2], "head": ["fcn", "unet"]}), backbone, fixed={}, epochs=4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_every_option_that_can_be_swept_is_one_of_regard_segment() -> None:
+    from regard.cli import build_parser
+
+    usual = build_parser().parse_args(["segment", "--data", "x"]).segment.as_dict()
+    for name, option in OPTIONS.items():
+        assert name in usual
+        assert usual[name] == option.value or name == "backbone_lr"  # which is None there, for a frozen one
+
+
+def test_the_documented_example_works(tmp_path: Path) -> None:
+    from regard.studies import space
+
+    opening = ast.get_docstring(ast.parse(Path(space.__file__).read_text()), clean=False) or ""
+    (tmp_path / "space.yaml").write_text(opening.split("\n\n")[1])
+    assert read_space(tmp_path / "space.yaml").varied.keys() == {"lr", "batch_size", "fusion"}

@@ -1,0 +1,485 @@
+"""`regard sweep`: trials that follow from the seed and those before, are counted once, and can be gone on with."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import optuna
+import pytest
+import torch
+import yaml
+
+from regard.cli import build_parser
+from regard.cli.sweeping import sweep as sweep_command
+from regard.cli.training import segment
+from regard.data.layout import open_source
+from regard.data.scenes import Scenes
+from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.studies import sweep as sweeping
+from regard.studies import trials as bookkeeping
+from regard.studies.runs import load_run, summary
+from regard.studies.space import parse_space
+from regard.studies.sweep import Pretrained, Sweep, run_sweep
+from regard.studies.training import Hardware
+from regard.studies.trials import Pruning, TrialFailed, Trials, import_optuna, importance, state_of
+
+SPACE = parse_space({"lr": {"low": 1e-3, "high": 1e-1, "log": True}, "fusion": ["none", "gate"], "head": "linear"})
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
+COUNTS = {"train": 8, "val": 4, "test": 4}
+
+
+def small(out: Path, **changes) -> Sweep:
+    source = open_source("scenes", scenes_size=32, scenes_count=COUNTS)
+    backbone = Pretrained("vit_tiny_patch16_224", options=VIT)
+    whole = Sweep(source, backbone, SPACE, out, 32, 1, {"batch_size": 4}, hardware=Hardware("cpu", bar=False))
+    return replace(whole, **changes)
+
+
+def scripted(monkeypatch, scores=lambda number, options: 0.1 * number, seen: list | None = None) -> None:
+    """Trials that take no time: of a score from their number and options, or an error in its place."""
+
+    def train(sweep: Sweep, trial) -> float:
+        options = sweep.space.suggest(trial)
+        if seen is not None:
+            seen.append((trial.number, options))
+        folder = sweep.out / "trials" / str(trial.number)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "run.json").write_text("{}")
+        score = scores(trial.number, options)
+        if isinstance(score, BaseException):
+            raise score
+        return score
+
+    monkeypatch.setattr(sweeping, "_train", train)
+
+
+def numbers(folder: Path, name: str) -> list[int]:
+    return sorted(int(path.parent.name) for path in (folder / "trials").glob(f"*/{name}"))
+
+
+# ---- the whole ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_best_trial_is_trained_again_by_its_config_and_test_is_never_read(tmp_path, monkeypatch) -> None:
+    mask = Scenes.mask
+
+    def guarded(scenes, i):
+        assert scenes.split != "test"
+        return mask(scenes, i)
+
+    monkeypatch.setattr(Scenes, "mask", guarded)
+    made = run_sweep(small(tmp_path / "sweep", epochs=2), 3, command="regard sweep ...")
+    assert [trial["state"] for trial in made["trials"]] == ["complete"] * 3
+    assert made["complete"]
+    assert made["best"]["miou"] == max(trial["miou"] for trial in made["trials"])
+    assert all(len(trial["curve"]) == 2 for trial in made["trials"])
+    assert numbers(tmp_path / "sweep", "run.json") == [0, 1, 2]
+    assert numbers(tmp_path / "sweep", "model.safetensors") == [made["best"]["number"]]
+    assert not list((tmp_path / "sweep").glob("trials/*/checkpoints"))
+    assert json.loads((tmp_path / "sweep" / "results.json").read_text()) == made
+    assert (tmp_path / "sweep" / "report.html").is_file()
+
+    best = tmp_path / "sweep" / "best.yaml"
+    arguments = ["segment", "--config", str(best), "--out", str(tmp_path / "again")]
+    options = build_parser().parse_args(arguments).segment.as_dict()
+    options.pop("config")
+    monkeypatch.setattr("regard.data.layout.SCENES_COUNT", COUNTS)
+    segment(**options)
+    again, first = (load_run(folder, "cpu") for folder in (tmp_path / "again", max_folder(tmp_path, made)))
+    assert again.description["curve"] == first.description["curve"]  # the same seed, data and thread: to the last bit
+    assert again.description["settings"] == first.description["settings"]
+    val = open_source("scenes", scenes_size=32, scenes_count=COUNTS).splits["val"]
+    assert summary(again, again.evaluate(val)) == summary(first, first.evaluate(val))
+    assert max(point["val_miou"] for point in again.description["curve"]) == made["best"]["miou"]
+
+
+def max_folder(tmp_path: Path, made: dict) -> Path:
+    return tmp_path / "sweep" / "trials" / str(made["best"]["number"])
+
+
+def test_the_command_takes_a_space_and_says_the_best_score(tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch)
+    monkeypatch.setattr("regard.data.layout.SCENES_COUNT", COUNTS)
+    (tmp_path / "space.yaml").write_text("lr: [1e-3, 1e-2]\nbatch_size: 4\n")
+    out = str(tmp_path / "a sweep")
+    said = sweep_command(
+        "scenes", "vit_tiny_patch16_224", out, 2, space=str(tmp_path / "space.yaml"), head="linear", size=32, epochs=1,
+        accelerator="cpu", backbone_options=VIT,
+    )  # fmt: skip
+    assert "trial 1, mIoU 10.0%" in said
+    assert f"regard segment --config '{out}/best.yaml' --out '{out}-best'" in said
+    results = json.loads((tmp_path / "a sweep" / "results.json").read_text())
+    assert results["command"].startswith("regard sweep --data scenes --backbone vit_tiny_patch16_224 --out '")
+    assert results["command"].endswith(f"--backbone_options '{json.dumps(VIT)}'")
+    assert results["best"]["options"]["batch_size"] == 4
+    assert results["best"]["options"]["head"] == "linear"
+
+
+# ---- what is tried --------------------------------------------------------------------------------------------------
+
+
+def test_the_first_trial_has_the_defaults(tmp_path, monkeypatch) -> None:
+    seen: list = []
+    scripted(monkeypatch, seen=seen)
+    run_sweep(small(tmp_path / "out"), 1)
+    assert seen == [(0, {"lr": 1e-3, "fusion": "none", "head": "linear"})]
+
+
+def test_a_sweep_in_parts_is_the_sweep_in_one_and_more_trials_go_on(tmp_path, monkeypatch) -> None:
+    """Also beyond the ten trials after which Optuna's sampler looks at scores."""
+
+    def score(number: int, options: dict) -> float:
+        return options["lr"] + (options["fusion"] == "gate")
+
+    whole: list = []
+    scripted(monkeypatch, score, whole)
+    run_sweep(small(tmp_path / "whole"), 14)
+    parts: list = []
+    scripted(monkeypatch, score, parts)
+    for trials in (2, 11, 14, 14):
+        made = run_sweep(small(tmp_path / "parts"), trials)
+    assert parts == whole
+    assert len({options["lr"] for _, options in whole}) == 14
+    assert made["importance"] is not None
+    assert sum(made["importance"].values()) == pytest.approx(1)
+    other: list = []
+    scripted(monkeypatch, score, other)
+    run_sweep(small(tmp_path / "other", seed=1), 4)
+    assert other[0] == whole[0]
+    assert other[1:] != whole[1:4]
+
+
+def test_too_few_trials_have_no_importance(tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch)
+    assert run_sweep(small(tmp_path / "out"), 7)["importance"] is None
+
+
+def test_the_best_is_the_first_of_equals_and_alone_keeps_its_model(tmp_path, monkeypatch) -> None:
+    kept, tidy = [], sweeping._tidy
+    scores = [0.2, 0.1, 0.5, 0.5, 0.3]
+    scripted(monkeypatch, lambda number, options: scores[number])
+
+    def watched(sweep, book) -> None:
+        tidy(sweep, book)
+        kept.append(numbers(sweep.out, "model.safetensors"))
+
+    monkeypatch.setattr(sweeping, "_tidy", watched)
+    made = run_sweep(small(tmp_path / "out"), 5)
+    assert made["best"]["number"] == 2
+    assert kept[:5] == [[0], [0], [2], [2], [2]]
+    assert numbers(tmp_path / "out", "run.json") == [0, 1, 2, 3, 4]
+
+
+# ---- failures, signals, other folders -------------------------------------------------------------------------------
+
+
+def test_a_failed_trial_is_recorded_with_its_reason_and_the_rest_go_on(tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch, lambda number, options: TrialFailed("too <steep>") if number == 1 else 0.5)
+    made = run_sweep(small(tmp_path / "out"), 3)
+    assert [(trial["state"], trial["error"]) for trial in made["trials"]] == [
+        ("complete", None),
+        ("failed", "too <steep>"),
+        ("complete", None),
+    ]
+    assert numbers(tmp_path / "out", "run.json") == [0, 2]
+    assert "too &lt;steep&gt;" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("error", [InputError("no such head"), TrainingStopped("the loss is not finite at step 3")])
+def test_what_a_training_stops_at_fails_its_trial_and_three_at_the_start_end_the_sweep(
+    error, tmp_path, monkeypatch
+) -> None:
+    tried = []
+
+    def segment_run(*arguments, **options):
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr(sweeping, "segment_run", segment_run)
+    for _ in range(2):  # and the same command says so again, without another trial
+        with pytest.raises(InputError, match=f"the first 3 trials all failed: {error}"):
+            run_sweep(small(tmp_path / "out"), 9)
+    assert len(tried) == 3
+    with pytest.raises(InputError, match="the first 2 trials all failed"):
+        run_sweep(small(tmp_path / "two"), 2)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("SIGTERM at step 4", signal.SIGTERM)])
+def test_an_interrupted_trial_is_tried_again_with_its_values(stop, tmp_path, monkeypatch) -> None:
+    cut: list = []
+    scripted(monkeypatch, lambda number, options: stop if number == 2 else 0.1 * number, cut)
+    with pytest.raises(type(stop)):
+        run_sweep(small(tmp_path / "out"), 4)
+    partial = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [trial["number"] for trial in partial["trials"]] == [0, 1]
+    assert not partial["complete"]
+    assert numbers(tmp_path / "out", "run.json") == [0, 1]
+    seen: list = []
+    scripted(monkeypatch, seen=seen)
+    made = run_sweep(small(tmp_path / "out"), 4)
+    assert [number for number, _ in seen] == [3, 4]
+    assert seen[0][1] == cut[2][1]
+    assert [trial["number"] for trial in made["trials"]] == [0, 1, 3, 4]
+
+
+def test_a_signal_between_trainings_ends_the_sweep_too(tmp_path, monkeypatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def score(number: int, options: dict) -> float:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return 0.5
+
+    scripted(monkeypatch, score)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        run_sweep(small(tmp_path / "out"), 3)
+    assert signal.getsignal(signal.SIGTERM) is before
+    scripted(monkeypatch)
+    assert len(run_sweep(small(tmp_path / "out"), 3)["trials"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"space": parse_space({"lr": [0.1, 0.2]})}, "space"),
+        ({"seed": 1}, "backbone, seed"),  # whose random weights are others
+        ({"epochs": 2}, "fixed"),
+        ({"fixed": {"batch_size": 8}}, "fixed"),
+        ({"prune": False}, "prune"),
+        ({"source": open_source("scenes", scenes_size=32, scenes_count=COUNTS | {"train": 9})}, "data"),
+        ({"backbone": Pretrained("vit_tiny_patch16_224", options=VIT | {"num_heads": 2})}, "backbone"),
+    ],
+)
+def test_a_folder_belongs_to_one_sweep(change: dict, named: str, tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch)
+    run_sweep(small(tmp_path / "out"), 1)
+    with pytest.raises(InputError, match=rf"holds another sweep \({named} differ\)"):
+        run_sweep(small(tmp_path / "out", **change), 1)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch)
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="is not empty and holds no sweep"):
+        run_sweep(small(tmp_path), 1)
+    (tmp_path / "settings.json").write_text('{"lr": 1}')
+    with pytest.raises(InputError, match="holds something else than a sweep"):
+        run_sweep(small(tmp_path), 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "settings.json"]
+
+
+def test_a_broken_file_of_trials_is_one_line(tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch)
+    run_sweep(small(tmp_path / "out"), 1)
+    (tmp_path / "out" / "sweep.db").write_bytes(b"no database" * 100)
+    with pytest.raises(InputError, match=r"cannot use the trials in .*sweep\.db: .*; choose another --out") as error:
+        run_sweep(small(tmp_path / "out"), 1)
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match=r"needs the package optuna: pip install 'regard\[sweep\]'"):
+        run_sweep(small(tmp_path / "out"), 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_optuna_warns_nobody(tmp_path, monkeypatch, capfd) -> None:
+    scripted(monkeypatch, lambda number, options: TrialFailed("why") if number == 1 else 0.1 * number)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run_sweep(small(tmp_path / "out"), 9)
+    assert [str(w.message) for w in seen if "optuna" in f"{w.filename} {w.category}"] == []
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def lost_trial(book: Trials, folder: Path) -> optuna.trial.Trial:
+    """As of a process that was killed in it: its last sign of life is that of its beginning."""
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/sweep.db")
+    trial = study.ask()
+    trial.set_user_attr("begun", True)
+    trial.suggest_float("lr", 1e-3, 1e-1, log=True)
+    trial.suggest_categorical("fusion", ("none", "gate"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        book.study._storage.record_heartbeat(trial._trial_id)
+    return trial
+
+
+def test_a_trial_whose_process_was_killed_is_tried_again_thrice_at_most(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(bookkeeping, "GRACE", 1)
+    monkeypatch.setattr(sweeping, "POLL", 0.2)
+    seen: list = []
+    scripted(monkeypatch, seen=seen)
+    run_sweep(small(tmp_path / "out"), 1)
+    book = Trials(tmp_path / "out", 2, 1, 0)
+    lost = lost_trial(book, tmp_path / "out")
+    assert book.run_next(lambda trial: 1 / 0) == "wait"  # it may still be running
+    run_sweep(small(tmp_path / "out"), 2)
+    assert seen[-1] == (2, {**lost.params, "head": "linear"})
+    for kills in (1, 2):
+        lost_trial(book, tmp_path / "out")
+        time.sleep(2.5)
+        with book.lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            book._try_lost_ones_again()
+        if kills == 1:
+            assert book.study.trials[-1].user_attrs["killed"] == 1
+    lost_trial(book, tmp_path / "out")
+    time.sleep(2.5)
+    made = run_sweep(small(tmp_path / "out"), 3)
+    assert made["trials"][-1]["state"] == "failed"
+    assert "its process ended before it did, 3 times" in made["trials"][-1]["error"]
+
+
+def test_a_process_that_slept_while_its_trial_was_given_up_goes_on_with_the_next(tmp_path) -> None:
+    book = Trials(tmp_path, 2, 3, 0)
+
+    def sleeps(trial) -> float:
+        book.study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+        trial.report(0.5, 1)
+        return 0.5
+
+    assert book.run_next(sleeps) == "ran"
+    assert book.run_next(lambda trial: 0.25) == "ran"
+    assert [state_of(trial) for trial in book.study.trials] == ["lost", "complete"]
+
+
+def share(folder: str, wanted: int, barrier) -> None:
+    """What a process of a sweep does, with trials of a moment."""
+    book = Trials(Path(folder), wanted, 3, 0)
+    barrier.wait()
+    while (outcome := book.run_next(_moment)) != "done":
+        if outcome == "wait":
+            time.sleep(0.1)
+
+
+def _moment(trial) -> float:
+    value = trial.suggest_float("lr", 0.0, 1.0)
+    time.sleep(0.2)
+    trial.set_user_attr("process", os.getpid())
+    return value
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_trials_and_none_is_one_too_many(tmp_path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    workers = [context.Process(target=share, args=(str(tmp_path), 9, barrier)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    trials = Trials(tmp_path, 9, 3, 0).study.trials
+    assert [state_of(trial) for trial in trials] == ["complete"] * 9
+    assert len({trial.user_attrs["process"] for trial in trials}) == 2
+    assert len({trial.value for trial in trials}) == 9  # no value was drawn twice
+
+
+@pytest.mark.slow
+def test_jobs_train_side_by_side_and_a_signal_to_the_first_process_stops_them_all(tmp_path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_sweep import small
+from regard.errors import Interrupted
+from regard.studies.sweep import run_sweep
+if __name__ == "__main__":
+    try:
+        run_sweep(small(Path({str(tmp_path / "out")!r}), epochs=int(sys.argv[1])), int(sys.argv[2]), 2)
+    except Interrupted:
+        raise SystemExit(77)
+"""
+    (tmp_path / "script.py").write_text(script)
+    cut = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), "200", "4"], stderr=subprocess.PIPE, text=True)
+    database = tmp_path / "out" / "trials"
+    deadline = time.monotonic() + 240
+    while len(list(database.glob("*/logs"))) < 2 and cut.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+    cut.terminate()
+    _, said = cut.communicate(timeout=120)
+    assert cut.returncode == 77, said
+    book = Trials(tmp_path / "out", 4, 200, 0)
+    assert not book.running()
+    assert [state_of(trial) for trial in book.study.trials if trial.number < 2] == ["lost", "lost"]
+
+
+# ---- pruning --------------------------------------------------------------------------------------------------------
+
+
+class Epochs:
+    """A trainer, as far as the callback looks at it."""
+
+    def __init__(self, epochs: int) -> None:
+        self.max_epochs, self.current_epoch, self.callback_metrics = epochs, 0, {}
+
+
+def curve_trial(book: Trials, curve: list[float]) -> str:
+    """Runs a trial of such scores; its state."""
+
+    def objective(trial) -> float:
+        trainer, callback = Epochs(len(curve)), Pruning(trial)
+        for epoch, score in enumerate(curve):
+            trainer.current_epoch, trainer.callback_metrics = epoch, {"val_miou": torch.tensor(score)}
+            callback.on_train_epoch_end(trainer, L.LightningModule())
+        return max(curve)
+
+    assert book.run_next(objective) == "ran"
+    return state_of(book.study.trials[-1])
+
+
+def test_a_trial_below_the_median_is_given_up_but_not_in_the_first_quarter_nor_at_its_end(tmp_path) -> None:
+    book = Trials(tmp_path, 99, 8, 0)
+    for level in (0.3, 0.4, 0.5, 0.6, 0.7):  # no matter how bad: there is no median yet
+        assert curve_trial(book, [level] * 8) == "complete"
+    assert curve_trial(book, [0.01] * 8) == "pruned"
+    assert sorted(book.study.trials[-1].intermediate_values) == [1, 2, 3]  # a quarter of 8 is never looked at
+    assert curve_trial(book, [0.01, 0.01, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]) == "complete"
+    assert curve_trial(book, [0.9, *[0.01] * 7]) == "complete"  # its best epoch counts
+    assert len(book.counted()) == 8
+    assert len(book.best.intermediate_values) == 8
+    (tmp_path / "free").mkdir()
+    free = Trials(tmp_path / "free", 99, 8, 0, prune=False)
+    for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.01):
+        assert curve_trial(free, [level] * 8) == "complete"
+
+
+def test_a_pruned_trial_counts_leaves_no_files_and_is_never_the_best(tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch, lambda number, options: import_optuna().TrialPruned("epoch 3") if number == 1 else 0.5)
+    made = run_sweep(small(tmp_path / "out"), 3)
+    assert [trial["state"] for trial in made["trials"]] == ["complete", "pruned", "complete"]
+    assert numbers(tmp_path / "out", "run.json") == [0, 2]
+
+
+def test_importance_is_of_what_sets_the_best_apart(tmp_path) -> None:
+    book = Trials(tmp_path, 40, 1, 0)
+    for _ in range(40):
+        book.run_next(lambda trial: trial.suggest_float("lr", 0.0, 1.0) + 0 * trial.suggest_float("warmup", 0.0, 0.5))
+    found = importance(book.study)
+    assert found is not None
+    assert found["lr"] > 0.7
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_best_yaml_is_plain_yaml_that_opens_with_its_command(tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch)
+    made = run_sweep(small(tmp_path / "out"), 2)
+    text = (tmp_path / "out" / "best.yaml").read_text()
+    assert f"#   regard segment --config {tmp_path}/out/best.yaml --out {tmp_path}/out-best" in text
+    assert yaml.safe_load(text) == made["best"]["options"]
