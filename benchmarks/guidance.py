@@ -59,7 +59,8 @@ def trained(data: dict[str, Any], work: Path, term: str, stage: str, weight: flo
     after = work / f"{stage}-{name}-segment-{seed}" if term != "none" else work / f"none-segment-{seed}"
     if not (before / PRETRAIN_FILE).is_file():
         torch.manual_seed(seed)
-        settings = replace(tiny.pretrainings["barlow_twins-swin"].settings, epochs=PRETRAIN_EPOCHS, guidance=in_pretraining)
+        settings = tiny.pretrainings["barlow_twins-swin"].settings
+        settings = replace(settings, epochs=PRETRAIN_EPOCHS, guidance=in_pretraining)
         write_json(before / "commit.json", COMMIT)
         pretrain_run(data["train"], tiny.backbones["vit"].build(), settings, before, seed, HARDWARE)
     if not (after / RUN_FILE).is_file():

@@ -1,9 +1,15 @@
 """Which images a report shows, and where a prediction is wrong."""
 
+import base64
+import io
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from regard.studies.examples import WRONG, choose_images, error_map
+from regard.studies.examples import WRONG, choose_examples, choose_images, error_map
+from regard.studies.runs import Run
 
 
 def by_reason(chosen):
@@ -72,3 +78,57 @@ def test_a_perfect_prediction_has_no_errors_whatever_stands_on_void():
     pixels = error_map(image, np.where(truth == 255, 1, truth).astype(np.uint8), truth, 255)
     assert (pixels == pixels[..., :1]).all()  # all grey
     assert pixels.min() >= 150
+
+
+class Constant(Run):
+    """Answers one class everywhere; a convnet."""
+
+    def __init__(self, answer):
+        self.answer, self.classes, self.ignore_index = answer, ("a", "b"), 255
+        self.model = SimpleNamespace(backbone=SimpleNamespace(heads=()))
+
+    def predict(self, image):
+        return np.full(image.shape[:2], self.answer, dtype=np.uint8)
+
+
+class Stripes:
+    """Image i has i columns of class 1, the rest is class 0; the last image is all void."""
+
+    classes, ignore_index, palette = ("a", "b"), 255, np.array([[10, 20, 30], [200, 100, 0]], dtype=np.uint8)
+
+    def __len__(self):
+        return 9
+
+    def name(self, i):
+        return f"image {i}"
+
+    def image(self, i):
+        return np.full((4, 8, 3), 20 * i, dtype=np.uint8)
+
+    def mask(self, i):
+        return (
+            np.repeat((np.arange(8)[None] < i).astype(np.uint8), 4, axis=0) if i < 8 else np.full((4, 8), 255, np.uint8)
+        )
+
+
+def test_an_example_has_the_picture_the_truth_and_each_prediction_with_its_errors():
+    """Always answering a scores (8 - i) / 16 on image i, and 1 on image 0: mean over the classes that occur."""
+    per_image = {"always a": np.array([1.0, *((8 - i) / 16 for i in range(1, 8)), np.nan])}
+    found = choose_examples(Stripes(), {"always a": Constant(0), "always b": Constant(1)}, per_image, pictures=1)
+    assert [(e["why"], e["name"]) for e in found] == [
+        ("evenly spaced", "image 4"), ("best", "image 0"), ("worst", "image 7")
+    ]  # fmt: skip
+    for example in found:
+        i = int(example["name"].split()[1])
+        assert example["attention"] == {}
+        pictures = {key: _pixels(p["errors"]) for key, p in example["predictions"].items()}
+        is_wrong = {key: (picture == WRONG).all(axis=-1) for key, picture in pictures.items()}
+        np.testing.assert_array_equal(is_wrong["always a"], Stripes().mask(i) == 1)
+        np.testing.assert_array_equal(is_wrong["always b"], Stripes().mask(i) == 0)
+        np.testing.assert_array_equal(_pixels(example["truth"]), Stripes.palette[Stripes().mask(i)])
+        assert (_pixels(example["image"]) == 20 * i).all()
+        assert example["predictions"]["always a"]["miou"] == pytest.approx(per_image["always a"][i])
+
+
+def _pixels(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))

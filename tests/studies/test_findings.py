@@ -69,8 +69,14 @@ def test_how_far_down_the_lead_is_shown():
     rows = scored(a=0.5, b=0.48, c=0.45, d=0.2)
     pairs = [difference("a", "b", 0.02, -0.01, 0.05), difference("d", "a", -0.3, -0.35, -0.25)]
     assert text(findings.following(rows, pairs, TITLES)) == (
-        "a is shown to be better than 1 of the 3 others (1 not tested against it). No difference shown to b."
+        "a is shown to be better than 1 of the 3 others (1 not tested against it). "
+        "No difference is shown between it and b."
     )
+    assert text(findings.following(rows, pairs[:1], TITLES)) == (
+        "a is not shown to be better than any of the 3 others (2 not tested against it)."
+    )
+    worse = [difference("a", "b", -0.02, -0.03, -0.01), pairs[1]]  # on the seeds that both have
+    assert "between it and" not in findings.following(rows, worse, TITLES)
     assert findings.following(rows, [], TITLES) == ""
     assert findings.following(rows[:2], pairs, TITLES) == ""  # said by the lead
 

@@ -14,6 +14,7 @@ from regard.errors import InputError
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.studies.logs import wandb_logger
 from regard.studies.pretraining import PretrainSettings, Watch, pretrain_run
+from regard.studies.segmenting import SegmentSettings, segment_run
 from regard.studies.training import Hardware
 
 KEY = "0123456789fakekeyfakekeyfakekey0123456789"  # as long as a real one
@@ -117,6 +118,25 @@ def test_offline_keeps_metrics_and_settings_but_no_key_and_a_resumed_run_goes_on
     for line, file in zip(lines, files, strict=True):
         assert line == f"Weights & Biases: offline; send it by `wandb sync '{file.parent}'`"
     assert (out / "logs" / "part-2" / "metrics.csv").is_file()  # as always
+
+
+def test_a_segmentation_logs_the_score_of_every_epoch_under_the_id_that_a_sweep_gives(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_RUN_ID", "x7")
+    settings = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear")
+    made = segment_run(
+        Scenes(4, size=32), Scenes(2, size=32, seed=1), build_backbone("resnet18", channels=(8, 16, 16, 16)), "none",
+        settings, tmp_path, 3, Hardware("cpu", bar=False), logger="wandb",
+    )  # fmt: skip
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert file.name == "run-x7.wandb"
+    logged = records(file)
+    rows = [{item.nested_key[0]: item.value_json for item in record.history.item} for record in logged]
+    scores = [float(row["val_miou"]) for row in rows if "val_miou" in row]
+    assert scores == pytest.approx([point["val_miou"] for point in made["curve"]])
+    config = {item.key: item.value_json for record in logged for item in record.run.config.update}
+    config |= {item.key: item.value_json for record in logged for item in record.config.update}
+    assert (config["fusion"], config["seed"], config["head"]) == ('"none"', "3", '"linear"')
 
 
 def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch) -> None:

@@ -218,7 +218,7 @@ def test_wrong_results_are_one_line_and_leave_the_old_report(results, tmp_path, 
 @pytest.mark.parametrize("content", [b'{"regard": "0.1', b"", b"\xff\xfe\x00", b"[]", b"null"])
 def test_a_file_that_is_not_the_results_is_one_line(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"results\.json: .*finished cells are kept") as error:
+    with pytest.raises(InputError, match=r"results\.json: .*what was finished is kept") as error:
         write_report(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -135,6 +135,7 @@ def test_the_first_trial_has_the_defaults(tmp_path, monkeypatch) -> None:
     assert seen == [(0, {"lr": 1e-3, "fusion": "none", "head": "linear"})]
 
 
+@pytest.mark.slow
 def test_a_sweep_in_parts_is_the_sweep_in_one_and_more_trials_go_on(tmp_path, monkeypatch) -> None:
     """Also beyond the ten trials after which Optuna's sampler looks at scores."""
 
@@ -320,6 +321,7 @@ def lost_trial(book: Trials, folder: Path) -> optuna.trial.Trial:
     return trial
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_was_killed_is_tried_again_thrice_at_most(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bookkeeping, "GRACE", 1)
     monkeypatch.setattr(sweeping, "POLL", 0.2)
@@ -444,6 +446,7 @@ def curve_trial(book: Trials, curve: list[float]) -> str:
     return state_of(book.study.trials[-1])
 
 
+@pytest.mark.slow
 def test_a_trial_below_the_median_is_given_up_but_not_in_the_first_quarter_nor_at_its_end(tmp_path) -> None:
     book = Trials(tmp_path, 99, 8, 0)
     for level in (0.3, 0.4, 0.5, 0.6, 0.7):  # no matter how bad: there is no median yet
@@ -467,6 +470,7 @@ def test_a_pruned_trial_counts_leaves_no_files_and_is_never_the_best(tmp_path, m
     assert numbers(tmp_path / "out", "run.json") == [0, 2]
 
 
+@pytest.mark.slow
 def test_importance_is_of_what_sets_the_best_apart(tmp_path) -> None:
     book = Trials(tmp_path, 40, 1, 0)
     for _ in range(40):

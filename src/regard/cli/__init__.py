@@ -16,13 +16,16 @@ from regard.cli.data import check, download, info
 from regard.cli.exporting import export
 from regard.cli.looking import attention, embed, features
 from regard.cli.scoring import score
+from regard.cli.sweeping import sweep
 from regard.cli.training import ablate, compare, demo, pretrain, segment
 from regard.cli.using import evaluate, predict, report
 from regard.errors import InputError, Interrupted, TrainingStopped
 
 # The least that a number may be, wherever it is an option.
 LEAST = (
-    dict.fromkeys(("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "devices", "nodes", "accumulate"), 1)
+    dict.fromkeys(
+        ("epochs", "batch_size", "size", "local_size", "seeds", "jobs", "trials", "devices", "nodes", "accumulate"), 1
+    )
     | dict.fromkeys(
         ("workers", "seed", "local_crops", "lr", "backbone_lr", "checkpoint_minutes", "knn_every", "weight_decay"), 0
     )
@@ -48,6 +51,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "export": export,
     "compare": compare,
     "ablate": ablate,
+    "sweep": sweep,
     "report": report,
     "data": {"info": info, "check": check, "download": download},
 }

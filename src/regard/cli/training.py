@@ -53,7 +53,8 @@ def compare(
         frozen: Leave the backbones as they are, or compare both.
         pretrain_each_seed: A pre-training of its own for each seed, instead of one that all seeds share.
         dry_run: Only say what would be trained, and about how long it would take here.
-        jobs: Trainings side by side; by default 1 for each GPU, and as many as the cores suit (at most 4) on a CPU.
+        jobs: Trainings side by side; by default 1 for each GPU, as many as the cores suit (at most 4) on a CPU, and on
+            a cluster all.
         devices: GPUs that the trainings are shared out among; each takes one.
         cluster: Send the trainings out as jobs of a `slurm` cluster; `local` is the same on this machine.
         cluster_options: For its jobs, as submitit names them, such as {"slurm_partition": "gpu", "timeout_min": 240}.
@@ -131,7 +132,8 @@ def ablate(
         size: Short side of the images in pixels; by default the preset's.
         pretrain_each_seed: A pre-training of its own for each seed, instead of one that all seeds share.
         dry_run: Only say what would be trained, and about how long it would take here.
-        jobs: Trainings side by side; by default 1 for each GPU, and as many as the cores suit (at most 4) on a CPU.
+        jobs: Trainings side by side; by default 1 for each GPU, as many as the cores suit (at most 4) on a CPU, and on
+            a cluster all.
         devices: GPUs that the trainings are shared out among; each takes one.
         cluster: Send the trainings out as jobs of a `slurm` cluster; `local` is the same on this machine.
         cluster_options: For its jobs, as submitit names them, such as {"slurm_partition": "gpu", "timeout_min": 240}.
@@ -194,7 +196,7 @@ def _run_study(
         raise InputError("--cluster_options are for jobs of a cluster: add --cluster slurm, or leave them out")
     source = open_source(data, scenes_size=plan.segment.size)
     hardware = Hardware(accelerator, precision, workers)
-    jobs = jobs or default_jobs(hardware) * devices
+    jobs = jobs or (len(plan.configurations) * len(plan.seeds) if cluster else default_jobs(hardware) * devices)
     check_readable(source)
     if dry_run:
         return show(estimate(open_study(source, plan, Path(out), hardware)), jobs)

@@ -112,11 +112,15 @@ def predict(
 
 
 def report(directory: str) -> str:
-    """Make the report of a comparison again, from its results.json alone.
+    """Make the report of a comparison, an ablation or a sweep again, from its results.json alone.
 
     Args:
-        directory: Folder of `regard compare`.
+        directory: Folder of `regard compare`, `regard ablate` (also results.csv, table.tex and figures/) or
+            `regard sweep`.
     """
     from regard.studies.report import write_report
+    from regard.studies.schema import kind_of
+    from regard.studies.sweep_report import write_sweep_report
 
-    return f"open {write_report(Path(directory))}"
+    folder = Path(directory)
+    return f"open {(write_sweep_report if kind_of(folder) == 'sweep' else write_report)(folder)}"

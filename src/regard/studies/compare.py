@@ -31,13 +31,14 @@ from regard.data.layout import Source, fingerprint, require_masks
 from regard.data.samples import Fraction
 from regard.errors import InputError, Interrupted
 from regard.studies.cell_scores import head_scores
+from regard.studies.environment import commit
 from regard.studies.folders import read_json, write_json, write_whole
 from regard.studies.jobs import Failure, Task, Where, console, run_all
 from regard.studies.memory import peak_mb, reset_peak
 from regard.studies.plan import Configuration, Plan, check_plan
 from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.studies.report import write_report
-from regard.studies.results import collect, commit, scored_split
+from regard.studies.results import collect, scored_split
 from regard.studies.runs import load_run, summary
 from regard.studies.schema import VERSION
 from regard.studies.segmenting import Cache, segment_run

@@ -100,16 +100,20 @@ def following(
         return Markup("")
     first = scored[0]["name"]
     tested = {c["name"]: between(differences, first, c["name"]) for c in scored[1:]}
-    open_ = [name for name, d in tested.items() if d is not None and better(d) != first]
-    shown = sum(d is not None and better(d) == first for d in tested.values())
-    untested = sum(d is None for d in tested.values())
-    if untested == len(tested):
+    known = {name: d for name, d in tested.items() if d is not None}
+    if not known:
         return Markup("")
-    text = f"{titles[first]} is shown to be better than {shown} of the {len(tested)} others"
+    shown = sum(better(d) == first for d in known.values())
+    undecided = [titles[name] for name, d in known.items() if better(d) is None]
+    untested = len(tested) - len(known)
+    if shown:
+        text = f"{titles[first]} is shown to be better than {shown} of the {len(tested)} others"
+    else:
+        text = f"{titles[first]} is not shown to be better than any of the {len(tested)} others"
     text += f" ({untested} not tested against it)." if untested else "."
-    if open_:
-        more = f" and {len(open_) - 5} more" if len(open_) > 5 else ""
-        text += f" No difference shown to {', '.join(titles[name] for name in open_[:5])}{more}."
+    if undecided and shown:
+        more = f" and {len(undecided) - 5} more" if len(undecided) > 5 else ""
+        text += f" No difference is shown between it and {', '.join(undecided[:5])}{more}."
     return escape(text)
 
 

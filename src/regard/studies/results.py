@@ -2,8 +2,7 @@
 
 import base64
 import itertools
-import platform
-import subprocess
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from regard.data.layout import require_masks
 from regard.errors import InputError
 from regard.evaluation.scores import majority_counts, scores
 from regard.studies.ablate import word
+from regard.studies.environment import commit, environment
 from regard.studies.examples import choose_examples
 from regard.studies.folders import read_json
 from regard.studies.jobs import Failure
@@ -66,7 +66,7 @@ def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repe
 
 
 def collect(study: Study, command: str, failures: Sequence[Failure], complete: bool) -> dict[str, Any]:
-    """Everything the report needs, read back from the folders of what is finished; the schema is `report.py`'s."""
+    """Everything the report needs, read back from the folders of what is finished; the schema is `schema.py`'s."""
     plan, source = study.plan, study.source
     splits = require_masks(source)
     split = scored_split(splits)
@@ -89,6 +89,8 @@ def collect(study: Study, command: str, failures: Sequence[Failure], complete: b
         per_image[name], truth = _miou_per_image(matrices), matrices.sum(axis=0)
     assert truth is not None
     majority = scores(majority_counts(truth))
+    # as seen from here: a report that is handed on should not tell where a home directory is
+    shown = os.path.relpath(source.root) if os.path.isabs(source.root) else source.root
     pretrainings = [_described_pretraining(study, name, seed) for name, seed in _pretrainings(study)]
     configurations = [
         _described(study, c, finished[c.name], scored.get(c.name), milliseconds.get(c.name))
@@ -109,8 +111,8 @@ def collect(study: Study, command: str, failures: Sequence[Failure], complete: b
         "axes": {axis: [_shown(value) for value in values] for axis, values in plan.axes.items()},
         "environment": environment(),
         "data": {
-            "source": source.root,
-            "description": source.describe(),
+            "source": shown,
+            "description": source.describe().replace(source.root, shown),
             "classes": list(source.classes),
             "palette": np.asarray(source.palette).tolist(),
             "ignore_index": source.ignore_index,
@@ -191,6 +193,7 @@ def _correlations(
                         "high": found.high,
                         "configurations": found.n,
                         "kinds": [kind],
+                        "members": [c["name"] for c in having],
                     }
                 )
     return made
@@ -284,53 +287,21 @@ def _interval(scored: Scored) -> dict[str, Any]:
 
 def _settings(plan: Plan) -> dict[str, Any]:
     """The settings, flat, for people: those of backbones and pre-trainings that are used."""
-    used = {c.backbone for c in plan.configurations}
     found: dict[str, Any] = {"seeds": plan.seeds, "pretrain_each_seed": plan.pretrain_each_seed, "cache": plan.cache}
     found |= _flat("segment", asdict(plan.segment))
-    for key in sorted(used):
+    for key in sorted({c.backbone for c in plan.configurations}):
         found |= _flat(key, {"timm": plan.backbones[key].name, **plan.backbones[key].options})
     for key in sorted({c.pretraining for c in plan.configurations if c.pretraining}):
         choice = plan.pretrainings[key]
-        values = asdict(choice.settings) if choice.settings else {"weights": choice.weights}
-        found |= _flat(key, {**values, **values.pop("options", {}), "published": choice.published})
+        if choice.settings is not None:
+            values = asdict(choice.settings)
+            found |= _flat(key, {**values, "published": choice.published}) | _flat(key, values["options"])
+        else:
+            found[f"{key}.weights"] = choice.weights
     for c in plan.configurations:
         found |= _flat(c.name, c.segment)
     return plain(found)
 
 
 def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for key, value in values.items()}
-
-
-def environment() -> dict[str, str]:
-    """What a number depends on besides the code."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": version("timm"),
-        "lightning": version("lightning"),
-        "device": gpu or "cpu",
-        "cpu": f"{_processor()} ({torch.get_num_threads()} threads)",
-        "system": platform.platform(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of the checkout that this file lies in; None where it lies in none."""
-    try:
-        out = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return out.stdout.strip()
+    return {f"{name}.{key}": value for key, value in values.items() if key != "options"}

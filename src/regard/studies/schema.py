@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ SCHEMA = {
             "label_fraction": float,
             "frozen": bool,
             "at": {str: object},
-            "parameters": int,
+            "parameters": (int, None),  # where no run is finished
             "milliseconds_per_image": MAYBE,
             "images_per_second": MAYBE,
             "peak_memory_mb": MAYBE,
@@ -112,8 +113,25 @@ KINDS = ("compare", "ablate")
 PICTURE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+=*")
 
 
+def kind_of(directory: Path) -> str | None:
+    """Which kind of study `results.json` in a folder is of; None where it cannot be told."""
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads((directory / "results.json").read_text(encoding="utf-8")).get("kind")
+    return None
+
+
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of `results.json`, checked; NaN and infinities (a diverged run) read as missing.
+    """The content of the `results.json` of a comparison or an ablation: see `read_checked`."""
+    return read_checked(path, SCHEMA, _inconsistency, "compare")
+
+
+def read_checked(
+    path: Path, schema: Mapping[str, Any], inconsistency: Callable[[dict[str, Any]], str | None], command: str
+) -> dict[str, Any]:
+    """The content of a JSON file of this schema; NaN and infinities (a diverged run) read as missing.
+
+    inconsistency: the first thing that is wrong beyond its shapes, in words.
+    command:       what makes the file, where it does not say so itself.
 
     Raises InputError, in one line, where there is no such file, or it is cut short, of another version, or wrong.
     """
@@ -124,11 +142,11 @@ def read_results(path: Path) -> dict[str, Any]:
         wrong = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         wrong = f"not a whole JSON file ({' '.join(str(error).split())})"
-    wrong = wrong or _other_version(results) or _problem(results, SCHEMA, "") or _inconsistency(results)
+    wrong = wrong or _other_version(results) or problem(results, schema, "") or inconsistency(results)
     if wrong:
         kind = results.get("kind") if isinstance(results, dict) else None
-        command = f"regard {kind if kind in KINDS else 'compare'}"
-        raise InputError(f"{path}: {wrong}; run {command} again: finished cells are kept")
+        command = kind if kind in KINDS else command
+        raise InputError(f"{path}: {wrong}; run regard {command} again: what was finished is kept")
     return results
 
 
@@ -140,21 +158,21 @@ def _other_version(results: Any) -> str | None:
     return f"was made by another version of regard (schema {found}, and this one reads {VERSION})"
 
 
-def _problem(value: Any, shape: Any, where: str) -> str | None:
+def problem(value: Any, shape: Any, where: str) -> str | None:
     """The first place where `value` departs from `shape`, in words; None where it does not."""
     here = where or "the file"
     if isinstance(shape, tuple):
-        return None if value is None else _problem(value, shape[0], where)
+        return None if value is None else problem(value, shape[0], where)
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{here} should be a list"
-        return _first(_problem(item, shape[0], f"{where}[{i}]") for i, item in enumerate(value))
+        return _first(problem(item, shape[0], f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return f"{here} should be an object with named values"
         keys = value if str in shape else shape
         return _first(
-            _problem(value[key], shape.get(str, shape.get(key)), f"{where}.{key}".lstrip("."))
+            problem(value[key], shape.get(str, shape.get(key)), f"{where}.{key}".lstrip("."))
             if key in value
             else f"{here} lacks {key!r}"
             for key in keys
@@ -209,4 +227,4 @@ def _inconsistency(results: dict[str, Any]) -> str | None:
 
 
 def _first(problems: Iterable[str | None]) -> str | None:
-    return next((problem for problem in problems if problem), None)
+    return next((found for found in problems if found), None)

@@ -31,7 +31,7 @@ from regard.data.samples import Cached
 from regard.errors import InputError
 from regard.evaluation.heads import GROUPS, POINTS, HeadScores
 from regard.studies.runs import Run
-from regard.studies.statistics import estimate_difference, estimate_miou
+from regard.studies.statistics import difference, score
 
 DINO_SIZE, DINO_MASS = 480, 0.6
 SCALE = (0.4, 1.0)  # share of the image that a view for consistency takes: that of DINO's global views
@@ -334,18 +334,18 @@ def importance(run: Run, data: Chosen, blocks: Sequence[int]) -> dict[str, Any]:
     be negative: the run does better without that head. Heads are left out one at a time, without training again.
     """
     kept = Cached(data)
-    whole = run.evaluate(kept)[None]
+    whole = score([run.evaluate(kept)])
     heads = [(block, head) for block in blocks for head in range(run.model.backbone.block_heads[block])]
     found: dict[tuple[int, int], dict[str, float]] = {}
     for block, head in track(heads, "leaving out heads", transient=True, console=Console(stderr=True)):
         with run.model.backbone.without_head(block, head):
-            drop = estimate_difference(whole, run.evaluate(kept)[None])
+            drop = difference(whole, score([run.evaluate(kept)]))
         found[block, head] = {
             "importance": drop.mean,
             "importance_low": drop.low,
             "importance_high": drop.high,
         }
-    return {"miou": estimate_miou(whole).mean, "images": len(data), "size": run.size, "heads": found}
+    return {"miou": whole.estimate().mean, "images": len(data), "size": run.size, "heads": found}
 
 
 def describe_setting(

@@ -3,16 +3,14 @@
 As in `report.py`, nothing is computed here that a reader could dispute; the drawing is in `sweep.html.jinja`.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regard.errors import InputError
 from regard.studies.folders import write_whole
 from regard.studies.page import Axis, Number, plain, render
-from regard.studies.schema import MAYBE, VERSION, _problem
+from regard.studies.schema import MAYBE, read_checked
 from regard.studies.sweep_results import RESULTS_FILE, best_command
 
 # What results.json must hold, as in `schema.SCHEMA`.
@@ -38,7 +36,7 @@ SCHEMA = {
             "miou": MAYBE,
             "seconds": float,
             "options": {str: object},
-            "curve": [[float]],
+            "curve": [[MAYBE]],
             "error": (str, None),
         }
     ],
@@ -56,20 +54,8 @@ def write_sweep_report(directory: Path) -> Path:
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """The content of a sweep's `results.json`, checked; InputError, in one line, where it is not whole."""
-    wrong, results = None, {}
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except OSError as error:
-        wrong = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        wrong = f"not a whole JSON file ({' '.join(str(error).split())})"
-    if not wrong and isinstance(results, dict) and results.get("schema") != VERSION:
-        wrong = "was made by another version of regard"
-    wrong = wrong or _problem(results, SCHEMA, "") or _inconsistency(results)
-    if wrong:
-        raise InputError(f"{path}: {wrong}; run regard sweep again: finished trials are kept")
-    return results
+    """The content of a sweep's `results.json`: see `schema.read_checked`."""
+    return read_checked(path, SCHEMA, _inconsistency, "sweep")
 
 
 def _inconsistency(results: dict[str, Any]) -> str | None:
@@ -93,6 +79,7 @@ def render_sweep(results: dict[str, Any], directory: Path) -> str:
     best = next(trial for trial in trials if trial["number"] == results["best"]["number"])
     for trial in trials:
         trial["color"] = COLOURS[trial["state"]]
+        trial["curve"] = [(epoch, score) for epoch, score in trial["curve"]]
         last = trial["curve"][-1][1] if trial["curve"] else None
         trial["score"] = {"complete": trial["miou"], "pruned": last, "failed": None}[trial["state"]]
     complete = [trial for trial in trials if trial["state"] == "complete"]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from regard.data.layout import require_masks
+from regard.studies.environment import commit, environment
 from regard.studies.folders import write_whole
-from regard.studies.results import commit, environment
+from regard.studies.schema import VERSION
 from regard.studies.trials import Trials, import_optuna, importance, reason_of, state_of
 
 if TYPE_CHECKING:
     from regard.studies.sweep import Sweep
 
 RESULTS_FILE, BEST_FILE = "results.json", "best.yaml"
-VERSION = 2  # of results.json, as that of the other studies
 
 
 def collect(sweep: "Sweep", book: Trials, command: str) -> dict[str, Any]:
