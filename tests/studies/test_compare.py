@@ -388,8 +388,8 @@ def test_the_command_line_plans_and_reports(tmp_path, monkeypatch, capsys) -> No
     main([*given, "--jobs", "1"])
     assert f"open {out / 'report.html'}" in capsys.readouterr().out
     assert read(out)["command"] == f"regard compare --data scenes --study {tmp_path / 'study.yaml'} --out {out}"
-    main([*given, "--dry_run"])
-    assert "0 of 2 parts are to be done" in capsys.readouterr().out
+    main([*given, "--dry-run"])
+    assert "all of the 2 parts are finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,10 @@ def _spread_lists(arguments: list[str]) -> list[str]:
     rest: list[str] = []
     into = rest
     for argument in arguments:
-        name, _, value = argument.partition("=")
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):  # `--dry-run` is as good as `--dry_run`
+            name = "--" + name[2:].replace("-", "_")
+            argument = name + equals + value
         if name in LISTS:
             into = given.setdefault(name, [])
             into.extend([value] if value else [])

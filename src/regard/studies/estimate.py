@@ -91,8 +91,9 @@ def show(costs: list[Cost], jobs: int) -> str:
         )
     console.print(table)
     left = [cost.seconds for cost in costs if cost.seconds is not None]
-    longest = max(left, default=0.0)
-    wall = max(longest, sum(left) / jobs)
+    if not left:
+        return f"all of the {len(costs)} parts are finished: only the report would be made again"
+    wall = max(*left, sum(left) / jobs)
     beside = f", {jobs} side by side: {spoken(wall)}" if jobs > 1 else ""
     return (
         f"{len(left)} of {len(costs)} parts are to be done; about {spoken(sum(left))} of training{beside} (an "
