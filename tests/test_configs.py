@@ -1,6 +1,5 @@
 """The recipes in configs/: each says what it costs and gives, and is what its source says."""
 
-import inspect
 import json
 import re
 import subprocess
@@ -17,18 +16,31 @@ from regard.cli import build_parser
 from regard.segmentation.losses import build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask
 from regard.ssl.schedules import warmup_cosine
+from regard.studies.logs import BEST
+from regard.studies.plan import check_plan, read_plan
+from regard.studies.presets import preset
 from regard.studies.pretraining import PretrainSettings, build_method
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted((ROOT / "configs").glob("*.yaml"))
 SWEEP = ROOT / "configs" / "sweep.yaml"  # for W&B: not options of a command
 CONFIGS = [path for path in ALL if "\nmethod:" in path.read_text() and path != SWEEP]
-SEGMENTATIONS = [path for path in ALL if path not in (*CONFIGS, SWEEP)]
+STUDIES = [path for path in ALL if "\nconfigurations:" in path.read_text()]
+SEGMENTATIONS = [path for path in ALL if path not in (*CONFIGS, *STUDIES, SWEEP)]
 
 
 def options(path: Path, command: str = "pretrain") -> dict[str, Any]:
     parsed = build_parser().parse_args([command, "--config", str(path), "--data", "scenes"])
     return parsed[command].as_dict()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_opens_as_the_others_do_and_can_be_run(path: Path) -> None:
+    opening = path.read_text().partition("\npreset:")[0]
+    assert f"regard compare --study configs/{path.name} --data" in opening
+    assert "# Cost:" in opening
+    assert "# Expect:" in opening
+    check_plan(read_plan(path, preset))
 
 
 @pytest.mark.parametrize("path", SEGMENTATIONS, ids=lambda path: path.stem)
@@ -113,7 +125,7 @@ def test_the_recipe_of_a_sweep_opens_as_the_others_do_and_steers_by_what_is_logg
     assert "# Cost:" in opening
     assert "# Expect:" in opening
     written = yaml.safe_load(text)
-    assert f'"{written["metric"]["name"]}": ' in inspect.getsource(SegmentationTask.on_validation_epoch_end)
+    assert written["metric"]["name"] == BEST
     assert written["metric"]["goal"] == "maximize"
     assert written["early_terminate"]["min_iter"] < written["parameters"]["epochs"]["value"]
 

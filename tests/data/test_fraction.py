@@ -36,3 +36,16 @@ def test_images_and_masks_stay_together() -> None:
         assert (part.mask(i) == WHOLE.mask(number)).all()
     with pytest.raises(IndexError):
         part.name(40)
+
+
+def test_whole_percents_of_hundreds_are_whole_images() -> None:
+    hundred = Scenes(100, size=32)
+    assert [len(Fraction(hundred, percent / 100, 0).numbers) for percent in range(1, 101)] == list(range(1, 101))
+
+
+def test_each_image_once() -> None:
+    part = Fraction(WHOLE, 0.1, 3)
+    once = part.once()
+    assert len(once) == len({once.name(i) for i in range(len(once))}) == 4
+    assert {once.name(i) for i in range(4)} == {part.name(i) for i in range(len(part))}
+    assert len(part) == 40

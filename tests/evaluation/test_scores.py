@@ -21,7 +21,6 @@ from regard.evaluation.scores import (
     calibration_bins,
     confusion,
     expected_calibration_error,
-    majority_counts,
     per_class_iou,
     scores,
 )
@@ -84,13 +83,6 @@ def test_a_class_that_is_only_predicted_has_no_accuracy_where_torchmetrics_gives
     assert ours.mean_accuracy == 0.75
     assert theirs == pytest.approx(0.5)
     assert ours.miou == pytest.approx(MulticlassJaccardIndex(num_classes=3)(prediction, truth).item()) == 0.5
-
-
-def test_always_answering_the_majority() -> None:
-    counts = np.array([[5, 1, 0], [2, 3, 1], [0, 0, 2]])  # truth: 6, 6, 2 -> class 0, the first of the largest
-    result = scores(majority_counts(counts))
-    assert result.iou == (6 / 14, 0.0, 0.0)
-    assert result.pixel_accuracy == 6 / 14
 
 
 def test_stacks_of_matrices_and_void_only() -> None:

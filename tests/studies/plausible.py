@@ -19,6 +19,8 @@ CONFIGURATIONS = [  # name, backbone, pre-training, fusion, heads, mIoU
     ("random-swin", "swin (tiny)", None, "none", 12, 0.302),
 ]
 
+SWINS = ["bt-swin", "bt-swin-concat", "bt-swin-gate", "random-swin"]
+
 
 def _uri(pixels):
     buffer = io.BytesIO()
@@ -46,19 +48,20 @@ def _head_scores(rng, miou):
     }
 
 
-def difference(a, b, mean, low, high, question=False, holm=None, seeds=3):
+def difference(a, b, mean, low, high, question=False, holm=None, seeds=3, p=None):
     shown = not low <= 0 <= high
+    p = p or (0.001 if shown else 0.4)
     return {
-        "a": a, "b": b, "mean": mean, "low": low, "high": high, "p": 0.01 if shown else 0.4,
+        "a": a, "b": b, "mean": mean, "low": low, "high": high, "p": p,
         "holm": (shown if holm is None else holm) and question, "question": question, "seeds": seeds,
     }  # fmt: skip
 
 
-def correlation(score, kinds, r, low, high, configurations):
+def correlation(score, kinds, r, low, high, configurations, members=()):
     words = {"information": "information about the class, bits", "entropy": "entropy, as a share of the most"}[score]
     return {
         "score": score, "words": words, "kinds": kinds, "r": r, "low": low, "high": high,
-        "configurations": configurations,
+        "configurations": configurations, "members": list(members),
     }  # fmt: skip
 
 
@@ -223,9 +226,9 @@ def plausible_results(size=64):
             difference("bt-swin-concat", "dino", 0.05, 0.02, 0.08),
         ],
         "correlations": [
-            correlation("information", ["pooled"], 0.71, -0.5, 0.98, 4),
-            correlation("information", ["cls"], None, None, None, 2),
-            correlation("entropy", ["pooled"], -0.93, -0.99, -0.2, 4),
+            correlation("information", ["pooled"], 0.71, -0.5, 0.98, 4, SWINS),
+            correlation("information", ["cls"], None, None, None, 2, ["dino-gate", "dino"]),
+            correlation("entropy", ["pooled"], -0.93, -0.99, -0.2, 4, SWINS),
         ],
         "examples": examples,
     }

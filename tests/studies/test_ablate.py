@@ -53,6 +53,7 @@ def test_the_usual_values_of_every_axis_can_be_trained(axis) -> None:
         ("head", "linear", lambda plan, c: (plan.settings(c).head, plan.settings(c).head_options) == ("linear", {})),
         ("layers", "0+-1", lambda plan, c: plan.settings(c).layers == (0, -1)),
         ("heads_kept", "2", lambda plan, c: plan.settings(c).heads_kept == 2),
+        ("guidance", "sharpness:2+diversity:0", lambda plan, c: plan.settings(c).guidance == Guidance(2.0)),
         ("guidance", "sharpness", lambda plan, c: plan.settings(c).guidance == Guidance(0.1)),
         ("guidance", "sharpness:2+diversity:1", lambda plan, c: plan.settings(c).guidance == Guidance(2.0, 1.0)),
         ("label_fraction", "0.25", lambda plan, c: c.label_fraction == 0.25),
@@ -85,12 +86,14 @@ def test_an_axis_changes_what_it_is_named_for_and_nothing_else(axis, text, chang
     assert before == PLAN.pretrainings
 
 
-def test_a_varied_pretraining_is_made_here_and_not_fetched() -> None:
+def test_where_pretraining_is_varied_all_of_it_is_made_here_and_none_is_fetched() -> None:
     full = preset("full")
-    start = next(c for c in full.configurations if c.name == "dino-gate")
-    plan, c = AXES["pretrain_guidance"].vary(full, start, "sharpness:1")
-    assert plan.pretrainings[c.pretraining].published is None
     assert full.pretrainings["dino-vit"].published
+    plan = ablation(full, "dino-gate", {"pretrain_guidance": ["none", "sharpness:1"]})
+    used = {c.pretraining for c in plan.configurations}
+    assert len(used) == 2
+    assert all(plan.pretrainings[name].published is None for name in used)
+    assert ablation(full, "dino-gate", {"fusion": None}).pretrainings["dino-vit"].published
 
 
 def test_every_setting_is_an_axis_or_left_out_knowingly() -> None:

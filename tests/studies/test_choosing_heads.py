@@ -15,6 +15,7 @@ from regard.backbones import AttentionMap, Backbone, Features, build_backbone
 from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.backbones.weights import MODEL_FILE
 from regard.cli import main
+from regard.data.samples import Fraction
 from regard.data.scenes import Scenes
 from regard.errors import InputError, Interrupted
 from regard.segmentation.module import SegmentationModel
@@ -98,6 +99,22 @@ def test_of_a_single_image_plain_information_decides() -> None:
     """There is no other image to say what the place alone tells."""
     chosen = choose_heads(Planted(), Cells(1), (0, 1), (0, 1), 1, SIDE * CELL)
     assert chosen == ((0,), (3,))
+
+
+def test_of_a_share_of_the_images_each_counts_once(monkeypatch) -> None:
+    """A share is repeated to the length of the whole; what an image repeats is no evidence beyond it."""
+    seen, score = [], choosing_heads.score_levels
+
+    def look(backbone, train, *rest):
+        seen.append(len(train))
+        return score(backbone, train, *rest)
+
+    monkeypatch.setattr(choosing_heads, "score_levels", look)
+    few = Fraction(Cells(48), 0.25, seed=0)
+    assert choose_heads(Planted(), few, (0, 1), (0, 1), 1, SIDE * CELL) == ((2,), (1,))
+    assert seen == [12]
+    choose_heads(Planted(), Fraction(Cells(48), 0.02, seed=0), (0, 1), (0, 1), 1, SIDE * CELL)
+    assert seen == [12, 1]
 
 
 def test_a_level_that_is_not_chosen_keeps_no_head_and_a_small_one_all() -> None:

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from plausible import varied
 
-from regard.studies.figures import _figures, file_name, latex, table_csv, table_latex, write_figures
+from regard.studies.figures import _figures, curves, file_name, latex, table_csv, table_latex, write_figures
 from regard.studies.report import ordered, write_report
 
 
@@ -86,6 +86,7 @@ def test_one_seed_has_no_spread_and_no_time_is_a_dash(results):
 def test_latex_escapes_all_that_is_special():
     assert latex("a_b 5% & $x$ #1 {y} ~ ^") == (r"a\_b 5\% \& \$x\$ \#1 \{y\} \textasciitilde{} \textasciicircum{}")
     assert latex("\\input{x}\n") == r"\textbackslash{}input\{x\} "
+    assert latex('a "b"') == "a ''b''"  # \\textquotedbl is not in OT1, the encoding that LaTeX starts with
     assert latex("plain-name (tiny)") == "plain-name (tiny)"
 
 
@@ -121,6 +122,35 @@ def test_figures_are_whole_the_same_each_time_and_hold_their_names_as_text(resul
     assert b"<dc:date>" not in first
     write_figures(grid, ordered(grid), tmp_path / "again")
     assert (tmp_path / "again/figures/curves.svg").read_bytes() == first
+
+
+def test_figures_of_an_earlier_larger_report_go_and_other_files_stay(results, tmp_path):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    ours = {"axis-label-fraction.svg", "axis-crop-2.png", "heads-jaccard-cls.svg", "differences.png"}
+    others = {"mine.svg", "miou.pdf", "axis_x.svg", "curves-old.png"}
+    for name in ours | others:
+        (folder / name).write_text("old")
+    alone = results | {"configurations": results["configurations"][:1], "differences": [], "correlations": []}
+    write_figures(alone, ordered(alone), tmp_path)
+    drawn = {f"{name}.{kind}" for name in ("miou", "curves") for kind in ("svg", "png")}
+    assert {p.name for p in folder.iterdir()} == drawn | others
+
+
+def test_a_name_that_starts_with_an_underscore_is_in_the_legend(results):
+    c = results["configurations"][0]
+    c["name"] = "_base"
+    (scored,) = ordered(results | {"configurations": [c], "differences": [], "correlations": []})["scored"]
+    legend = curves([scored]).axes[0].get_legend()
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_base"]
+
+
+def test_a_curve_of_one_epoch_is_a_dot(results):
+    for epochs, marker in ((1, "o"), (2, "None")):
+        c = results["configurations"][0]
+        shorter = c | {"runs": [run | {"curve": run["curve"][:epochs]} for run in c["runs"]]}
+        (scored,) = ordered(results | {"configurations": [shorter], "differences": [], "correlations": []})["scored"]
+        assert curves([scored]).axes[0].lines[0].get_marker() == marker
 
 
 def test_nothing_is_drawn_of_nothing(results):

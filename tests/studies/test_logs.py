@@ -2,10 +2,14 @@
 
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import wandb
+import yaml
 
 from regard.backbones import build_backbone
 from regard.cli import main
@@ -26,11 +30,13 @@ class Labelled(Scenes):
 
 
 @pytest.fixture(autouse=True)
-def _no_account(monkeypatch, tmp_path) -> None:
-    """As on a machine that has never logged in."""
+def _no_account(monkeypatch, tmp_path) -> Iterator[None]:
+    """As on a machine that has never logged in, and in a process that has not: W&B reads its variables once."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield
+    wandb.teardown()
 
 
 def train(out: Path) -> None:
@@ -120,7 +126,9 @@ def test_offline_keeps_metrics_and_settings_but_no_key_and_a_resumed_run_goes_on
     assert (out / "logs" / "part-2" / "metrics.csv").is_file()  # as always
 
 
-def test_a_segmentation_logs_the_score_of_every_epoch_under_the_id_that_a_sweep_gives(tmp_path, monkeypatch) -> None:
+def test_a_segmentation_logs_the_score_of_every_epoch_under_the_id_that_a_sweep_gives(
+    tmp_path, monkeypatch, capfd
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_RUN_ID", "x7")
     settings = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear")
@@ -134,9 +142,24 @@ def test_a_segmentation_logs_the_score_of_every_epoch_under_the_id_that_a_sweep_
     rows = [{item.nested_key[0]: item.value_json for item in record.history.item} for record in logged]
     scores = [float(row["val_miou"]) for row in rows if "val_miou" in row]
     assert scores == pytest.approx([point["val_miou"] for point in made["curve"]])
+    assert max(float(row["best_val_miou"]) for row in rows if "val_miou" in row) == pytest.approx(max(scores))
+    assert capfd.readouterr().err == f"Weights & Biases: offline; send it by `wandb sync {file.parent}`\n"
     config = {item.key: item.value_json for record in logged for item in record.run.config.update}
     config |= {item.key: item.value_json for record in logged for item in record.config.update}
     assert (config["fusion"], config["seed"], config["head"]) == ('"none"', "3", '"linear"')
+
+
+def test_a_search_finds_the_best_epoch_in_what_the_run_ends_with(tmp_path, monkeypatch) -> None:
+    """A search goes by the last value of a metric at the top level, not by one within another."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger, rows = wandb_logger(tmp_path, {}), []
+    logger._experiment = SimpleNamespace(log=rows.append)  # a run that has begun
+    for epoch, score in enumerate([0.25, 0.75, 0.5]):
+        logger.log_metrics({"train_loss": 1.0}, epoch)
+        logger.log_metrics({"val_miou": score}, epoch)
+    ends = {name: value for row in rows for name, value in row.items()}
+    metric = yaml.safe_load((Path(__file__).parents[2] / "configs" / "sweep.yaml").read_text())["metric"]
+    assert (metric["goal"], ends[metric["name"]], ends["val_miou"]) == ("maximize", 0.75, 0.5)
 
 
 def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch) -> None:

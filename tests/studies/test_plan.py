@@ -49,7 +49,8 @@ def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
     assert plan.backbones["small"].label == "small"
     before, after = (p.pretrainings["barlow_twins-swin"].settings for p in (tiny, plan))
     assert after == replace(before, epochs=7, options=before.options | {"lr": 1e-3})
-    assert plan.pretrainings["bt-vit"] == PretrainingChoice("vit", PretrainSettings(options={"optimizer": "adamw"}))
+    ours = PretrainSettings(size=32, local_size=32, options={"optimizer": "adamw"})  # the study's size
+    assert plan.pretrainings["bt-vit"] == PretrainingChoice("vit", ours)
     assert plan.segment.lr == 2e-3
     assert plan.segment.guidance.sharpness == 0.5
     assert replace(plan.segment, lr=tiny.segment.lr, guidance=tiny.segment.guidance) == tiny.segment
@@ -57,7 +58,9 @@ def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
     assert gate == next(c for c in tiny.configurations if c.name == "bt-swin-gate")
     assert dino == Configuration("dino", "vit", "dino-vit", "concat")
     assert mine == Configuration("mine", "vit", "bt-vit", label_fraction=0.1, segment={"head": "fcn", "freeze": True})
-    assert plan.settings(mine) == replace(plan.segment, head="fcn", freeze=True)
+    cached = {"cache_crops": plan.segment.epochs}  # frozen: the crops that it would see without a cache
+    assert plan.settings(mine) == replace(plan.segment, head="fcn", freeze=True, **cached)
+    assert replace(plan, cache=False).settings(mine) == replace(plan.segment, head="fcn", freeze=True)
     assert random == Configuration("random", "small")
     assert plan.questions == (("mine", "dino"),)
 
@@ -75,7 +78,7 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
         ("segmnt: {}", "unknown key 'segmnt': did you mean 'segment'"),
         ("segment: {epohcs: 3}", "segment: unknown key 'epohcs': did you mean 'epochs'?"),
         ("segment: {epochs: 2.5}", "segment: epochs should be int, not 2.5"),
-        ("segment: {epochs: 0}", "segment: epochs 0 is too small: take 1 or more"),
+        ("segment: {epochs: 0}", "segment: epochs 0 will not do: take 1 or more"),
         ("segment: {average: 3}", "segment: average should be str, not 3"),
         ("seeds: many", "seeds should be int or list"),
         ("seeds: 0", "are not different numbers from 0"),
@@ -101,6 +104,25 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
         ("configurations: {x: {backbone: vit, segment: {head: fnc}}}", "configuration 'x': unknown head 'fnc'"),
         ("configurations: {x: {backbone: vit}, y: {backbone: vit}}", "'x' and 'y' are the same in all but name"),
         ("configurations: {}", "the study has no configurations"),
+        ("configurations:", "configurations is empty: give it a value"),
+        ("segment: {lr: .nan}", "segment: lr nan will not do"),
+        ("segment: {loss: cros_entropy}", "unknown loss 'cros_entropy'"),
+        ("segment: {schedule: cosin}", "unknown schedule 'cosin'"),
+        ("segment: {average: emma}", "unknown average 'emma'"),
+        ("segment: {most: 0.0}", "a class cannot have at most 0.0 of a crop"),
+        ("segment: {warmup: 3.0}", "a warm-up of 3.0"),
+        ("segment: {layer_decay: 0.0}", "layer decay 0.0"),
+        ("segment: {scale: [2.0, 0.5]}", "a scale from 2 to 0.5 is none"),
+        ("segment: {jitter: 5.0}", "colours change with a probability, and 5 is none"),
+        ("configurations: {x: {backbone: vit, label_fraction: 0.1}}\nlabel_fractions: [1.0, 0.5]", "of its own"),
+        ("configurations: {x: {backbone: vit, segment: {freeze: true}}}\nfrozen: [true, false]", "says freeze itself"),
+        ("questions: [[bt-swin, bt-swin]]", "is asked twice, or of one configuration"),
+        ("questions: [[bt-swin, bt-swin-gate], [bt-swin-gate, bt-swin]]", "is asked twice"),
+        (
+            "configurations: {x: {backbone: vit, fusion: gate}, "
+            "y: {backbone: vit, fusion: gate, segment: {heads_kept: 99, layers: [0, 1, 2, -1]}}}",
+            "'x' and 'y' are the same in all but name",
+        ),
         ("questions: [[bt-swin, bt-swn]]", "unknown configuration in questions 'bt-swn': did you mean 'bt-swin'"),
     ],
 )  # fmt: skip
@@ -158,6 +180,14 @@ def test_a_key_changes_with_what_it_depends_on_and_with_nothing_else() -> None:
         replace(plan, pretrain_each_seed=True),
     ):
         assert all(a != b for a, b in zip(keys(other), before, strict=True))
+    random = next(c for c in plan.configurations if c.name == "random-swin")
+    assert replace(plan, pretrain_each_seed=True).cell_key(random) == plan.cell_key(random)
+    frozen = replace(gate, segment={"freeze": True})
+    assert plan.cell_key(replace(gate, segment={"freeze": True, "backbone_lr": 0.5})) == plan.cell_key(frozen)
+    assert plan.cell_key(replace(gate, segment={"crop": 64})) == plan.cell_key(gate)  # as without: the images' size
+    fewer = replace(plan, backbones={("thin" if k == "swin" else k): v for k, v in plan.backbones.items()})
+    other = {k: replace(p, backbone="thin") if p.backbone == "swin" else p for k, p in plan.pretrainings.items()}
+    assert replace(fewer, pretrainings=other).cell_key(replace(gate, backbone="thin")) == plan.cell_key(gate)
     for other in (
         replace(gate, fusion="concat"),
         replace(gate, label_fraction=0.5),
@@ -193,6 +223,8 @@ def test_every_configuration_is_spread_over_labels_and_freezing() -> None:
     assert len(wide.questions) == 4
     assert all(a.partition(" · ")[2] == b.partition(" · ")[2] for a, b in wide.questions)
     assert spread(plan, [1.0]).configurations == plan.configurations
+    own = replace(plan, configurations=(Configuration("a", "vit", segment={"freeze": True}, label_fraction=0.5),))
+    assert all(c.segment["freeze"] for c in spread(replace(own, questions=()), None, None).configurations)
     only = spread(plan, [1.0], [True])
     assert (only.axes, [c.name for c in only.configurations]) == ({}, ["a", "b"])
     assert all(only.settings(c).freeze for c in only.configurations)

@@ -1,16 +1,20 @@
 """The report: whole, self-contained, safe with any name, and plain about what was not shown."""
 
+import base64
 import html
+import io
 import json
 import re
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 from plausible import difference, varied
 
 from regard.errors import InputError
-from regard.studies.page import Axis, duration, mean, percent, plain, points, short
-from regard.studies.report import ordered, render, write_report
+from regard.studies.page import Axis, counted, duration, mean, percent, plain, points, polyline, short
+from regard.studies.report import heat, ordered, render, write_report
 from regard.studies.schema import read_results
 
 
@@ -80,7 +84,10 @@ def test_a_difference_is_called_shown_exactly_when_its_interval_excludes_zero(re
     assert "no difference shown" not in write(results, tmp_path)
 
 
-@pytest.mark.parametrize(("low", "sentence"), [(-0.01, "no difference shown: the interval, −1.0"), (0.01, "is shown")])
+@pytest.mark.parametrize(
+    ("low", "sentence"),
+    [(-0.01, "no difference shown: +3.0 points, interval −1.0"), (0.01, "is shown: +3.0 points, interval +1.0")],
+)
 def test_first_against_second_is_found_in_either_direction(results, tmp_path, low, sentence):
     results["differences"] = [difference("bt-swin-gate", "bt-swin-concat", -0.03, -0.05, -low)]
     assert sentence in write(results, tmp_path)
@@ -177,6 +184,7 @@ def _set(*path_and_value):
         (_set("axes", {"lr": 1}), "axes.lr should be a list"),
         (_set("failed", [{"name": "a"}]), r"failed\[0\] lacks 'error'"),
         (_set("configurations", 0, "label_fraction", 0.0), "'bt-resnet50': label_fraction should be above 0, up to 1"),
+        (_set("configurations", 0, "parameters", None), "'bt-resnet50' has a score, and no count of its parameters"),
         (_set("configurations", 0, "frozen", 0), r"configurations\[0\].frozen should be of type bool, not int"),
         (_set("configurations", 1, "name", "bt-resnet50"), "two configurations are named 'bt-resnet50'"),
         (_set("configurations", 1, "runs", 0, "heads", {"entropy": "low"}), "heads.entropy should be of type float"),
@@ -184,6 +192,10 @@ def _set(*path_and_value):
         (_set("differences", 0, "holm", None), r"differences\[0\].holm should be of type bool"),
         (_set("pretraining", 0, "cross_correlation", "a.png"), "'barlow_twins-resnet' holds a picture that is not"),
         (_set("correlations", 0, "kinds", ["cls", 1]), r"correlations\[0\].kinds\[1\] should be of type str"),
+        (lambda r: r["correlations"][0].pop("members"), r"correlations\[0\] lacks 'members'"),
+        (_set("correlations", 0, "members", ["nobody"]), "a correlation names 'nobody', which is no configuration"),
+        (_set("plan", 3), "plan should be of type str, not int"),
+        (_set("configurations", 0, "runs", 0, "commit", 3), r"runs\[0\].commit should be of type str, not int"),
         (_set("examples", 0, "predictions", "dino", "errors", "x"), "not a base64 data: URI"),
         (lambda r: r.pop("majority"), "the file lacks 'majority'"),
         (lambda r: r["configurations"][0].pop("runs"), r"configurations\[0\] lacks 'runs'"),
@@ -229,7 +241,9 @@ def test_no_file_is_one_line(tmp_path):
 
 
 def test_numbers_are_written_for_people():
-    assert [percent(v) for v in (0.3141, None, 1.0, 0.0)] == ["31.4", "–", "100.0", "0.0"]
+    assert [percent(v) for v in (0.3141, None, 1.0, 0.0, -0.0002, -0.1)] == [
+        "31.4", "–", "100.0", "0.0", "0.0", "−10.0"
+    ]  # fmt: skip
     assert [points(v) for v in (0.021, -0.003, -0.0001)] == ["+2.1", "−0.3", "0.0"]
     assert [duration(s) for s in (2.04, 41.2, 59.7, 251.3, 7500)] == [
         "2.0 s",
@@ -241,6 +255,8 @@ def test_numbers_are_written_for_people():
     assert [plain(v) for v in (None, True, [1, None], {"a": 2.0}, 0.5, [])] == ["–", "yes", "1, –", "a 2", "0.5", "–"]
     assert [mean(v) for v in ([1, None, 2], [None], [])] == [1.5, None, None]
     assert [short(n) for n in (950, 24100, 1234567, 2.1e9)] == ["950", "24.1 k", "1.23 M", "2.1 G"]
+    assert [short(n) for n in (999, 999_400, 999_700, 999_600_000)] == ["999", "999 k", "1 M", "1 G"]
+    assert [counted(n, "class", "classes") for n in (0, 1, 2)] == ["0 classes", "1 class", "2 classes"]
 
 
 @pytest.mark.parametrize("values", [[0.3, 0.7], [0.5, 0.5], [None, 0.2], [], [-1e-9, 1e9]])
@@ -297,7 +313,7 @@ def test_what_failed_is_named_first(results, tmp_path):
     page = write(results, tmp_path)
     assert page.index("14 parts of this study failed") < page.index("came first")
     assert "<strong>cell 13</strong>: InputError: &lt;i&gt;no&lt;/i&gt; space" in page
-    assert "<summary>2 more</summary>" in page
+    assert '<summary class="more">2 more</summary>' in page
     results["failed"] = results["failed"][:1]
     assert "1 part of this study failed" in write(results, tmp_path)
 
@@ -369,7 +385,9 @@ def test_heads_stand_beside_miou_by_kind_of_map(results, tmp_path):
     assert page.count('<figure class="correlation">') == 3
     assert "bt-resnet50" not in page[page.index('id="heads"') : page.index('id="examples"')]  # a convnet has none
     results["correlations"][0]["members"] = ["bt-swin"]
-    assert [c["name"] for c in ordered(results)["families"][0]["members"]] == ["bt-swin"]
+    (family, *_) = ordered(results)["families"]
+    assert [c["name"] for c in family["members"]] == ["bt-swin"]
+    assert "It is one of 3 that were looked at" in family["sentence"]
     for configuration in results["configurations"]:
         for run in configuration["runs"]:
             run["heads"] = None
@@ -385,7 +403,8 @@ def test_examples_say_why_they_were_picked_and_show_the_errors(results, tmp_path
             assert f'<img src="{prediction["errors"]}" alt="Errors of {name} for {example["name"]}">' in page
     assert "they are for looking, not for judging" in page
     for pretraining in results["pretraining"]:
-        assert ((pretraining["cross_correlation"] or "nowhere") in page) == bool(pretraining["cross_correlation"])
+        if pretraining["cross_correlation"]:
+            assert pretraining["cross_correlation"] in page
 
 
 def test_every_chart_and_picture_says_what_it_is(results, tmp_path):
@@ -410,8 +429,8 @@ def test_thirty_configurations_are_folded_and_the_page_stays_light(results, tmp_
     ]
     page = write(many, tmp_path)
     assert "<summary>Table of all pairs: 435</summary>" in page
-    assert "<details><summary>18 more</summary>" in page  # learning curves
-    assert "<summary>18 more predictions</summary>" in page
+    assert '<details><summary class="more">18 more</summary>' in page  # learning curves
+    assert '<summary class="more">18 more predictions</summary>' in page
     assert len(page) < 5e6
 
 
@@ -429,6 +448,134 @@ def test_the_report_and_all_beside_it_are_made_from_the_json_alone(results, tmp_
     first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     write_report(tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
+
+
+def test_few_seeds_are_said_above_the_lead(results, tmp_path):
+    assert 'class="banner few"' not in write(results, tmp_path)
+    results["configurations"][0]["runs"] = results["configurations"][0]["runs"][:1]
+    page = write(results, tmp_path)
+    assert page.index("One seed (bt-resnet50)") < page.index("came first")
+
+
+def test_an_interval_over_images_alone_is_not_said_to_be_over_seeds(results, tmp_path):
+    results["configurations"][0]["miou"]["interval"] = "95%, over images"
+    results["differences"][0]["seeds"] = 1
+    page = write(results, tmp_path)
+    assert page.count("95%, over images and seeds; of bt-resnet50: 95%, over images") >= 2  # the table, and the reading
+    assert "interval: 95%, over images and seeds; over images alone where a pair has one seed in common" in page
+
+
+def test_on_paper_only_the_folds_of_more_lose_their_headings(results, tmp_path):
+    many = varied(results, {"crop": list(range(32, 42)), "epochs": [1, 2, 3]})
+    many["examples"] = results["examples"]
+    many["settings"] = {f"setting {i}": i for i in range(20)}
+    page = write(many, tmp_path)
+    folds = re.findall(r"<summary( class=\"more\")?>([^<]*)<", page)
+    assert {bool(re.match(r"\d+ more", words)) == bool(more) for more, words in folds} == {True}
+    assert {"val/00003", "All 20", "18 more"} <= {html.unescape(words) for _, words in folds}
+    style = page[: page.index("</style>")]
+    assert re.findall(r"(\S*summary\S*) { display: none; }", style) == ["summary.more"]
+
+
+def test_one_epoch_is_a_dot_on_an_axis_of_whole_numbers(results, tmp_path):
+    for c in results["configurations"]:
+        for run in c["runs"]:
+            run["curve"] = run["curve"][:1]
+    results["pretraining"][0]["curve"] = results["pretraining"][0]["curve"][:1]
+    page = write(results, tmp_path)
+    learning = page[page.index('id="learning"') : page.index('id="classes"')]
+    assert learning.count('class="line mean dot"') == len(results["configurations"]) + 1
+    assert learning.count('class="line one dot"') == 3 * len(results["configurations"])
+    axis = Axis.around([1], margin=0.01, whole=True)
+    assert (axis.low, axis.high, axis.ticks) == (0.5, 1.5, [1])
+    assert polyline([(1, 0.5)], axis, Axis(0, 1, [])) == "M50 50h0"
+    assert "h0" not in polyline([(0.5, 0.5), (1, 1)], axis, Axis(0, 1, []))
+
+
+def test_the_mean_curve_ends_where_a_seed_does(results):
+    """Stopped early, the best seed leaves the mean, which would fall without any seed falling."""
+    curves = ([0.1, 0.5], [0.1, 0.2, 0.3, 0.3], [0.3, None, 0.3, 0.3])
+    for run, curve in zip(results["configurations"][0]["runs"], curves, strict=True):
+        run["curve"] = [{"epoch": e, "train_loss": None, "val_miou": v} for e, v in enumerate(curve, 1)]
+    first = next(c for c in ordered(results)["scored"] if c["name"] == "bt-resnet50")
+    assert first["average"] == [(1, pytest.approx(0.5 / 3))]
+    assert [len(curve) for curve in first["curves"]] == [2, 4, 4]
+    results["configurations"][0]["runs"][2]["curve"] = []  # nothing is known of it
+    first = next(c for c in ordered(results)["scored"] if c["name"] == "bt-resnet50")
+    assert first["average"] == [(1, pytest.approx(0.1)), (2, pytest.approx(0.35))]
+
+
+@pytest.mark.parametrize(
+    ("device", "where", "memory"), [("cpu", "the CPU", True), ("<b>H200</b>", "&lt;b&gt;H200&lt;/b&gt;", False)]
+)
+def test_costs_say_what_was_measured_and_where(results, tmp_path, device, where, memory):
+    results["environment"]["device"] = device
+    results["configurations"][0]["peak_memory_mb"] = 300.0
+    page = write(results, tmp_path)
+    assert f"of a forward pass alone, in float32, in batches of 8, on {where}." in page
+    assert ("Memory is that of the whole process on the CPU" in page) == memory
+    assert ("<small>whole process, peak, MB</small>" in page) == memory
+
+
+def test_commits_that_trained_are_listed_where_they_differ(results, tmp_path):
+    runs = [run for c in results["configurations"] for run in c["runs"]]
+    for run in runs:
+        run["commit"] = results["commit"]
+    assert "Not all was trained" not in write(results, tmp_path)
+    runs[0]["commit"], runs[1]["commit"] = "<i>", None
+    page = write(results, tmp_path)
+    repeat = page[page.index('id="repeat"') :]
+    assert "Not all was trained by the commit above" in repeat
+    assert "<li>&lt;i&gt;: 1 run (bt-resnet50, seed 0)</li>" in repeat
+    assert "<li>not recorded: 1 run (bt-resnet50, seed 1)</li>" in repeat
+    assert f"<li>abc1234: {len(runs) - 2} runs (bt-resnet50, seed 2; " in repeat
+
+
+def test_the_study_file_is_shown_as_text(results, tmp_path):
+    assert "The study file" not in write(results, tmp_path)
+    assert "The study file" not in write(results | {"plan": None}, tmp_path)
+    page = write(results | {"plan": "name: </pre><b>\n  seeds: [0]"}, tmp_path)
+    assert "name: &lt;/pre&gt;&lt;b&gt;\n  seeds: [0]</pre></details>" in page[page.index('id="repeat"') :]
+
+
+def test_the_axis_is_said_not_to_start_at_0_only_where_it_does_not(results, tmp_path):
+    assert "The axis does not start at 0." in write(results, tmp_path)
+    results["configurations"][0]["miou"]["low"] = 0.0
+    assert "The axis does not start at 0." not in write(results, tmp_path)
+
+
+def test_one_of_a_thing_is_in_the_singular(results, tmp_path):
+    results["configurations"] = results["configurations"][:1]
+    results |= {"differences": [], "correlations": [], "examples": [], "name": "one"}
+    page = write(results, tmp_path)
+    assert "<title>one: 1 configuration on scenes" in page
+    assert "<h1>1 way to segment scenes</h1>" in page
+
+
+def test_a_comparison_of_one_configuration_names_it_in_the_legend(results):
+    study = varied(results, {"crop": [32, 64]}, "compare")
+    (axis,) = ordered(study)["axes"]
+    assert [line["label"] for line in axis["charts"][0]] == ["bt-swin"]
+
+
+def test_an_attention_value_that_is_missing_is_grey(results, tmp_path):
+    assert "Grey positions have no value." not in write(results, tmp_path)
+    results["examples"][0]["attention"]["bt-swin"]["heads"][0][0][0] = float("nan")
+    assert "Grey positions have no value." in write(results, tmp_path)
+    pixels = Image.open(io.BytesIO(base64.b64decode(heat([[None, 1.0], [0.5, 0.0]]).partition(",")[2])))
+    assert np.asarray(pixels)[0, 0].tolist() == [128, 128, 128]
+    known = Image.open(io.BytesIO(base64.b64decode(heat([[0.0, 1.0], [0.5, 0.0]]).partition(",")[2])))
+    np.testing.assert_array_equal(np.asarray(pixels)[:, 1], np.asarray(known)[:, 1])
+    heat([[None]])  # none known: no warning, no division by 0
+
+
+def test_correlations_over_the_most_labels_alone_say_so(results, tmp_path):
+    words = "Only the configurations with the most labels are in it"
+    assert words not in write(results, tmp_path)
+    results["configurations"][0]["label_fraction"] = 0.1  # in no correlation
+    assert words in write(results, tmp_path)
+    results["configurations"][1]["label_fraction"] = 0.1
+    assert words not in write(results, tmp_path)
 
 
 @pytest.mark.slow
@@ -516,3 +663,28 @@ def test_an_ablation_in_a_browser(results, tmp_path, chromium):
         assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
     assert len(chromium.find_elements(By.CSS_SELECTOR, "#axes .plot")) == 2
     assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.slow
+def test_on_a4_paper_nothing_is_cut_off(results, tmp_path, chromium):
+    """Paper is about 720 px wide; every column that there can be is in the table."""
+    from selenium.webdriver.common.by import By
+
+    for i, c in enumerate(results["configurations"]):
+        c |= {"label_fraction": 0.1 if i % 2 else 1.0, "frozen": bool(i % 2), "head": ("linear", "segformer")[i % 2]}
+        c |= {"peak_memory_mb": 12345.0, "backbone": f"{c['backbone']} swin_small_patch4_window7_224"}
+    results["settings"] = {f"setting {i}": i for i in range(20)}
+    (tmp_path / "report.html").write_text(write(results, tmp_path))
+    chromium.get((tmp_path / "report.html").as_uri())
+    size = {"width": 720, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        chromium.execute_script("dispatchEvent(new Event('beforeprint'))")
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= 720
+        names = [s for s in chromium.find_elements(By.TAG_NAME, "summary") if s.text.startswith(("val/", "All 20"))]
+        assert len(names) == 1 + len(results["examples"])
+        assert all(name.is_displayed() for name in names)
+    finally:
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

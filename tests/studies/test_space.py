@@ -131,6 +131,24 @@ def test_a_frozen_backbone_is_given_no_rate() -> None:
     assert frozen.keys() == {"freeze"}
 
 
+def test_the_fusion_none_is_given_no_heads() -> None:
+    written = {"heads_kept": {"low": 1, "high": 2}, "fusion": ["none", "gate"]}
+    space = parse_space(written)
+    for fusion, keys in (("none", {"fusion"}), ("gate", {"fusion", "heads_kept"})):
+        assert space.suggest(Dice(0, fusion=fusion)).keys() == keys
+    fixed = parse_space({"heads_kept": 2, "fusion": ["none", "gate"]})
+    assert fixed.whole({"fusion": "none"}) == {"fusion": "none"}
+    assert build_settings(fixed.whole({"fusion": "gate"}), 32, 3)[1].heads_kept == 2
+
+    backbone = build_backbone("vit_tiny_patch16_224", **VIT)
+    check_space(space, backbone, fixed={"head": "linear"}, epochs=4)
+    for nothing in ({"heads_kept": [1, 2]}, {"heads_kept": 1, "fusion": "none", "lr": [0.1, 0.2]}):
+        with pytest.raises(
+            InputError, match="fusion none sees no attention heads: leave out heads_kept, or add fusion"
+        ):
+            check_space(parse_space(nothing), backbone, fixed={"head": "linear"}, epochs=4)
+
+
 def test_the_options_come_to_the_settings_of_segment() -> None:
     options = {"fusion": "gate", "lr": 0.1, "class_share": 0.7, "guide_diversity": 0.5, "head": "fcn"}
     expected = SegmentSettings(32, epochs=3, lr=0.1, most=0.7, head="fcn", guidance=Guidance(diversity=0.5))

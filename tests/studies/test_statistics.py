@@ -144,8 +144,8 @@ def test_one_seed_covers_what_that_seed_would_score_on_all_images() -> None:
 def test_a_configuration_differs_from_itself_by_exactly_nothing() -> None:
     rng = np.random.default_rng(0)
     counts = draw(rng, np.array([0.6, 0.7, 0.8]), rng.uniform(-0.1, 0.1, 20))
-    assert estimate_difference(counts, counts.copy()) == Estimate(0.0, 0.0, 0.0, 1.0)
-    assert estimate_difference(counts[:1], counts[:1].copy()) == Estimate(0.0, 0.0, 0.0, 1.0)
+    assert estimate_difference(counts, counts.copy()) == Estimate(0.0, 0.0, 0.0, 1.0, 1.0)
+    assert estimate_difference(counts[:1], counts[:1].copy()) == Estimate(0.0, 0.0, 0.0, 1.0, 1.0)
 
 
 def test_differences_are_paired_by_image_and_by_seed() -> None:
@@ -170,23 +170,32 @@ def test_of_equal_images_it_is_the_classical_interval_of_the_seeds() -> None:
 
 
 def spread(*right: int) -> np.ndarray:
-    """Counts of one seed on images of 100 pixels, all of class 0, so many of them right: mIoU is half their share.
+    """Counts of one seed on images of 100 pixels, all of class 0, so many of them right: mIoU is their share.
 
-    Class 1 is only ever predicted: its IoU is 0. Class 0's union is 100 in every image, so mIoU is linear.
+    Class 1 is only ever predicted: it does not count. Class 0's union is 100 in every image, so mIoU is linear.
     """
     hits = np.array(right)
     none = np.zeros_like(hits)
     return np.stack([np.stack([hits, 100 - hits], -1), np.stack([none, none], -1)], -2)
 
 
+def test_every_configuration_is_a_mean_over_the_classes_that_are_true() -> None:
+    better, worse = np.zeros((2, 1, 4, 3, 3), dtype=np.int64)  # class 2 is in none of the masks
+    better[..., 0, 0], better[..., 0, 2], better[..., 1, 1] = 95, 5, 100  # a little of it is predicted
+    worse[..., 0, 0], worse[..., 0, 1], worse[..., 1, 1] = 80, 20, 100
+    assert estimate_miou(better).mean == pytest.approx((95 / 100 + 100 / 100) / 2)
+    assert estimate_miou(worse).mean == pytest.approx((80 / 100 + 100 / 120) / 2)
+    assert estimate_difference(better, worse).mean > 0
+
+
 def test_of_one_seed_it_is_the_classical_interval_of_the_images_where_miou_is_linear() -> None:
     # mean 60, s² 1000 / 4, Student's t of 4 is 2.776445; 1000 draws make it some 2% off, missing n / (n - 1) 11%
-    half = 2.776445 * np.sqrt(250 / 5) / 200
+    half = 2.776445 * np.sqrt(250 / 5) / 100
     found = estimate_miou(spread(40, 50, 60, 70, 80)[None])
-    assert found.mean == pytest.approx(0.3)
+    assert found.mean == pytest.approx(0.6)
     assert (found.low, found.high) == (
-        pytest.approx(0.3 - half, abs=0.06 * half),
-        pytest.approx(0.3 + half, abs=0.06 * half),
+        pytest.approx(0.6 - half, abs=0.06 * half),
+        pytest.approx(0.6 + half, abs=0.06 * half),
     )
 
 
@@ -194,10 +203,15 @@ def test_seeds_and_images_combine_as_welch_and_satterthwaite_say() -> None:
     # the seeds' means are 60, 64 and 71: s²/3 = 31/3; the images' means over seeds are 45 to 85: 250/5 = 50.
     # (31/3 + 50)² / ((31/3)²/2 + 50²/4) = 5.37 degrees of freedom, of which Student's t is 2.5188
     counts = np.stack([spread(30, 45, 60, 75, 90), spread(44, 54, 64, 74, 84), spread(61, 66, 71, 76, 81)])
-    half = 2.5188 * np.sqrt(31 / 3 + 50) / 200
+    half = 2.5188 * np.sqrt(31 / 3 + 50) / 100
     found = estimate_miou(counts)
-    assert found.mean == pytest.approx(0.325)
+    assert found.mean == pytest.approx(0.65)
     assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
+    t = found.mean / ((found.high - found.low) / 2 / 2.5188)
+    assert found.p_strict == pytest.approx(
+        1 - t / np.sqrt(t**2 + 2), rel=0.01
+    )  # Student's t of 2 degrees, in closed form
+    assert estimate_miou(counts[:1]).p_strict == estimate_miou(counts[:1]).p
 
 
 def test_the_mean_is_that_of_the_scores_where_classes_do_not_occur() -> None:
@@ -362,14 +376,12 @@ def test_correlation_is_scipys_and_knows_no_units() -> None:
 
 
 def test_correlation_says_nothing_of_what_is_not_defined() -> None:
-    few = correlate(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
-    assert few.r == pytest.approx(0.981981, abs=1e-6)
-    assert (few.low, few.high) == (None, None)
+    for n in (0, 1, 2, 3):  # of two pairs |r| is 1 by construction, and below four there are no limits
+        few = correlate(np.arange(n) ** 2.0, np.arange(n) * 1.0)
+        assert (few.r, few.low, few.high, few.n) == (None, None, None, n)
     almost = np.array([0.1 + 0.2, 0.3, 0.3, 0.3])
     for x, y in itertools.permutations((almost, np.arange(4.0))):
         assert correlate(x, y).r is None
-    assert correlate(np.array([1.0]), np.array([2.0])).r is None
-    assert correlate(np.array([]), np.array([])).n == 0
     line = np.arange(5.0)
     assert correlate(line, 2 * line) == correlate(line, line)
     assert (correlate(line, -line).low, correlate(line, -line).high) == (-1, -1)

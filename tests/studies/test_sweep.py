@@ -1,21 +1,29 @@
 """`regard sweep`: trials that follow from the seed and those before, are counted once, and can be gone on with."""
 
+import errno
 import json
+import math
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import optuna
 import pytest
 import torch
 import yaml
+from filelock import FileLock
+from PIL import Image
+from sqlalchemy import event
 
 from regard.cli import build_parser
 from regard.cli.sweeping import sweep as sweep_command
@@ -29,7 +37,7 @@ from regard.studies.runs import load_run, summary
 from regard.studies.space import parse_space
 from regard.studies.sweep import Pretrained, Sweep, run_sweep
 from regard.studies.training import Hardware
-from regard.studies.trials import Pruning, TrialFailed, Trials, import_optuna, importance, state_of
+from regard.studies.trials import LOCK, Pruning, TrialFailed, Trials, import_optuna, importance, reason_of, state_of
 
 SPACE = parse_space({"lr": {"low": 1e-3, "high": 1e-1, "log": True}, "fusion": ["none", "gate"], "head": "linear"})
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
@@ -70,7 +78,7 @@ def numbers(folder: Path, name: str) -> list[int]:
 
 
 @pytest.mark.slow
-def test_the_best_trial_is_trained_again_by_its_config_and_test_is_never_read(tmp_path, monkeypatch) -> None:
+def test_the_best_trial_is_trained_again_by_its_config_and_no_score_is_of_test(tmp_path, monkeypatch) -> None:
     mask = Scenes.mask
 
     def guarded(scenes, i):
@@ -215,6 +223,71 @@ def test_what_a_training_stops_at_fails_its_trial_and_three_at_the_start_end_the
         run_sweep(small(tmp_path / "two"), 2)
 
 
+def test_any_other_error_of_a_trial_is_its_reason_too(tmp_path, monkeypatch, capsys) -> None:
+    allocator = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
+    nan = {"curve": [{"epoch": 1, "val_miou": math.nan}], "best_epoch": 1}
+    comes = iter([RuntimeError(allocator), nan, InputError("no such head")])
+
+    def segment_run(*arguments, **options):
+        if isinstance(came := next(comes), Exception):
+            raise came
+        return came
+
+    monkeypatch.setattr(sweeping, "segment_run", segment_run)
+    with pytest.raises(InputError, match="the first 3 trials all failed: RuntimeError: "):
+        run_sweep(small(tmp_path / "out"), 9)
+    trials = Trials(tmp_path / "out", 9, 1, 0).counted()
+    assert [state_of(trial) for trial in trials] == ["failed"] * 3
+    reasons = [f"RuntimeError: {allocator}", "its mIoU on val is nan", "no such head"]
+    assert [reason_of(trial) for trial in trials] == reasons
+    said = capsys.readouterr().err
+    for number, reason in enumerate(reasons):
+        assert f"trial {number}  failed: {reason}\n" in said
+
+
+def test_a_full_disk_stops_the_sweep_in_one_line_and_the_same_command_goes_on(tmp_path, monkeypatch) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.ckpt")
+
+    def segment_run(*arguments, **options):
+        raise RuntimeError("cannot save") from full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping, "segment_run", segment_run)
+        for _ in range(4):  # more often than a trial may be killed
+            with pytest.raises(OSError, match="No space left on device") as error:
+                run_sweep(small(tmp_path / "out"), 2)
+            assert error.value is full  # as the command line says it
+    scripted(monkeypatch)
+    made = run_sweep(small(tmp_path / "out"), 2)
+    assert [trial["state"] for trial in made["trials"]] == ["complete"] * 2
+
+
+def test_where_the_file_of_trials_cannot_grow_it_is_the_full_disk_and_stays_whole(tmp_path) -> None:
+    book = Trials(tmp_path, 99, 1, 0)
+    assert book.run_next(lambda trial: 0.5) == "ran"
+    engine = book.study._storage._backend.engine
+
+    def grows(trial) -> float:
+        trial.set_user_attr("large", "x" * 100_000)
+        return 0.5
+
+    @event.listens_for(engine, "connect")
+    def as_it_is(connection, _) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    engine.dispose()
+    with pytest.raises(OSError, match="No space left on device") as error:
+        book.run_next(grows)
+    assert error.value.errno == errno.ENOSPC
+    assert error.value.filename == str(tmp_path / "sweep.db")
+    event.remove(engine, "connect", as_it_is)
+    engine.dispose()
+    again = Trials(tmp_path, 99, 1, 0)
+    assert again.run_next(lambda trial: 0.75) == "ran"
+    assert [trial.value for trial in again.counted()] == [0.5, 0.75]
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("SIGTERM at step 4", signal.SIGTERM)])
 def test_an_interrupted_trial_is_tried_again_with_its_values(stop, tmp_path, monkeypatch) -> None:
     cut: list = []
@@ -254,7 +327,7 @@ def test_a_signal_between_trainings_ends_the_sweep_too(tmp_path, monkeypatch) ->
     ("change", "named"),
     [
         ({"space": parse_space({"lr": [0.1, 0.2]})}, "space"),
-        ({"seed": 1}, "backbone, seed"),  # whose random weights are others
+        ({"seed": 1}, "seed"),  # not the backbone, though its random weights are others
         ({"epochs": 2}, "fixed"),
         ({"fixed": {"batch_size": 8}}, "fixed"),
         ({"prune": False}, "prune"),
@@ -267,6 +340,30 @@ def test_a_folder_belongs_to_one_sweep(change: dict, named: str, tmp_path, monke
     run_sweep(small(tmp_path / "out"), 1)
     with pytest.raises(InputError, match=rf"holds another sweep \({named} differ\)"):
         run_sweep(small(tmp_path / "out", **change), 1)
+
+
+def test_of_two_sweeps_started_at_the_same_time_one_has_the_folder(tmp_path) -> None:
+    first, second = small(tmp_path / "out"), small(tmp_path / "out", epochs=2)
+    backbone, refused = first.backbone.build(0), []
+
+    def claims() -> None:
+        try:
+            sweeping._claim(second, backbone)
+        except InputError as error:
+            refused.append(str(error))
+
+    sweeping._claim(first, backbone)
+    settings = (tmp_path / "out" / "settings.json").read_text()
+    (tmp_path / "out" / "settings.json").unlink()  # the first one is about to write it, and has the lock
+    with FileLock(tmp_path / "out" / LOCK):
+        late = threading.Thread(target=claims)
+        late.start()
+        late.join(1)
+        (tmp_path / "out" / "settings.json").write_text(settings)
+    late.join()
+    assert len(refused) == 1
+    assert "holds another sweep (fixed differ)" in refused[0]
+    assert (tmp_path / "out" / "settings.json").read_text() == settings
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch) -> None:
@@ -359,6 +456,47 @@ def test_a_process_that_slept_while_its_trial_was_given_up_goes_on_with_the_next
     assert book.run_next(sleeps) == "ran"
     assert book.run_next(lambda trial: 0.25) == "ran"
     assert [state_of(trial) for trial in book.study.trials] == ["lost", "complete"]
+
+
+class Inline:
+    """A process that is none: it runs when it is started."""
+
+    def __init__(self, target, args) -> None:
+        self.target, self.args, self.exitcode = target, args, 0
+
+    def start(self) -> None:
+        try:
+            self.target(*self.args)
+        except SystemExit as end:
+            self.exitcode = end.code
+
+    def join(self) -> None:
+        pass
+
+
+def test_a_full_disk_in_one_of_the_processes_is_that_of_the_sweep(tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch, lambda number, options: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    monkeypatch.setattr(sweeping.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Inline))
+    threads = torch.get_num_threads()
+    with pytest.raises(OSError, match="No space left on device") as error:
+        run_sweep(small(tmp_path / "out"), 4, jobs=2)
+    torch.set_num_threads(threads)
+    assert error.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_one_process_says_what_is_waited_for(speaks, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sweeping, "POLL", 0.0)
+    sweep = small(tmp_path)
+    book = Trials(tmp_path, 1, 1, 0)
+    lost_trial(book, tmp_path)
+    outcomes = iter(["wait", "wait", "done"])
+    monkeypatch.setattr(book, "run_next", lambda objective: next(outcomes))
+    sweeping._work(sweep, book, 2, speaks)
+    line = (
+        "waiting for the last trials (0), which other processes run: one that stopped is run again 60 s after its last"
+    )
+    assert capsys.readouterr().err.count(line) == speaks
 
 
 def share(folder: str, wanted: int, barrier) -> None:
@@ -487,3 +625,27 @@ def test_best_yaml_is_plain_yaml_that_opens_with_its_command(tmp_path, monkeypat
     text = (tmp_path / "out" / "best.yaml").read_text()
     assert f"#   regard segment --config {tmp_path}/out/best.yaml --out {tmp_path}/out-best" in text
     assert yaml.safe_load(text) == made["best"]["options"]
+    assert "# The best of 2 complete trials: trial 1, mIoU 0.1000 on val.\n" in text
+    assert "score it on test, with other seeds" in text
+
+
+def test_results_tell_no_home_directory_and_the_config_is_good_from_anywhere(tmp_path, monkeypatch) -> None:
+    root = tmp_path / "home" / "streets"
+    for split, count in (("train", 4), ("val", 2)):
+        for i in range(count):
+            for folder in ("images", "masks"):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((32, 32), i % 2, np.uint8)).save(root / folder / split / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    scripted(monkeypatch)
+    out = tmp_path / "out"
+    run_sweep(small(out, source=open_source(root)), 1)
+    assert str(tmp_path) not in (out / "results.json").read_text()
+    assert str(tmp_path) not in (out / "report.html").read_text()
+    made = json.loads((out / "results.json").read_text())
+    assert made["data"]["source"] == made["best"]["options"]["data"] == made["settings"]["data"] == "home/streets"
+    assert made["best"]["command"] == "regard segment --config out/best.yaml --out out-best"
+    assert made["data"]["test_images"] == 0
+    assert yaml.safe_load((out / "best.yaml").read_text())["data"] == str(root)
+    assert "The best of 1 complete trial:" in (out / "best.yaml").read_text()
+    assert "score it on other images" in (out / "best.yaml").read_text()

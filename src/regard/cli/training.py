@@ -82,8 +82,8 @@ def compare(
     if label_fractions is not None or frozen != "no":
         if plan.axes:
             raise InputError(f"{study} varies {', '.join(plan.axes)} itself: leave out --label_fractions and --frozen")
-        freezes = {"no": (False,), "yes": (True,), "both": (False, True)}[frozen]
-        plan = spread(plan, label_fractions or [1.0], freezes)
+        freezes = {"no": None, "yes": (True,), "both": (False, True)}[frozen]
+        plan = spread(plan, label_fractions, freezes)
     if pretrain_each_seed:
         plan = replace(plan, pretrain_each_seed=True)
     given = {
@@ -201,6 +201,10 @@ def _run_study(
     if dry_run:
         return show(estimate(open_study(source, plan, Path(out), hardware)), jobs)
     words = ["regard", name]
+    given |= {  # what would otherwise be chosen anew where the command is repeated
+        "--accelerator": accelerator if accelerator != "auto" else None,
+        "--precision": precision if precision != "auto" else None,
+    }
     for option, value in given.items():
         if value is True:
             words.append(option)

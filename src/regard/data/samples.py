@@ -1,5 +1,6 @@
 """What loading processes make of a dataset: views, crops and pairs, as tensors; and datasets around a dataset."""
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,10 +71,18 @@ class Fraction:
         self.dataset = dataset
         self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
         order = draws(LABELS, seed).permutation(len(dataset))
-        self.numbers = [int(i) for i in order[: math.ceil(share * len(dataset))]]
+        count = math.ceil(round(share * len(dataset), 6))  # 7% of 100 is 7, though 0.07 * 100 is above it
+        self.numbers = [int(i) for i in order[:count]]
+        self.length = len(dataset)
+
+    def once(self) -> "Fraction":
+        """The same images, each a single time."""
+        part = copy.copy(self)
+        part.length = len(self.numbers)
+        return part
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.length
 
     def name(self, i: int) -> str:
         """As the dataset."""

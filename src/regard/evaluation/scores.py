@@ -78,14 +78,6 @@ def _divide(part: Num[np.ndarray, "*shape"], whole: Num[np.ndarray, "*shape"]) -
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
-def majority_counts(counts: Num[np.ndarray, "classes classes"]) -> Num[np.ndarray, "classes classes"]:
-    """The confusion matrix of always answering the class that the truth of `counts` has most of."""
-    truth = counts.sum(axis=1)
-    matrix = np.zeros_like(counts)
-    matrix[:, truth.argmax()] = truth
-    return matrix
-
-
 def torch_counts(classes: int, device: torch.device) -> Int[Tensor, "classes classes"]:
     """An empty confusion matrix to add to."""
     return torch.zeros(classes, classes, dtype=torch.long, device=device)

@@ -58,6 +58,9 @@ def ablation(plan: Plan, base: str, axes: Mapping[str, Sequence[str] | None], gr
     if not axes:
         raise InputError(f"no axis to vary: name one or more of {', '.join(AXES)}")
     start = replace(known[base], baseline=False)
+    if start.pretraining and not OF_PRETRAINING.isdisjoint(axes):  # or the base alone would have seen other images
+        made = replace(plan.pretrainings[start.pretraining], published=None)
+        plan = replace(plan, pretrainings={**plan.pretrainings, start.pretraining: made})
     values: dict[str, tuple[Any, ...]] = {}
     for name, given in axes.items():
         axis = find_axis(name)
@@ -222,7 +225,8 @@ def _guidance(default: float) -> Callable[[str], str]:
         terms = []
         for part in [] if text == "none" else text.split("+"):
             term, _, weight = part.partition(":")
-            terms.append(f"{_one_of(TERMS)(term)}:{_number(float, 0.0)(weight or str(default)):g}")
+            value = _number(float, 0.0)(weight or str(default))
+            terms += [f"{_one_of(TERMS)(term)}:{value:g}"] if value else []
         return "+".join(terms) or "none"
 
     return parse
@@ -253,10 +257,10 @@ def _barlow_twins(plan: Plan, c: Configuration) -> PretrainSettings:
 
 
 def _pretrained(plan: Plan, c: Configuration, suffix: str, settings: PretrainSettings) -> Varied:
-    """With a further pre-training in the plan, made here: published weights would know nothing of the change."""
+    """With a further pre-training in the plan."""
     assert c.pretraining is not None
     name = f"{c.pretraining}, {suffix}"
-    choice = replace(plan.pretrainings[c.pretraining], settings=settings, published=None)
+    choice = replace(plan.pretrainings[c.pretraining], settings=settings)
     return replace(plan, pretrainings={**plan.pretrainings, name: choice}), replace(c, pretraining=name)
 
 
@@ -367,6 +371,9 @@ AXES: dict[str, Axis] = {
         _option("lambda", "lambda_", float),
     ),
 }
+
+# Published weights know nothing of these: where one is varied, every pre-training is made here.
+OF_PRETRAINING = {"pretrain_guidance", "projector", "lambda"}
 
 # Further axes: the settings of segmentation that are one number or word.
 SETTINGS = [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from regard.backbones import Backbone
 from regard.data.datasets import MaskDataset
+from regard.data.samples import Fraction
 from regard.errors import InputError
 from regard.studies.cell_scores import score_levels
 from regard.studies.folders import read_json, write_json
@@ -67,6 +68,8 @@ def choose_heads(
     reads: the levels that the head reads; levels: those of them whose attention the fusion reads.
     Images have a short side of `size` pixels. It takes no random numbers, and leaves the backbone as it was.
     """
+    if isinstance(train, Fraction):  # a repeated image is no further evidence, and no unrelated image to its likes
+        train = train.once()
     kept = [tuple(range(heads)) if level in levels else () for level, heads in enumerate(backbone.heads)]
     most = max(backbone.heads) if heads_kept is None else heads_kept
     large = [level for level in levels if backbone.heads[level] > most]

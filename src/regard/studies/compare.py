@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -31,18 +32,17 @@ from regard.data.layout import Source, fingerprint, require_masks
 from regard.data.samples import Fraction
 from regard.errors import InputError, Interrupted
 from regard.studies.cell_scores import head_scores
-from regard.studies.environment import commit
+from regard.studies.environment import commit, environment
 from regard.studies.folders import read_json, write_json, write_whole
 from regard.studies.jobs import Failure, Task, Where, console, run_all
-from regard.studies.memory import peak_mb, reset_peak
 from regard.studies.plan import Configuration, Plan, check_plan
 from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.studies.report import write_report
 from regard.studies.results import collect, scored_split
-from regard.studies.runs import load_run, summary
+from regard.studies.runs import RUN_FILE, load_run, summary
 from regard.studies.schema import VERSION
 from regard.studies.segmenting import Cache, segment_run
-from regard.studies.study import CELL_FILE, COUNTS_FILE, Study
+from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
 from regard.studies.training import Hardware
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over
@@ -72,17 +72,19 @@ def compare(
             f"[bold]{plan.kind:8}[/] {len(plan.configurations)} configurations x {len(plan.seeds)} seeds "
             f"({plan.name}), into {out}"
         )
+        if "test" not in source.splits:
+            console.print("[bold]note[/]     no test split: scores are those on val, which also chose each epoch")
         try:
             failures = run_all(tasks, study, where)
-        except (KeyboardInterrupt, Interrupted):
-            with suppress(InputError):  # where nothing is finished yet
+        except (KeyboardInterrupt, Interrupted, OSError):  # a signal; a full disk, on which there may be no room for it
+            with suppress(InputError, OSError):  # where nothing is finished yet
                 _report(study, command, [], complete=False)
             raise
         return _report(study, command, failures, complete=not failures), failures
 
 
 def open_study(source: Source, plan: Plan, out: Path, hardware: Hardware) -> Study:
-    """The study of a plan on data, checked: nothing is trained or written yet."""
+    """The study of a plan on data, and the folder, checked: nothing is trained or written yet."""
     splits = require_masks(source)
     for split in ("train", "val"):
         source.split(split)
@@ -90,7 +92,9 @@ def open_study(source: Source, plan: Plan, out: Path, hardware: Hardware) -> Stu
     if images < MIN_IMAGES:
         raise InputError(f"{images} training images are too few to compare anything: take {MIN_IMAGES} or more")
     check_plan(plan)
-    return Study(source, plan, out, hardware, fingerprint(source, out))
+    study = Study(source, plan, out, hardware, fingerprint(source, out))
+    _check_folder(study)
+    return study
 
 
 def tasks_of(study: Study) -> list[Task]:
@@ -103,13 +107,13 @@ def tasks_of(study: Study) -> list[Task]:
                 name = plan.weights_name(configuration.pretraining, start)
                 if name not in named:
                     named.add(name)
-                    tasks.append(Task(name, "weights", _pretrain, (configuration.pretraining, start)))
+                    tasks.append(Task(f"weights {name}", "weights", _pretrain, (configuration.pretraining, start)))
     tasks.sort(key=lambda task: _is_barlow_twins(plan, task.arguments[0]))  # DINO, the longest, first
     for seed in plan.seeds:
         for configuration in plan.configurations:
             needs = ()
             if configuration.pretraining:
-                needs = (plan.weights_name(configuration.pretraining, plan.pretraining_seed(seed)),)
+                needs = (f"weights {plan.weights_name(configuration.pretraining, plan.pretraining_seed(seed))}",)
             name = f"{configuration.name}, seed {seed}"
             tasks.append(Task(name, "training", _cell, (configuration, seed), needs))
     return tasks
@@ -123,45 +127,48 @@ def _is_barlow_twins(plan: Plan, key: str) -> bool:
 @contextmanager
 def _claimed(study: Study) -> Iterator[None]:
     """A folder belongs to one study, and to one process at a time: cells must not mix."""
-    out = study.out
-    if not (out / STUDY_FILE).is_file() and out.is_dir() and any(path.name != LOCK_FILE for path in out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no study: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    study.out.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(out / LOCK_FILE, timeout=0):
-            _check_study(study)
+        with filelock.FileLock(study.out / LOCK_FILE, timeout=0):
+            _check_folder(study)
+            write_json(study.out / STUDY_FILE, _described(study))
             yield
     except filelock.Timeout as error:
-        raise InputError(f"another process is writing into {out}: wait for it, or choose another --out") from error
+        raise InputError(
+            f"another process is writing into {study.out}: wait for it, or choose another --out"
+        ) from error
 
 
-def _check_study(study: Study) -> None:
-    """InputError where a folder holds another study, or one of another version."""
-    described = {
+def _check_folder(study: Study) -> None:
+    """InputError where the folder holds another study, one of another version, or something else."""
+    out, described = study.out, _described(study)
+    if not (out / STUDY_FILE).is_file():
+        if out.is_dir() and any(path.name != LOCK_FILE for path in out.iterdir()):
+            raise InputError(f"{out} is not empty and holds no study: choose another --out")
+        return
+    there = read_json(out / STUDY_FILE)
+    if not isinstance(there, dict) or any(there.get(key) != described[key] for key in ("schema", "regard")):
+        made = there.get("regard", "an unknown version") if isinstance(there, dict) else "an unknown version"
+        raise InputError(
+            f"{out} holds a study that regard {made} began, and this is {described['regard']}, of another format "
+            "or version: go on with that one, or choose another --out"
+        )
+    differs = [key for key in described if there.get(key) != described[key]]
+    if differs:
+        raise InputError(f"{out} holds another study ({', '.join(differs)} differ): choose another --out, or delete it")
+
+
+def _described(study: Study) -> dict[str, Any]:
+    """What makes a study the same one. On a cluster, `auto` is whatever its machines have."""
+    return {
         "schema": VERSION,
         "regard": version("regard"),
         "kind": study.plan.kind,
         "name": study.plan.name,
         "source": study.source.root,
         "data": study.content,
-        "precision": [study.hardware.device, study.hardware.precision],
+        "precision": [study.hardware.accelerator, study.hardware.precision],
     }
-    file = study.out / STUDY_FILE
-    if not file.is_file():
-        write_json(file, described)
-        return
-    there = read_json(file)
-    if not isinstance(there, dict) or any(there.get(key) != described[key] for key in ("schema", "regard")):
-        made = there.get("regard", "an unknown version") if isinstance(there, dict) else "an unknown version"
-        raise InputError(
-            f"{study.out} holds a study that regard {made} began, and this is {described['regard']}, of another format "
-            "or version: go on with that one, or choose another --out"
-        )
-    differs = [key for key in described if there.get(key) != described[key]]
-    if differs:
-        raise InputError(
-            f"{study.out} holds another study ({', '.join(differs)} differ): choose another --out, or delete it"
-        )
 
 
 def _report(study: Study, command: str, failures: list[Failure], complete: bool) -> Path:
@@ -173,7 +180,7 @@ def _report(study: Study, command: str, failures: list[Failure], complete: bool)
 def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
     """Make a pre-training, from published weights where the plan names some and they come. Says what came."""
     folder = study.pretraining_folder(name, seed)
-    if (folder / PRETRAIN_FILE).is_file():
+    if study.is_pretrained(name, seed):
         return "finished before"
     choice = study.plan.pretrainings[name]
     backbone = study.plan.backbones[choice.backbone]
@@ -191,7 +198,8 @@ def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
             reason = f"published weights {choice.published} could not be fetched: {error}"
         else:
             return _keep(folder, made, f"published weights: timm {choice.published}")
-    origin = f"pre-trained here: {settings.epochs} epochs of {len(train)} images, without labels"
+    epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}"
+    origin = f"pre-trained here: {epochs} of {len(train)} images, without labels"
     origin += f" ({reason})" if reason else ""
     torch.manual_seed(seed)
     made = pretrain_run(train, backbone.build(), settings, folder, seed, study.hardware, title, origin)
@@ -206,10 +214,31 @@ def _keep(folder: Path, backbone: Backbone, origin: str) -> str:
 
 
 def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> str:
-    """Train and score one configuration with one seed; `cell.json` comes last. Says what came."""
-    plan, folder = study.plan, study.cell_folder(configuration, seed)
+    """Train and score one configuration with one seed; `cell.json` comes last. Says what came.
+
+    One that was trained, and not scored, is not trained again; what is damaged is.
+    """
+    folder = study.cell_folder(configuration, seed)
     if study.is_finished(configuration, seed):
         return "finished before"
+    if not study.is_trained(configuration, seed):
+        (folder / RUN_FILE).unlink(missing_ok=True)
+        _train(study, title, configuration, seed)
+    splits = require_masks(study.source)
+    run, scored = load_run(folder, study.hardware.device), splits[scored_split(splits)]
+    counts = run.evaluate(scored)
+    write_whole(folder / COUNTS_FILE, lambda file: np.savez_compressed(file, counts=counts))
+    try:
+        heads, lost = head_scores(run, scored), None
+    except InputError as error:  # of a run that diverged, attention is not finite: its mIoU counts all the same
+        heads, lost = None, str(error)
+    cell = {**summary(run, counts), "heads": heads, "heads_lost": lost}
+    write_json(folder / CELL_FILE, cell)
+    return f"mIoU {100 * cell['miou']:.1f}%"
+
+
+def _train(study: Study, title: str, configuration: Configuration, seed: int) -> None:
+    plan, folder = study.plan, study.cell_folder(configuration, seed)
     splits, settings = require_masks(study.source), plan.settings(configuration)
     train, share = splits["train"], configuration.label_fraction
     if share < 1:
@@ -219,25 +248,27 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
         backbone = build_backbone(study.pretraining_folder(configuration.pretraining, plan.pretraining_seed(seed)))
     else:
         backbone = plan.backbones[configuration.backbone].build()
-    cache = None
-    if plan.cache and settings.freeze:
-        cache = Cache(study.out / "features", study.content + (f", {share:g} of seed {seed}" if share < 1 else ""))
-    origin = {"data": study.source.root, "pretraining": configuration.pretraining, "label_fraction": share}
-    reset_peak(study.hardware)
-    segment_run(
-        train, splits["val"], backbone, configuration.fusion, settings, folder, seed, study.hardware, title, cache,
-        origin,
-    )  # fmt: skip
-    peak = peak_mb(study.hardware)
-    run = load_run(folder, study.hardware.device)
-    scored = splits[scored_split(splits)]
-    counts = run.evaluate(scored)
-    write_whole(folder / COUNTS_FILE, lambda file: np.savez_compressed(file, counts=counts))
-    cell = {
-        **summary(run, counts),
-        "peak_memory_mb": peak,
-        "heads": head_scores(run, scored),
+    origin = {
+        "data": study.source.root,
+        "pretraining": configuration.pretraining,
+        "label_fraction": share,
         "commit": commit(),
+        "environment": environment() | {"precision": study.hardware.chosen_precision},
     }
-    write_json(folder / CELL_FILE, cell)
-    return f"mIoU {100 * cell['miou']:.1f}%"
+    if study.hardware.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    segment_run(
+        train,
+        splits["val"],
+        backbone,
+        configuration.fusion,
+        settings,
+        folder,
+        seed,
+        study.hardware,
+        title,
+        Cache(study.out / "features", study.content) if plan.caches(settings) else None,
+        origin,
+    )
+    peak = torch.cuda.max_memory_allocated() / 2**20 if study.hardware.on_gpu else None
+    write_json(folder / COST_FILE, {"peak_memory_mb": peak})

@@ -1,5 +1,6 @@
 """What a number depends on besides settings: versions, machine, and the commit of the code."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -20,6 +21,11 @@ def environment() -> dict[str, str]:
         "cpu": f"{_processor()} ({torch.get_num_threads()} threads)",
         "system": platform.platform(),
     }
+
+
+def shown_path(path: str) -> str:
+    """A path as seen from here: a page that is handed on should not tell where a home directory is."""
+    return os.path.relpath(path) if os.path.isabs(path) else path
 
 
 def _processor() -> str:

@@ -29,20 +29,23 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-LATEX = {
+OWN = re.compile(r"(miou|differences|curves|(axis|heads)[A-Za-z0-9-]*)\.(svg|png)")  # files of `_figures`
+LATEX = {  # " as two apostrophes: \textquotedbl is not in LaTeX's own encoding of fonts
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "\"": r"\textquotedbl{}", "·": r"\textperiodcentered{}", "\n": " ", "\r": " ",
+    "|": r"\textbar{}", "\"": "''", "·": r"\textperiodcentered{}", "\n": " ", "\r": " ",
 }  # fmt: skip
 
 
 def write_figures(results: Mapping[str, Any], drawn: Mapping[str, Any], directory: Path) -> None:
-    """Write all of it into `directory`, each file whole or not at all.
+    """Write all of it into `directory`, each file whole or not at all; figures of an earlier report, which this one
+    does not have, are deleted.
 
     drawn: the results as `report.ordered` puts them.
     """
     write_whole(directory / "results.csv", lambda file: file.write(table_csv(results).encode()))
     write_whole(directory / "table.tex", lambda file: file.write(table_latex(drawn["scored"]).encode()))
+    written = set()
     for name, draw in _figures(results, drawn):
         with matplotlib.rc_context(STYLE), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # letters that the PNG's font lacks; the SVG has the text
@@ -51,6 +54,10 @@ def write_figures(results: Mapping[str, Any], drawn: Mapping[str, Any], director
                 picture = io.BytesIO()
                 figure.savefig(picture, format=kind, dpi=DPI, metadata=metadata)
                 write_whole(directory / "figures" / f"{name}.{kind}", lambda file, p=picture: file.write(p.getvalue()))
+                written.add(f"{name}.{kind}")
+    for path in (directory / "figures").glob("*"):
+        if path.name not in written and OWN.fullmatch(path.name):
+            path.unlink()
 
 
 def table_csv(results: Mapping[str, Any]) -> str:
@@ -176,7 +183,8 @@ def curves(scored: Sequence[Mapping[str, Any]]) -> Figure:
         known = [(epoch, 100 * value) for epoch, value in c["average"] if value is not None]
         style = styles[c["number"] // len(COLOURS) % len(styles)]
         epochs, values = zip(*known, strict=True)
-        axes.plot(epochs, values, style, color=_colour(c), label=_text(c["title"]))
+        dot = "o" if len(known) == 1 else None  # a line of one point is no line
+        axes.plot(epochs, values, linestyle=style, marker=dot, color=_colour(c), label=_label(c["title"]))
     axes.set(xlabel="epoch", ylabel="validation mIoU (%)")
     _legend(axes)
     return figure
@@ -192,13 +200,13 @@ def axis_lines(a: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Figu
         below = [100 * (c["miou"]["mean"] - c["miou"]["low"]) for _, c in line["drawn"]]
         above = [100 * (c["miou"]["high"] - c["miou"]["mean"]) for _, c in line["drawn"]]
         style = "o:" if a["x"].words else "o-"
-        axes.errorbar(at, means, [below, above], fmt=style, color=color, capsize=2, label=_text(line["label"]))
+        axes.errorbar(at, means, [below, above], fmt=style, color=color, capsize=2, label=_label(line["label"]))
     if a["x"].log:
         axes.set_xscale("log")
     ticks = list(a["x"].ticks)
     axes.set_xticks(ticks, [_text(a["x"].label(tick)) for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel=_text(a["name"]), ylabel="mIoU (%)")
+    axes.set(xlabel=_label(a["name"]), ylabel="mIoU (%)")
     _legend(axes)
     return figure
 
@@ -210,8 +218,8 @@ def beside_miou(f: Mapping[str, Any]) -> Figure:
         axes.plot(at, 100 * value, "o", color=_colour(c), alpha=0.35, markersize=4)
     for c in f["members"]:
         x, y = c["heads"][f["score"]], 100 * c["miou"]["mean"]
-        axes.plot(x, y, "o", color=_colour(c), markersize=7, label=_text(c["title"]))
-    axes.set(xlabel=_text(f"{f['words']} ({', '.join(f['kinds'])})"), ylabel="mIoU (%)")
+        axes.plot(x, y, "o", color=_colour(c), markersize=7, label=_label(c["title"]))
+    axes.set(xlabel=_label(f"{f['words']} ({', '.join(f['kinds'])})"), ylabel="mIoU (%)")
     axes.set_title(_text(f["sentence"]), fontsize=8, wrap=True)
     _legend(axes)
     return figure
@@ -237,6 +245,11 @@ def _named_rows(axes: Axes, names: Sequence[str]) -> None:
 def _legend(axes: Axes) -> None:
     axes.grid(color="0.92", linewidth=0.8)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7, frameon=False)
+
+
+def _label(words: str) -> str:
+    """In a legend, where matplotlib leaves out what starts with an underscore."""
+    return _text(f" {words}" if words.startswith("_") else words)
 
 
 def _text(words: str) -> str:

@@ -4,15 +4,20 @@ import netrc
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from regard.errors import InputError
+
+SCORE = "val_miou"  # of a segmentation, after every epoch
+BEST = "best_val_miou"  # the highest until then, which is that of the model that is kept
 
 
 def make_loggers(out: Path) -> list[Logger]:
@@ -52,15 +57,31 @@ def wandb_logger(out: Path, config: dict[str, Any]) -> WandbLogger:
 class _Wandb(WandbLogger):
     """One line about where the run is, in the place of wandb's many; and the run ends with the training."""
 
+    _best = 0.0
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run; Lightning asks for it as soon as a training begins, which is when the line is printed."""
+        begins = self._experiment is None
+        run = super().experiment
+        if begins:
+            self._best = run.summary.get(BEST, 0.0)  # of the part before, where the run goes on
+            if not run.disabled:
+                folder = shlex.quote(str(Path(run.dir).parent))
+                where = f"offline; send it by `wandb sync {folder}`" if run.offline else run.url
+                print(f"Weights & Biases: {where}", file=sys.stderr)
+        return run
+
     @rank_zero_only
-    def log_hyperparams(self, params: Any) -> None:
-        """Lightning calls this once, at the start."""
-        super().log_hyperparams(params)
-        run = self.experiment
-        if not run.disabled:
-            folder = shlex.quote(str(Path(run.dir).parent))
-            where = f"offline; send it by `wandb sync {folder}`" if run.offline else run.url
-            print(f"Weights & Biases: {where}", file=sys.stderr)
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Beside the score of an epoch the best one so far. A search by W&B goes by the last value of a metric; what
+        `define_metric` says of its maximum is nested, where a search does not look: https://docs.wandb.ai/guides/sweeps
+        """
+        if SCORE in metrics:
+            self._best = max(self._best, metrics[SCORE])
+            metrics = {**metrics, BEST: self._best}
+        super().log_metrics(metrics, step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -31,7 +31,7 @@ def render(template: str, filters: Mapping[str, Any] | None = None, **values: An
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = (percent, points, duration, short, plain, mean, zip)
+    own = (percent, points, duration, short, counted, plain, mean, zip)
     environment.filters.update({function.__name__: function for function in own} | dict(filters or {}))
     environment.globals.update(axis=Axis.around, path=polyline)
     return environment.get_template(template).render(**values)
@@ -71,10 +71,11 @@ class Axis:
         """
         known = [v for v in values if v is not None] + ([0.0] if zero else [])
         low, high = (min(known), max(known)) if known else (0.0, 1.0)
-        spare = margin * (high - low) or 0.01
+        spare = margin * (high - low) or (0.5 if whole else 0.01)
         low, high = (low if zero and low == 0 else low - spare), high + spare
         ticks = MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(low, high)
-        return cls(low, high, [float(t) for t in ticks if low <= t <= high])
+        fit = [float(t) for t in ticks if low <= t <= high]
+        return cls(low, high, [round(t) for t in fit if abs(t - round(t)) < 1e-6] if whole else fit)
 
     @classmethod
     def of(cls, values: Sequence[Any], margin: float = 0.08) -> "Axis":
@@ -118,9 +119,12 @@ def is_numeric(values: Iterable[Any]) -> bool:
 
 
 def polyline(points: Iterable[tuple[Number | None, Number | None]], x: Axis, y: Axis) -> str:
-    """The path data of a curve in a box of 100 x 100, y downwards; missing points are left out."""
+    """The path data of a curve in a box of 100 x 100, y downwards; missing points are left out.
+
+    A single point is a line of no length, which round caps make a dot.
+    """
     known = [(x.at(a), round(100 - y.at(b), 2)) for a, b in points if a is not None and b is not None]
-    return "M" + "L".join(f"{a:g} {b:g}" for a, b in known) if known else ""
+    return "M" + "L".join(f"{a:g} {b:g}" for a, b in known) + "h0" * (len(known) == 1) if known else ""
 
 
 def mean(values: Iterable[Number | None]) -> Number | None:
@@ -131,7 +135,7 @@ def mean(values: Iterable[Number | None]) -> Number | None:
 
 def percent(value: Number | None) -> str:
     """A share as percent with one decimal, without the sign: 0.314 -> '31.4'."""
-    return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
+    return "–" if value is None else f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−")  # + 0.0: -0.0 is 0.0
 
 
 def points(value: Number) -> str:
@@ -152,9 +156,14 @@ def duration(seconds: Number) -> str:
 def short(value: Number) -> str:
     """1234567 -> '1.23 M', 24100 -> '24.1 k'."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if value >= 0.9995 * size:  # what three digits round to the next unit is written in it
             return f"{value / size:.3g} {unit}"
     return f"{value:g}"
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """(1, "class", "classes") -> '1 class', 3 -> '3 classes'."""
+    return f"{count} {one if count == 1 else many}"
 
 
 def plain(value: Any) -> str:

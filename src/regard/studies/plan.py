@@ -6,6 +6,7 @@ Nothing here trains or reads data: `presets.preset` and `read_plan` make a plan,
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,10 +18,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError, unknown
-from regard.segmentation.fusion import build_fusion
-from regard.segmentation.heads import build_head
 from regard.studies.pretraining import PretrainSettings, check_options
-from regard.studies.segmenting import Cache, SegmentSettings, check_settings
+from regard.studies.segmenting import Cache, SegmentSettings, check_settings, check_training, levels_read
 
 T = TypeVar("T")
 
@@ -90,6 +89,7 @@ class Plan:
     pretrain_each_seed: a pre-training of its own for each seed, so that the intervals hold its chance too; otherwise
                         all seeds start from one, of seed 0.
     cache:              compute the features of frozen backbones once, for all that use them (`feature_cache`).
+    text:               the file that it was read from, for the report.
     axes:               what is varied, and the values in order; none where configurations are simply listed.
     note:               what a reader of the report must know.
     """
@@ -106,10 +106,24 @@ class Plan:
     kind: Literal["compare", "ablate"] = "compare"
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     note: str = ""
+    text: str | None = None
 
     def settings(self, configuration: Configuration) -> SegmentSettings:
-        """The training of a configuration."""
-        return replace(self.segment, **configuration.segment)
+        """The training of a configuration.
+
+        A frozen backbone with a cache has as many crops of each image as there are epochs, unless `cache_crops` says
+        otherwise: it then sees the crops that it would see without a cache.
+        """
+        settings = replace(self.segment, **configuration.segment)
+        if settings.crop == settings.size:
+            settings = replace(settings, crop=None)
+        if not self.caches(settings):
+            return replace(settings, cache_crops=1)
+        return replace(settings, cache_crops=settings.epochs) if settings.cache_crops == 1 else settings
+
+    def caches(self, settings: SegmentSettings) -> bool:
+        """Whether a training goes around cached features."""
+        return self.cache and settings.freeze
 
     def pretraining_seed(self, seed: int) -> int:
         """Which pre-training a cell of this seed starts from."""
@@ -123,19 +137,22 @@ class Plan:
         """Changes with everything that a pre-training depends on, the data aside: those are the study's."""
         choice = self.pretrainings[name]
         file = _stamp(choice.weights) if choice.weights else None
-        return digest(asdict(choice), self._backbone(choice.backbone), file, self.pretraining_seed(seed))
+        settings = asdict(choice.settings) if choice.settings else None
+        return digest(settings, choice.published, file, self._backbone(choice.backbone), self.pretraining_seed(seed))
 
     def cell_key(self, configuration: Configuration) -> str:
         """Changes with everything that a configuration's cells depend on, seed and data aside; not with its name."""
-        weights = configuration.pretraining and self.pretraining_key(configuration.pretraining, 0)
+        settings, name = self.settings(configuration), configuration.pretraining
+        weights = (self.pretraining_key(name, 0), self.pretrain_each_seed) if name else None
+        if settings.freeze:
+            settings = replace(settings, backbone_lr=0.0)  # whatever it is
         return digest(
             weights,
-            self.pretrain_each_seed,
             self._backbone(configuration.backbone),
             configuration.fusion,
             configuration.label_fraction,
-            asdict(self.settings(configuration)),
-            self.cache and self.settings(configuration).freeze,
+            asdict(settings),
+            self.caches(settings),
         )
 
     def _backbone(self, key: str) -> tuple[str, Mapping[str, Any]]:
@@ -162,29 +179,37 @@ def _stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def spread(plan: Plan, label_fractions: Iterable[float] = (1.0,), frozen: Iterable[bool] | None = None) -> Plan:
+def spread(plan: Plan, label_fractions: Iterable[float] | None = None, frozen: Iterable[bool] | None = None) -> Plan:
     """Every configuration, and every question, at each of these fractions of the labels, and with a backbone that
-    learns or is frozen.
+    learns or is frozen; None leaves what each configuration says.
+
+    Raises InputError where a configuration says something else itself.
     """
-    fractions = tuple(dict.fromkeys(float(fraction) for fraction in label_fractions))
+    fractions = tuple(dict.fromkeys(map(float, label_fractions))) if label_fractions is not None else ()
     freezes = tuple(dict.fromkeys(frozen)) if frozen is not None else ()
+    for c in plan.configurations:
+        if fractions and c.label_fraction != 1:
+            raise InputError(f"configuration {c.name!r} has a label_fraction of its own: leave it out, or those of all")
+        if freezes and "freeze" in c.segment:
+            raise InputError(f"configuration {c.name!r} says freeze itself: leave it out, or what is said for all")
     axes: dict[str, tuple[Any, ...]] = {}
     if len(fractions) > 1:
         axes["label_fraction"] = fractions
     if len(freezes) > 1:
         axes["frozen"] = freezes
     made, questions = [], []
-    for fraction in fractions:
+    for fraction in fractions or (None,):
         for freeze in freezes or (None,):
-            words = [f"{100 * fraction:g}% of labels"] if len(fractions) > 1 else []
+            words = [f"{100 * fraction:g}% of labels"] if fraction is not None and len(fractions) > 1 else []
             words += ["frozen" if freeze else "fine-tuned"] if len(freezes) > 1 else []
             name = {c.name: " · ".join([c.name, *words]) for c in plan.configurations}
             at = {"label_fraction": fraction, "frozen": freeze}
             for c in plan.configurations:
                 segment = c.segment if freeze is None else {**c.segment, "freeze": freeze}
                 stands = {axis: at[axis] for axis in axes}
+                share = c.label_fraction if fraction is None else fraction
                 made.append(
-                    replace(c, name=name[c.name], label_fraction=fraction, segment=segment, at=dict(c.at) | stands)
+                    replace(c, name=name[c.name], label_fraction=share, segment=segment, at=dict(c.at) | stands)
                 )
             questions += [(name[a], name[b]) for a, b in plan.questions]
     return replace(plan, configurations=tuple(made), questions=tuple(questions), axes=dict(plan.axes) | axes)
@@ -203,10 +228,14 @@ def check_plan(plan: Plan) -> None:
             raise InputError(f"two configurations are named {name!r}: give each a name of its own")
     if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds) or min(plan.seeds) < 0:
         raise InputError(f"seeds {list(plan.seeds)} are not different numbers from 0: take 3, or a list like [0, 1, 2]")
+    asked: set[frozenset[str]] = set()
     for pair in plan.questions:
         for name in pair:
             if name not in names:
                 raise unknown("configuration in questions", name, names)
+        if pair[0] == pair[1] or frozenset(pair) in asked:
+            raise InputError(f"the question {pair[0]!r} against {pair[1]!r} is asked twice, or of one configuration")
+        asked.add(frozenset(pair))
     for key, choice in plan.pretrainings.items():
         if choice.backbone not in plan.backbones:
             raise unknown(f"backbone of pretrainings.{key}", choice.backbone, plan.backbones)
@@ -225,9 +254,21 @@ def check_plan(plan: Plan) -> None:
         _in(f"configuration {c.name!r}", _check_configuration, plan, c, built[c.backbone])
     same: dict[str, str] = {}
     for c in plan.configurations:
-        other = same.setdefault(plan.cell_key(c), c.name)
+        other = same.setdefault(plan.cell_key(_canonical(plan, c, built[c.backbone])), c.name)
         if other != c.name:
             raise InputError(f"configurations {other!r} and {c.name!r} are the same in all but name: leave out one")
+
+
+def _canonical(plan: Plan, c: Configuration, backbone: Backbone) -> Configuration:
+    """The same training, said in one way: a choice of all levels, or of all heads, is none."""
+    settings, count = plan.settings(c), len(backbone.channels)
+    changes: dict[str, Any] = {}
+    if settings.layers is not None:
+        levels = tuple(sorted(layer % count for layer in settings.layers))
+        changes["layers"] = None if levels == levels_read(settings, backbone) else levels
+    if settings.heads_kept is not None and settings.heads_kept >= max(backbone.heads, default=0):
+        changes["heads_kept"] = None
+    return replace(c, segment={**c.segment, **changes})
 
 
 def _check_configuration(plan: Plan, c: Configuration, backbone: Backbone) -> None:
@@ -241,13 +282,8 @@ def _check_configuration(plan: Plan, c: Configuration, backbone: Backbone) -> No
     if not 0 < c.label_fraction <= 1:
         raise InputError(f"label_fraction {c.label_fraction:g} is no share: take one above 0, up to 1")
     least(asdict(settings))
-    cache = Cache(Path(), "") if plan.cache and settings.freeze else None
-    check_settings(settings, cache, c.fusion, backbone)
-    settings.guidance.check(backbone)
-    if settings.guidance and settings.freeze:
-        raise InputError("guidance changes the backbone, and freeze leaves it as it is: take one of the two")
-    head = build_head(settings.head, backbone.channels, backbone.strides, 2, **settings.head_options)
-    build_fusion(c.fusion, backbone, head.levels)
+    check_settings(settings, Cache(Path(), "") if plan.caches(settings) else None, c.fusion, backbone)
+    check_training(settings, c.fusion, backbone)
 
 
 def _in(where: str, check: Callable[..., T], *arguments: Any) -> T:
@@ -261,8 +297,8 @@ def _in(where: str, check: Callable[..., T], *arguments: Any) -> T:
 def least(values: Mapping[str, Any]) -> None:
     """InputError for a setting below `LEAST`."""
     for key, value in values.items():
-        if key in LEAST and isinstance(value, int | float) and value < LEAST[key]:
-            raise InputError(f"{key} {value} is too small: take {LEAST[key]} or more")
+        if key in LEAST and isinstance(value, int | float) and not LEAST[key] <= value < math.inf:
+            raise InputError(f"{key} {value} will not do: take {LEAST[key]} or more")
 
 
 # What a file may say at its top.
@@ -294,7 +330,8 @@ def read_plan(path: str | Path, preset: Callable[[str, int | None], Plan], seeds
     the wrong type.
     """
     try:
-        return _plan(_load(Path(path)), Path(path).stem, preset, seeds)
+        plan = _plan(_load(Path(path)), Path(path).stem, preset, seeds)
+        return replace(plan, text=Path(path).read_text(encoding="utf-8"))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -324,6 +361,9 @@ _Loader.add_implicit_resolver(
 
 def _plan(found: dict[str, Any], stem: str, preset: Callable[[str, int | None], Plan], seeds: int | None) -> Plan:
     _known("key", found, KEYS)
+    for key, value in found.items():
+        if value is None:
+            raise InputError(f"{key} is empty: give it a value, or leave it out")
     found = {key: typed(key, KEYS[key], value) for key, value in found.items()}
     base = preset(found.get("preset", "tiny"), found.get("size"))
     backbones = dict(base.backbones)
@@ -331,7 +371,7 @@ def _plan(found: dict[str, Any], stem: str, preset: Callable[[str, int | None], 
         backbones[key] = _in(f"backbones.{key}", _backbone, key, backbones.get(key), given)
     pretrainings = dict(base.pretrainings)
     for key, given in found.get("pretrainings", {}).items():
-        pretrainings[key] = _in(f"pretrainings.{key}", _pretraining, pretrainings.get(key), given)
+        pretrainings[key] = _in(f"pretrainings.{key}", _pretraining, pretrainings.get(key), given, base.segment.size)
     segment = _in("segment", changed, base.segment, found.get("segment", {}))
     theirs = {c.name: c for c in base.configurations}
     configurations = tuple(
@@ -358,7 +398,7 @@ def _plan(found: dict[str, Any], stem: str, preset: Callable[[str, int | None], 
             if name not in names:
                 raise unknown("configuration in questions", name, names)
     if "label_fractions" in found or "frozen" in found:
-        plan = spread(plan, found.get("label_fractions", [1.0]), found.get("frozen"))
+        plan = spread(plan, found.get("label_fractions"), found.get("frozen"))
     return plan
 
 
@@ -371,7 +411,8 @@ def _backbone(key: str, base: BackboneChoice | None, given: dict[str, Any]) -> B
     return changed(base or BackboneChoice(given.get("label", key), given["name"]), given)
 
 
-def _pretraining(base: PretrainingChoice | None, given: dict[str, Any]) -> PretrainingChoice:
+def _pretraining(base: PretrainingChoice | None, given: dict[str, Any], size: int) -> PretrainingChoice:
+    """size: of the study's images, for a pre-training that does not say its own; local views in DINO's proportion."""
     ours = [f.name for f in fields(PretrainingChoice) if f.name != "settings"]
     _known("key", given, [*ours, *(f.name for f in fields(PretrainSettings))])
     rest = {key: value for key, value in given.items() if key in ours}
@@ -383,7 +424,7 @@ def _pretraining(base: PretrainingChoice | None, given: dict[str, Any]) -> Pretr
         choice = replace(choice, settings=None, published=None)
     elif settings:
         least(settings)
-        start = choice.settings or PretrainSettings()
+        start = choice.settings or PretrainSettings(size=size, local_size=max(32, round(size * 96 / 224 / 32) * 32))
         if isinstance(settings.get("options"), dict) and settings.get("method", start.method) == start.method:
             settings["options"] = dict(start.options) | settings["options"]
         elif settings.get("method", start.method) != start.method:

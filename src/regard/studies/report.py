@@ -28,6 +28,7 @@ SHOWN = 12  # configurations, answers or examples in a row; more are folded away
 LINES = 8  # in a chart: as many as there are colours
 COLUMNS = ("backbone", "pretraining", "fusion", "head", "label_fraction", "frozen")  # of the table, where they vary
 SAME = {"backbone": "backbone", "pretraining": "weights", "fusion": "fusion", "head": "head"}  # said where they do not
+GREY = 128  # of an attention value that is missing: no colour of the map of colours is grey
 METHODS = {"barlow_twins": "Barlow Twins", "dino": "DINO"}
 
 
@@ -70,6 +71,9 @@ def ordered(results: Mapping[str, Any]) -> dict[str, Any]:
     if len(classes) > SHOWN_CLASSES:
         classes.sort(key=lambda k: shares[k], reverse=True)
     varying = [key for key in COLUMNS if len({c[key] for c in scored}) > 1]
+    attention = [a for example in results["examples"] for a in example["attention"].values()]
+    families = [family(c, scored, len(results["correlations"])) for c in results["correlations"]]
+    most_labels = all(len({m["label_fraction"] for m in f["members"]}) < 2 for f in families)
     gaps = [(d, class_differences(by_name[d["a"]], by_name[d["b"]])) for d in asked]
     axes = [axis_of(name, results, scored, differences) for name, values in results["axes"].items() if len(values) > 1]
     return {
@@ -81,6 +85,11 @@ def ordered(results: Mapping[str, Any]) -> dict[str, Any]:
         "order": classes,
         "shown_classes": SHOWN_CLASSES,
         "shown": SHOWN,
+        "few_seeds": findings.few_seeds(scored, titles),
+        "interval": findings.interval_kind(scored, titles),
+        "paired_interval": findings.paired_kind(differences),
+        "trained_by": commits(results),
+        "attention_gaps": any(None in row for a in attention for head in a["heads"] for row in head),
         "spread": [v for c in scored for v in (c["miou"]["low"], c["miou"]["high"], *(r["miou"] for r in c["runs"]))],
         "curves": [point for c in scored for curve in c["curves"] for point in curve],
         "varies": {key: key in varying for key in COLUMNS},
@@ -96,7 +105,8 @@ def ordered(results: Mapping[str, Any]) -> dict[str, Any]:
         "axes": axes,
         "by_class": [(d, values) for d, values in gaps if any(value is not None for value in values)],
         "head_scores": list(dict.fromkeys(key for c in scored for key in c["heads"])),
-        "families": [family(c, scored, results["examples"]) for c in results["correlations"]],
+        "families": families,
+        "most_labels": most_labels and "label_fraction" in varying,
     }
 
 
@@ -104,7 +114,8 @@ def described(configuration: Mapping[str, Any], index: int, results: Mapping[str
     """A configuration with its colour, its name in full, and means over its seeds."""
     runs = configuration["runs"]
     curves = [[(p["epoch"], p["val_miou"]) for p in run["curve"]] for run in runs]
-    epochs = sorted({epoch for curve in curves for epoch, _ in curve})
+    known = [found for curve in curves if (found := {epoch: value for epoch, value in curve if value is not None})]
+    together = sorted(set(known[0]).intersection(*known[1:])) if known else []  # with some of the seeds it would jump
     heads = [run["heads"] or {} for run in runs]
     tags = _tags(configuration, results)
     return {
@@ -115,9 +126,19 @@ def described(configuration: Mapping[str, Any], index: int, results: Mapping[str
         "title": f"{configuration['name']} ({', '.join(tags)})" if tags else configuration["name"],
         "iou": [mean(values) for values in zip(*(run["iou"] for run in runs), strict=True)],
         "curves": curves,
-        "average": [(e, mean(v for c in curves for epoch, v in c if epoch == e)) for e in epochs],
+        "average": [(epoch, mean(curve[epoch] for curve in known)) for epoch in together],
         "heads": {key: mean(h.get(key) for h in heads) for key in dict.fromkeys(k for h in heads for k in h)},
     }
+
+
+def commits(results: Mapping[str, Any]) -> list[tuple[str | None, list[str]]]:
+    """Which commits trained which runs; none where all were trained by the commit that made the results."""
+    found: dict[str | None, list[str]] = {}
+    for c in results["configurations"]:
+        for run in c["runs"]:
+            if "commit" in run:
+                found.setdefault(run["commit"], []).append(f"{c['name']}, seed {run['seed']}")
+    return list(found.items()) if set(found) - {results["commit"]} else []
 
 
 def _tags(configuration: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
@@ -159,7 +180,7 @@ def axis_of(
             plain(line["rest"].get(k)) if k == "configuration" else f"{spaced(k)} {plain(line['rest'].get(k))}"
             for k in told
         ]
-        line["label"] = ", ".join(words) or "all else as in the base"
+        line["label"] = ", ".join(words) or line["rest"].get("configuration") or "all else as in the base"
         beside = (index % LINES - (min(len(lines), LINES) - 1) / 2) * 0.08  # so that whiskers do not hide each other
         line["drawn"] = [(values.index(v) + beside if x.words else v, c) for v, c in line["points"]]
     return {
@@ -189,24 +210,16 @@ def class_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[
     return made
 
 
-def family(
-    c: Mapping[str, Any], scored: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """A correlation, with the configurations that are in it: those named, or those whose maps are of its kinds."""
-    kinds = {name: found["kind"] for example in examples for name, found in example["attention"].items()}
-    members = [
-        s
-        for s in scored
-        if s["heads"].get(c["score"]) is not None
-        and (s["name"] in c["members"] if "members" in c else kinds.get(s["name"]) in c["kinds"])
-    ]
+def family(c: Mapping[str, Any], scored: Sequence[Mapping[str, Any]], looked: int) -> dict[str, Any]:
+    """A correlation, one of so many on the page, with the configurations that are in it."""
+    members = [s for s in scored if s["name"] in c["members"] and s["heads"].get(c["score"]) is not None]
     dots = [
         (run["heads"][c["score"]], run["miou"], s)
         for s in members
         for run in s["runs"]
         if run["heads"] and run["heads"].get(c["score"]) is not None
     ]
-    return {**c, "members": members, "dots": dots, "sentence": findings.correlation(c)}
+    return {**c, "members": members, "dots": dots, "sentence": findings.correlation(c, members, looked)}
 
 
 def spaced(name: str) -> str:
@@ -214,11 +227,14 @@ def spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
-def heat(head: Sequence[Sequence[Number]]) -> str:
-    """One head's map, scaled to its own maximum, in magma, one pixel a position; the page enlarges it."""
-    weights = np.asarray(head, dtype=np.float64)
-    colours = colormaps["magma"](weights / max(weights.max(), 1e-12))[..., :3]
-    return page.data_uri(np.round(255 * colours).astype(np.uint8))
+def heat(head: Sequence[Sequence[Number | None]]) -> str:
+    """One head's map, scaled to its own maximum, in magma, one pixel a position, grey where missing."""
+    weights = np.array(head, dtype=np.float64)  # None reads as NaN
+    missing = np.isnan(weights)
+    weights[missing] = 0
+    colours = np.round(255 * colormaps["magma"](weights / max(weights.max(), 1e-12))[..., :3]).astype(np.uint8)
+    colours[missing] = GREY
+    return page.data_uri(colours)
 
 
 def under(picture: str) -> str:

@@ -2,9 +2,8 @@
 
 import base64
 import itertools
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,20 +17,23 @@ from jaxtyping import Float, Int
 from regard.backbones import device_of, normalize
 from regard.data.augment import short_side
 from regard.data.layout import require_masks
+from regard.data.survey import class_pixels
 from regard.errors import InputError
-from regard.evaluation.scores import majority_counts, scores
+from regard.evaluation.scores import scores
 from regard.studies.ablate import word
-from regard.studies.environment import commit, environment
+from regard.studies.environment import commit, environment, shown_path
 from regard.studies.examples import choose_examples
-from regard.studies.folders import read_json
+from regard.studies.folders import read_json, write_json
 from regard.studies.jobs import Failure
 from regard.studies.plan import Configuration, Plan, plain
 from regard.studies.pretraining import PRETRAIN_FILE
 from regard.studies.runs import RUN_FILE, Run, load_run
 from regard.studies.schema import VERSION
 from regard.studies.statistics import Scored, correlate, difference, holm, score
-from regard.studies.study import CELL_FILE, COUNTS_FILE, Study
+from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
 
+CLASSES_FILE = "train_pixels.json"  # of each class
+MOST_PAIRED = 40  # configurations, of which every pair is compared
 Matrices = Int[np.ndarray, "images classes classes"]
 
 # Scores of heads that stand beside mIoU, in words.
@@ -49,8 +51,11 @@ def scored_split(splits: Mapping[str, Any]) -> str:
 
 
 @torch.inference_mode()
-def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repeats: int = 7) -> float:
-    """Median time of a forward pass over a batch of (height, width) images, per image, after one to warm up."""
+def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repeats: int = 7) -> float | None:
+    """Median time of a forward pass over a batch of (height, width) images, per image, after one to warm up.
+
+    In float32. None where the batch does not fit into the memory of the GPU.
+    """
     device = device_of(run.model)
     images = normalize(torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, device=device))
     times = []
@@ -58,11 +63,34 @@ def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repe
         if device.type == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
-        run.model(images)
+        try:
+            run.model(images)
+        except torch.OutOfMemoryError:
+            return None
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return float(np.median(times[1:])) * 1000 / batch
+
+
+class _Loaded(Mapping[str, Run]):
+    """Runs by name, each loaded when it is asked for, and one at a time: all of a large study do not fit in memory."""
+
+    def __init__(self, folders: Mapping[str, Path], device: str) -> None:
+        self.folders, self.device = folders, device
+        self.last: tuple[str, Run] | None = None
+
+    def __getitem__(self, name: str) -> Run:
+        if self.last is None or self.last[0] != name:
+            self.last = None  # before the next one is loaded
+            self.last = name, load_run(self.folders[name], self.device)
+        return self.last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.folders)
+
+    def __len__(self) -> int:
+        return len(self.folders)
 
 
 def collect(study: Study, command: str, failures: Sequence[Failure], complete: bool) -> dict[str, Any]:
@@ -75,27 +103,26 @@ def collect(study: Study, command: str, failures: Sequence[Failure], complete: b
     if not chosen:
         reasons = "".join(f"; {failure.name}: {failure.error}" for failure in failures[:1])
         raise InputError(f"nothing of {study.out} is finished{reasons}")
-    runs = {
-        name: load_run(study.cell_folder(c, finished[name][0]), study.hardware.device) for name, c in chosen.items()
-    }
-    # timed here, one after the other, and not beside other trainings; at the size of the first image that is scored
-    first = splits[split].image(0).shape[:2]
-    milliseconds = {name: milliseconds_per_image(run, short_side(first, run.size)) for name, run in runs.items()}
-    scored, per_image, truth = {}, {}, None
+    runs = _Loaded({name: study.cell_folder(c, finished[name][0]) for name, c in chosen.items()}, study.hardware.device)
+    scored, per_image, matrices = {}, {}, {}
     for name, c in chosen.items():
         folders = [study.cell_folder(c, seed) for seed in finished[name]]
         scored[name] = score(_counts(folder) for folder in folders)
-        matrices = _counts(folders[0])
-        per_image[name], truth = _miou_per_image(matrices), matrices.sum(axis=0)
-    assert truth is not None
-    majority = scores(majority_counts(truth))
-    # as seen from here: a report that is handed on should not tell where a home directory is
-    shown = os.path.relpath(source.root) if os.path.isabs(source.root) else source.root
+        per_image[name] = _miou_per_image(_counts(folders[0]))
+        matrices[name] = [_counts(folder).sum(axis=0) for folder in folders]
+    truth = next(iter(matrices.values()))[0].sum(axis=1)
+    # timed here, one after the other, and not beside other trainings; at the size of the first image that is scored
+    first = splits[split].image(0).shape[:2]
+    milliseconds, kinds = {}, {}
+    for name, run in runs.items():
+        milliseconds[name] = milliseconds_per_image(run, short_side(first, run.size))
+        kinds[name] = run.model.backbone.kind
     pretrainings = [_described_pretraining(study, name, seed) for name, seed in _pretrainings(study)]
     configurations = [
-        _described(study, c, finished[c.name], scored.get(c.name), milliseconds.get(c.name))
+        _described(study, c, finished[c.name], scored.get(c.name), matrices.get(c.name, ()), milliseconds.get(c.name))
         for c in plan.configurations
     ]
+    root = shown_path(source.root)
     return {
         "schema": VERSION,
         "kind": plan.kind,
@@ -104,15 +131,16 @@ def collect(study: Study, command: str, failures: Sequence[Failure], complete: b
         "commit": commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
+        "plan": plan.text,
         "seconds": sum(p["seconds"] for p in pretrainings)
         + sum(run["train_seconds"] for c in configurations for run in c["runs"]),
         "complete": complete,
         "failed": [asdict(failure) for failure in failures],
         "axes": {axis: [_shown(value) for value in values] for axis, values in plan.axes.items()},
-        "environment": environment(),
+        "environment": _environment(study, chosen, finished),
         "data": {
-            "source": shown,
-            "description": source.describe().replace(source.root, shown),
+            "source": root,
+            "description": source.describe().replace(source.root, root),
             "classes": list(source.classes),
             "palette": np.asarray(source.palette).tolist(),
             "ignore_index": source.ignore_index,
@@ -120,21 +148,43 @@ def collect(study: Study, command: str, failures: Sequence[Failure], complete: b
             "evaluated_images": len(splits[split]),
             "evaluated_split": split,
             "short_side": plan.segment.size,
-            "class_share": (truth.sum(axis=1) / truth.sum()).tolist(),
+            "class_share": (truth / truth.sum()).tolist(),
         },
         "preset": plan.name,
         "preset_note": plan.note,
         "settings": _settings(plan),
-        "majority": {
-            "class": source.classes[int(truth.sum(axis=1).argmax())],
-            "miou": majority.miou,
-            "pixel_accuracy": majority.pixel_accuracy,
-        },
+        "majority": _majority(study, truth),
         "pretraining": pretrainings,
         "configurations": configurations,
         "differences": _differences(plan, scored, finished),
-        "correlations": _correlations(study, configurations, runs),
+        "correlations": _correlations(configurations, kinds),
         "examples": choose_examples(splits[split], runs, per_image),
+    }
+
+
+def _environment(
+    study: Study, chosen: Mapping[str, Configuration], finished: Mapping[str, Sequence[int]]
+) -> dict[str, str]:
+    """Where the cells were trained. Where that is not one place, it says so; times are then of different machines."""
+    folders = [study.cell_folder(c, seed) for name, c in chosen.items() for seed in finished[name]]
+    found = [read_json(folder / RUN_FILE)["origin"].get("environment") for folder in folders]
+    different = [dict(items) for items in dict.fromkeys(tuple(each.items()) for each in found if each)]
+    if not different:
+        return environment()
+    note = {"cells": f"trained in {len(different)} different environments, of which this is the first"}
+    return different[0] | (note if len(different) > 1 else {})
+
+
+def _majority(study: Study, truth: Int[np.ndarray, "classes"]) -> dict[str, Any]:
+    """What always answering the most frequent class of the training masks scores, on these pixels of each class."""
+    file = study.out / CLASSES_FILE  # the data of a study does not change: counted once
+    if not file.is_file():
+        write_json(file, class_pixels(require_masks(study.source)["train"]).tolist())
+    answer = int(np.argmax(read_json(file)))
+    return {
+        "class": study.source.classes[answer],
+        "miou": float(truth[answer] / truth.sum() / np.count_nonzero(truth)),
+        "pixel_accuracy": float(truth[answer] / truth.sum()),
     }
 
 
@@ -151,9 +201,16 @@ def _miou_per_image(counts: Matrices) -> Float[np.ndarray, "images"]:
 def _differences(
     plan: Plan, scored: Mapping[str, Scored], finished: Mapping[str, Sequence[int]]
 ) -> list[dict[str, Any]]:
-    """Every pair, over the seeds that both have; the asked questions first, with Holm's verdict over all of them."""
+    """Every pair, over the seeds that both have; the asked questions first, with Holm's verdict over all of them.
+
+    Of more than `MOST_PAIRED` configurations, besides the questions only the pairs with the best.
+    """
     asked = [pair for pair in plan.questions if set(pair) <= scored.keys()]
-    other = [pair for pair in itertools.combinations(scored, 2) if not {pair, pair[::-1]} & set(asked)]
+    pairs = itertools.combinations(scored, 2)
+    if len(scored) > MOST_PAIRED:  # then only the best against every other
+        best = max(scored, key=lambda name: scored[name].miou.mean())
+        pairs = [(best, name) for name in scored if name != best]
+    other = [pair for pair in pairs if not {pair, pair[::-1]} & set(asked)]
     made = []
     for a, b in [*asked, *other]:
         common = [seed for seed in finished[a] if seed in finished[b]]
@@ -162,19 +219,18 @@ def _differences(
             found = asdict(difference(of_a, of_b))
             made.append({"a": a, "b": b, **found, "question": (a, b) in asked, "seeds": len(common), "holm": False})
     questions = [d for d in made if d["question"]]
-    for d, still in zip(questions, holm([d["p"] for d in questions]), strict=True):
+    for d, still in zip(questions, holm([d["p_strict"] for d in questions]), strict=True):
         d["holm"] = still
     return made
 
 
-def _correlations(
-    study: Study, configurations: Sequence[Mapping[str, Any]], runs: Mapping[str, Run]
-) -> list[dict[str, Any]]:
-    """Head scores beside mIoU, over configurations; those whose maps are of different kinds are kept apart."""
+def _correlations(configurations: Sequence[Mapping[str, Any]], kinds: Mapping[str, str | None]) -> list[dict[str, Any]]:
+    """Head scores beside mIoU, over the configurations with the most labels; maps of different kinds are kept apart."""
+    most = max(c["label_fraction"] for c in configurations if c["runs"])
     families: dict[str, list[Mapping[str, Any]]] = {}
     for c in configurations:
-        kind = runs[c["name"]].model.backbone.kind if c["name"] in runs else None
-        if kind is not None and all(run["heads"] for run in c["runs"]):
+        kind = kinds.get(c["name"])
+        if kind is not None and c["label_fraction"] == most and all(run["heads"] for run in c["runs"]):
             families.setdefault(kind, []).append(c)
     made = []
     for kind, members in families.items():
@@ -231,12 +287,18 @@ def _data_uri(picture: Path) -> str:
 
 
 def _described(
-    study: Study, c: Configuration, seeds: Sequence[int], scored: Scored | None, milliseconds: float | None
+    study: Study,
+    c: Configuration,
+    seeds: Sequence[int],
+    scored: Scored | None,
+    matrices: Sequence[Int[np.ndarray, "classes classes"]],
+    milliseconds: float | None,
 ) -> dict[str, Any]:
     plan, settings = study.plan, study.plan.settings(c)
     folders = [study.cell_folder(c, seed) for seed in seeds]
     runs = [read_json(folder / RUN_FILE) for folder in folders]
     cells = [read_json(folder / CELL_FILE) for folder in folders]
+    peaks = [read_json(folder / COST_FILE)["peak_memory_mb"] for folder in folders if (folder / COST_FILE).is_file()]
     return {
         "name": c.name,
         "backbone": plan.backbones[c.backbone].label,
@@ -250,23 +312,29 @@ def _described(
         "parameters": runs[0]["parameters"] if runs else None,
         "milliseconds_per_image": milliseconds,
         "images_per_second": 1000 / milliseconds if milliseconds else None,
-        "peak_memory_mb": max((cell["peak_memory_mb"] for cell in cells if cell["peak_memory_mb"]), default=None),
+        "peak_memory_mb": max((peak for peak in peaks if peak), default=None),
         "miou": scored and _interval(scored),
         "runs": [
             {
                 "seed": run["seed"],
-                "miou": cell["miou"],
+                "miou": float(miou),
                 "pixel_accuracy": cell["pixel_accuracy"],
-                "iou": list(cell["iou"].values()),
+                "iou": _iou(matrix),
                 "train_seconds": run["seconds"],
                 "best_epoch": run["best_epoch"],
                 "curve": run["curve"],
                 "heads": cell["heads"],
-                "commit": cell["commit"],
+                "commit": run["origin"].get("commit"),
             }
-            for run, cell in zip(runs, cells, strict=True)
+            for run, cell, matrix, miou in zip(runs, cells, matrices, scored.miou if scored else (), strict=True)
         ],
     }
+
+
+def _iou(matrix: Int[np.ndarray, "classes classes"]) -> list[float | None]:
+    """Of each class; None for one that is nowhere true, which mIoU does not count (`statistics.score`)."""
+    truth = matrix.sum(axis=1)
+    return [float(iou) if pixels else None for iou, pixels in zip(scores(matrix).iou, truth, strict=True)]
 
 
 def _shown(value: Any) -> float | str:

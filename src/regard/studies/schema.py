@@ -12,7 +12,7 @@ from regard.errors import InputError
 VERSION = 2  # of the shapes below; results.json says which it has
 
 # What results.json must hold; other keys are let through.
-# (shape, None): may be null. [shape]: a list. {str: shape}: any keys.
+# (shape, None): may be null. [shape]: a list. {str: shape}: any keys. "key?": may be absent.
 MAYBE = (float, None)
 SCHEMA = {
     "schema": int,
@@ -22,6 +22,7 @@ SCHEMA = {
     "commit": (str, None),
     "created": str,
     "command": str,
+    "plan?": (str, None),  # the text of the study file
     "seconds": float,
     "complete": bool,
     "failed": [{"name": str, "error": str}],
@@ -78,6 +79,7 @@ SCHEMA = {
                     "train_seconds": float,
                     "curve": [{"epoch": float, "train_loss": MAYBE, "val_miou": MAYBE}],
                     "heads": ({str: MAYBE}, None),
+                    "commit?": (str, None),  # that trained it; null: of no checkout
                 }
             ],
         }
@@ -90,13 +92,23 @@ SCHEMA = {
             "low": float,
             "high": float,
             "p": MAYBE,
+            "p_strict?": MAYBE,
             "holm": bool,
             "question": bool,
             "seeds": int,
         }
     ],
     "correlations": [
-        {"score": str, "words": str, "r": MAYBE, "low": MAYBE, "high": MAYBE, "configurations": int, "kinds": [str]}
+        {
+            "score": str,
+            "words": str,
+            "r": MAYBE,
+            "low": MAYBE,
+            "high": MAYBE,
+            "configurations": int,
+            "kinds": [str],
+            "members": [str],
+        }
     ],
     "examples": [
         {
@@ -105,7 +117,7 @@ SCHEMA = {
             "image": str,
             "truth": str,
             "predictions": {str: {"png": str, "errors": str, "miou": MAYBE}},
-            "attention": {str: {"kind": str, "level": int, "heads": [[[float]]]}},
+            "attention": {str: {"kind": str, "level": int, "heads": [[[MAYBE]]]}},
         }
     ],
 }
@@ -131,7 +143,7 @@ def read_checked(
     """The content of a JSON file of this schema; NaN and infinities (a diverged run) read as missing.
 
     inconsistency: the first thing that is wrong beyond its shapes, in words.
-    command:       what makes the file, where it does not say so itself.
+    command:       what makes the file, where it says that it is of no kind of `KINDS`.
 
     Raises InputError, in one line, where there is no such file, or it is cut short, of another version, or wrong.
     """
@@ -145,8 +157,8 @@ def read_checked(
     wrong = wrong or _other_version(results) or problem(results, schema, "") or inconsistency(results)
     if wrong:
         kind = results.get("kind") if isinstance(results, dict) else None
-        command = kind if kind in KINDS else command
-        raise InputError(f"{path}: {wrong}; run regard {command} again: what was finished is kept")
+        again = f"regard {kind if kind in KINDS else command}" if kind else "the command that made it"
+        raise InputError(f"{path}: {wrong}; run {again} again: what was finished is kept")
     return results
 
 
@@ -170,12 +182,12 @@ def problem(value: Any, shape: Any, where: str) -> str | None:
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return f"{here} should be an object with named values"
-        keys = value if str in shape else shape
+        if str in shape:
+            shape = dict.fromkeys(value, shape[str])
         return _first(
-            problem(value[key], shape.get(str, shape.get(key)), f"{where}.{key}".lstrip("."))
-            if key in value
-            else f"{here} lacks {key!r}"
-            for key in keys
+            problem(value[key], inner, f"{where}.{key}".lstrip(".")) if key in value else f"{here} lacks {key!r}"
+            for key, inner in ((name.removesuffix("?"), inner) for name, inner in shape.items())
+            if key in value or f"{key}?" not in shape
         )
     right = isinstance(value, (int, float) if shape is float else shape) and (
         shape in (bool, object) or not isinstance(value, bool)
@@ -199,12 +211,18 @@ def _inconsistency(results: dict[str, Any]) -> str | None:
         for name in (difference["a"], difference["b"]):
             if name not in names:
                 return f"a difference names {name!r}, which is no configuration"
+    for found in results["correlations"]:
+        for name in found["members"]:
+            if name not in names:
+                return f"a correlation names {name!r}, which is no configuration"
     for pretraining in results["pretraining"]:
         if pretraining["cross_correlation"] and not PICTURE.fullmatch(pretraining["cross_correlation"]):
             return f"pretraining {pretraining['name']!r} holds a picture that is not a base64 data: URI"
     for configuration in results["configurations"]:
         if not 0 < configuration["label_fraction"] <= 1:
             return f"configuration {configuration['name']!r}: label_fraction should be above 0, up to 1"
+        if configuration["miou"] and configuration["parameters"] is None:
+            return f"configuration {configuration['name']!r} has a score, and no count of its parameters"
         for axis, value in configuration["at"].items():
             if axis in results["axes"] and value not in results["axes"][axis]:
                 return f"configuration {configuration['name']!r}: {value!r} is none of the values of axis {axis!r}"

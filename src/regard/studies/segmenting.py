@@ -126,7 +126,7 @@ def segment_run(
     classes = len(train.classes)
     kept = None
     if settings.layers is not None or settings.heads_kept is not None:
-        reads = _levels_read(settings, backbone)
+        reads = levels_read(settings, backbone)
         levels = chosen_levels(backbone, reads, settings.layers)
         backbone.to(hardware.device)
         kept = remembered_choice(out, backbone, train, reads, levels, settings.heads_kept, settings.size)
@@ -134,27 +134,8 @@ def segment_run(
     model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, kept, **settings.head_options)
     averaging = make_averaging(settings.average, settings.epochs)
     weights = balanced_weights(torch.from_numpy(class_pixels(train))) if settings.class_weights == "balanced" else None
-    task = SegmentationTask(
-        model,
-        classes,
-        build_loss(settings.loss, weights, train.ignore_index),
-        train.ignore_index,
-        settings.lr,
-        settings.backbone_lr,
-        settings.weight_decay,
-        settings.warmup,
-        settings.schedule,
-        settings.layer_decay,
-        settings.guidance,
-    )
-    transform = TrainTransform(
-        settings.crop or settings.size,
-        train.ignore_index,
-        settings.scale,
-        jitter=settings.jitter,
-        short=settings.size,
-        most=settings.most,
-    )
+    task = _task(model, classes, settings, build_loss(settings.loss, weights, train.ignore_index), train.ignore_index)
+    transform = _transform(settings, train.ignore_index)
     data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
     if cache is not None:
         model.to(hardware.device)
@@ -172,7 +153,7 @@ def segment_run(
     watching = [best, history, clock, StepSeed(seed), *averaging, *callbacks]
     if settings.patience is not None:
         watching.append(EarlyStopping("val_miou", mode="max", patience=settings.patience))
-    config = asdict(settings) | {"fusion": fusion, "seed": seed}
+    config = asdict(settings) | {"backbone": describe(backbone)["name"], "fusion": fusion, "seed": seed}
     loggers = [wandb_logger(out, config)] if logger == "wandb" else []
     trainer = make_trainer(settings.epochs, out, hardware, watching, progress, settings.accumulate, loggers=loggers)
     fit(trainer, task, data, out)
@@ -229,10 +210,51 @@ def check_settings(
         raise InputError("the average swa is over the last epochs, and patience may stop before them: leave out one")
     check_choice(settings.layers, settings.heads_kept, fusion, backbone)
     if settings.layers is not None and backbone is not None:
-        chosen_levels(backbone, _levels_read(settings, backbone), settings.layers)
+        chosen_levels(backbone, levels_read(settings, backbone), settings.layers)
 
 
-def _levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...]:
+def check_training(settings: SegmentSettings, fusion: str, backbone: Backbone) -> None:
+    """InputError for whatever a training would refuse, before it begins: all of its parts are made once, for two
+    classes. Leaves the backbone and the global generators as they were.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = SegmentationModel(backbone, 2, fusion, settings.head, False, None, **settings.head_options)
+    model.freeze = settings.freeze
+    _transform(settings, ignore_index=255)
+    make_averaging(settings.average, settings.epochs)
+    _task(model, 2, settings, build_loss(settings.loss, None, 255), ignore_index=255)
+
+
+def _transform(settings: SegmentSettings, ignore_index: int) -> TrainTransform:
+    return TrainTransform(
+        settings.crop or settings.size,
+        ignore_index,
+        settings.scale,
+        jitter=settings.jitter,
+        short=settings.size,
+        most=settings.most,
+    )
+
+
+def _task(
+    model: SegmentationModel, classes: int, settings: SegmentSettings, loss: torch.nn.Module, ignore_index: int
+) -> SegmentationTask:
+    return SegmentationTask(
+        model,
+        classes,
+        loss,
+        ignore_index,
+        settings.lr,
+        settings.backbone_lr,
+        settings.weight_decay,
+        settings.warmup,
+        settings.schedule,
+        settings.layer_decay,
+        settings.guidance,
+    )
+
+
+def levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...]:
     """The levels of the pyramid that the head reads. Leaves the global generators as they were."""
     with torch.random.fork_rng(devices=[]):
         return build_head(settings.head, backbone.channels, backbone.strides, 2, **settings.head_options).levels

@@ -60,6 +60,7 @@ OPTIONS: dict[str, Option] = {
     "class_weights": Option(str, DEFAULTS.class_weights, names=("none", "balanced")),
     "average": Option(str, DEFAULTS.average, names=("none", "ema", "swa")),
     "crop": Option(int, DEFAULTS.crop, least=1, most=2**15 - 1),
+    "heads_kept": Option(int, DEFAULTS.heads_kept, least=1),
     "class_share": Option(float, DEFAULTS.most, most=1.0),
     "guide_sharpness": Option(float, 0.0),
     "guide_diversity": Option(float, 0.0),
@@ -114,15 +115,17 @@ class Space:
     def suggest(self, trial: Any) -> dict[str, Value]:
         """The options of one trial: see `whole`."""
         chosen: dict[str, Value] = {}
-        for name in sorted(self.varied, key=lambda name: name != "freeze"):  # the others depend on it
-            if not ((self.fixed | chosen).get("freeze") and name in OF_A_LEARNING_BACKBONE):
+        for name in sorted(self.varied, key=lambda name: name not in ("freeze", "fusion")):  # others depend on them
+            if name not in _without(self.fixed | chosen):
                 chosen[name] = self._suggest(trial, name)
         return self.whole(chosen)
 
     def whole(self, chosen: Mapping[str, Value]) -> dict[str, Value]:
-        """With what is fixed; of a frozen backbone, without what only a learning one has."""
+        """With what is fixed; of a frozen backbone, without what only a learning one has, and of the fusion `none`,
+        which sees no attention heads, without `heads_kept`.
+        """
         options = self.fixed | dict(chosen)
-        left_out = OF_A_LEARNING_BACKBONE if options.get("freeze") else ()
+        left_out = _without(options)
         return {name: value for name, value in options.items() if name not in left_out}
 
     def _suggest(self, trial: Any, name: str) -> Value:
@@ -133,6 +136,12 @@ class Space:
             step = 1 if among.step is None else int(among.step)
             return trial.suggest_int(name, int(among.low), int(among.high), log=among.log, step=step)
         return trial.suggest_float(name, among.low, among.high, log=among.log, step=among.step)
+
+
+def _without(options: Mapping[str, Value]) -> tuple[str, ...]:
+    """What a training with these options does not have."""
+    left_out = OF_A_LEARNING_BACKBONE if options.get("freeze") else ()
+    return (*left_out, "heads_kept") if options.get("fusion") == "none" else left_out
 
 
 def default_space(backbone: Backbone) -> Space:
@@ -267,6 +276,8 @@ def check_space(space: Space, backbone: Backbone, fixed: Mapping[str, Value], ep
             levels = build_head(str(head), backbone.channels, backbone.strides, 2).levels
             for fusion in choices("fusion"):
                 build_fusion(str(fusion), backbone, levels)
+    if "heads_kept" in space.described() and set(choices("fusion")) == {"none"}:
+        raise InputError("fusion none sees no attention heads: leave out heads_kept, or add fusion: [none, gate]")
     for average in choices("average"):
         make_averaging(str(average), epochs)
     guided = [name for name in space.described() if name.startswith("guide_")]

@@ -1,16 +1,22 @@
 """A plan on data, with a folder: where its parts lie, and which are finished."""
 
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+from regard.backbones.weights import BACKBONE_FILE
 from regard.data.layout import Source
+from regard.errors import InputError
+from regard.studies.folders import read_json
 from regard.studies.plan import Configuration, Plan
 from regard.studies.pretraining import PRETRAIN_FILE
 from regard.studies.runs import MODEL_FILE, RUN_FILE
 from regard.studies.training import Hardware
 
-COUNTS_FILE, CELL_FILE = "counts.npz", "cell.json"
+COUNTS_FILE, CELL_FILE, COST_FILE = "counts.npz", "cell.json", "cost.json"
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,35 @@ class Study:
 
     def is_pretrained(self, name: str, seed: int) -> bool:
         """Whether a pre-training is finished."""
-        return (self.pretraining_folder(name, seed) / PRETRAIN_FILE).is_file()
+        folder = self.pretraining_folder(name, seed)
+        return _is_json(folder / PRETRAIN_FILE) and _are_tensors(folder / BACKBONE_FILE)
+
+    def is_trained(self, configuration: Configuration, seed: int) -> bool:
+        """Whether a cell is trained, and what came of it can be read."""
+        folder = self.cell_folder(configuration, seed)
+        return _is_json(folder / RUN_FILE) and _are_tensors(folder / MODEL_FILE)
 
     def is_finished(self, configuration: Configuration, seed: int) -> bool:
-        """Whether a cell is."""
+        """Whether a cell is trained and scored, and all of it can be read."""
         folder = self.cell_folder(configuration, seed)
-        return all((folder / file).is_file() for file in (RUN_FILE, MODEL_FILE, COUNTS_FILE, CELL_FILE))
+        scored = _is_json(folder / CELL_FILE) and zipfile.is_zipfile(folder / COUNTS_FILE)
+        return scored and self.is_trained(configuration, seed)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(read_json(path), dict)
+    except InputError:
+        return False
+
+
+def _are_tensors(path: Path) -> bool:
+    """Whether a file of weights is there, and as long as its head says."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _folder(parent: Path, name: str, key: str) -> Path:

@@ -1,7 +1,7 @@
 """`regard sweep`: many trainings of one segmentation, with settings that Optuna chooses by how those before came out.
 
 TPE: Bergstra et al. 2011, https://papers.nips.cc/paper/4443; a trial below the median of the others is given up early:
-Golovin et al. 2017, https://doi.org/10.1145/3097983.3098043. Scored on `val` alone; `test` is never read.
+Golovin et al. 2017, https://doi.org/10.1145/3097983.3098043. Scored on `val` alone; no score is computed on `test`.
 
 The folder of a sweep:
 
@@ -12,6 +12,7 @@ The folder of a sweep:
     best.yaml                    the best trial, for `regard segment --config`
 """
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -26,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from rich.console import Console
+from rich.markup import escape
 
 from regard.backbones import Backbone, build_backbone
 from regard.backbones.base import weights_digest
@@ -39,8 +42,9 @@ from regard.studies.segmenting import segment_run
 from regard.studies.space import Space, Value, build_settings, check_space
 from regard.studies.sweep_report import write_sweep_report
 from regard.studies.sweep_results import BEST_FILE, RESULTS_FILE, collect, write_best
+from regard.studies.tasks import FULL, full_disk, one_line
 from regard.studies.training import Hardware
-from regard.studies.trials import DATABASE, LOCK, Pruning, TrialFailed, Trials, import_optuna, state_of
+from regard.studies.trials import DATABASE, GRACE, LOCK, Pruning, TrialFailed, Trials, import_optuna, state_of
 
 TRIALS = "trials"  # the folder of their folders
 POLL = 2.0  # seconds between looks at whether the last trials are over
@@ -103,7 +107,7 @@ def run_sweep(sweep: Sweep, trials: int, jobs: int = 1, command: str = "regard.s
     jobs: processes side by side; the same call in another process works on the same trials too.
 
     Raises InputError for data without masks or val, a space that cannot be used, a folder that holds something else, or
-    where the first trials all fail; Interrupted when a signal stopped it.
+    where the first trials all fail; Interrupted when a signal stopped it; OSError where the disk is full.
     """
     import_optuna()
     splits = require_masks(sweep.source)
@@ -135,7 +139,7 @@ def run_sweep(sweep: Sweep, trials: int, jobs: int = 1, command: str = "regard.s
 def _write(sweep: Sweep, book: Trials, command: str) -> dict[str, Any]:
     results = collect(sweep, book, command)
     write_json(sweep.out / RESULTS_FILE, results)
-    write_best(sweep.out / BEST_FILE, results)
+    write_best(sweep.out / BEST_FILE, results, sweep.source.root)
     write_sweep_report(sweep.out)
     return results
 
@@ -154,15 +158,28 @@ def _claim(sweep: Sweep, backbone: Backbone) -> None:
         "prune": sweep.prune,
         "precision": [sweep.hardware.device, sweep.hardware.chosen_precision],
     }
-    before = read_json(out / SETTINGS_FILE) if (out / SETTINGS_FILE).is_file() else None
-    if before is None:
+    _check_claim(out, settings)  # before a lock file is left in a folder of something else
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / LOCK):  # another sweep may have been started at the same time
+        if not _check_claim(out, settings):
+            write_json(out / SETTINGS_FILE, settings)
+
+
+def _check_claim(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder is this sweep's already; InputError where it is not, and cannot be."""
+    if not (out / SETTINGS_FILE).is_file():
         if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK, DATABASE}:
             raise InputError(f"{out} is not empty and holds no sweep: choose another --out")
-        write_json(out / SETTINGS_FILE, settings)
-    elif not isinstance(before, dict) or before.get("kind") != "sweep":
+        return False
+    before = read_json(out / SETTINGS_FILE)
+    if not isinstance(before, dict) or before.get("kind") != "sweep":
         raise InputError(f"{out} holds something else than a sweep: choose another --out")
-    elif differs := [key for key, value in settings.items() if before.get(key) != _plain(value)]:
+    differs = [key for key, value in settings.items() if before.get(key) != _plain(value)]
+    if "seed" in differs and "backbone" in differs:  # whose random weights follow from the seed
+        differs.remove("backbone")
+    if differs:
         raise InputError(f"{out} holds another sweep ({', '.join(differs)} differ): choose another --out, or delete it")
+    return True
 
 
 def _plain(value: Any) -> Any:
@@ -173,10 +190,10 @@ def _plain(value: Any) -> Any:
 
 
 def _side_by_side(sweep: Sweep, trials: int, jobs: int) -> None:
-    """Until the trials are over, in processes; a signal to this one goes on to them."""
+    """Until the trials are over, in processes; a signal to this one goes on to them, a full disk comes back."""
     # `spawn`: a forked copy of a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(sweep, trials, jobs)) for _ in range(jobs)]
+    workers = [context.Process(target=_worker, args=(sweep, trials, jobs, job == 0)) for job in range(jobs)]
     try:
         for worker in workers:
             worker.start()
@@ -188,20 +205,27 @@ def _side_by_side(sweep: Sweep, trials: int, jobs: int) -> None:
         for worker in workers:
             worker.join()
         raise
+    for worker in workers:
+        if worker.exitcode in FULL:
+            raise OSError(worker.exitcode, os.strerror(worker.exitcode), str(sweep.out))
 
 
-def _worker(sweep: Sweep, trials: int, jobs: int) -> None:
+def _worker(sweep: Sweep, trials: int, jobs: int, speaks: bool) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     sweep = replace(sweep, hardware=replace(sweep.hardware, bar=False))
     try:
         with _stoppable():
-            _work(sweep, Trials(sweep.out, trials, sweep.epochs, sweep.seed, sweep.prune), jobs)
+            _work(sweep, Trials(sweep.out, trials, sweep.epochs, sweep.seed, sweep.prune), jobs, speaks)
     except (Interrupted, KeyboardInterrupt):
         raise SystemExit(130) from None  # the process that started this one says so
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise SystemExit(error.errno) from None  # likewise
 
 
-def _work(sweep: Sweep, book: Trials, jobs: int) -> None:
-    """Run trials until so many are over, by whichever process."""
+def _work(sweep: Sweep, book: Trials, jobs: int, speaks: bool = True) -> None:
+    """Run trials until so many are over, by whichever process. speaks: says what is waited for."""
     limit = CACHE_BYTES // jobs // len(sweep.source.splits)
     splits = {name: Cached(dataset, limit) for name, dataset in sweep.source.splits.items()}
     sweep = replace(sweep, source=replace(sweep.source, splits=splits))
@@ -211,38 +235,53 @@ def _work(sweep: Sweep, book: Trials, jobs: int) -> None:
             return
         if outcome == "ran":
             _tidy(sweep, book)
-        elif not waited and jobs == 1:
-            console.print("another process runs the last trials: waiting, in case that it stops")
+        elif not waited and speaks:
+            numbers = ", ".join(str(trial.number) for trial in book.running())
+            console.print(
+                f"waiting for the last trials ({numbers}), which other processes run: one that stopped is run again "
+                f"{GRACE} s after its last sign of life"
+            )
         waited = outcome == "wait"
         if waited:
             time.sleep(POLL)
 
 
 def _train(sweep: Sweep, trial: Any) -> float:
-    """The mIoU on val of the model that a training with these settings keeps. Says what came."""
+    """`_score`; says what came. Whatever a training stops at is its trial's failure, but for a full disk."""
+    optuna = import_optuna()
+    try:
+        miou = _score(sweep, trial)
+    except optuna.TrialPruned as error:
+        console.print(f"[bold]trial {trial.number}[/]  given up after {error}: below the median")
+        raise
+    except (Interrupted, optuna.exceptions.OptunaError):  # the latter: of the file of trials
+        raise
+    except Exception as error:
+        if full := full_disk(error):
+            raise full from error
+        reason = one_line(error)
+        console.print(f"[bold]trial {trial.number}[/]  failed: {escape(reason)}")
+        raise TrialFailed(reason) from error
+    console.print(f"[bold]trial {trial.number}[/]  mIoU {100 * miou:.1f}%")
+    return miou
+
+
+def _score(sweep: Sweep, trial: Any) -> float:
+    """The mIoU on val of the model that a training with these settings keeps."""
     folder = sweep.out / TRIALS / str(trial.number)
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     splits = require_masks(sweep.source)
-    try:
-        fusion, settings = build_settings(sweep.fixed | sweep.space.suggest(trial), sweep.size, sweep.epochs)
-        made = segment_run(
-            splits["train"], splits["val"], sweep.backbone.build(sweep.seed), fusion, settings, folder, sweep.seed,
-            sweep.hardware, f"trial {trial.number}", callbacks=(Pruning(trial),),
-        )  # fmt: skip
-    except Interrupted:
-        raise
-    except (InputError, TrainingStopped, torch.OutOfMemoryError) as error:
-        reason = str(error).strip().splitlines()[0]
-        console.print(f"[bold]trial {trial.number}[/]  failed: {reason}", markup=True)
-        raise TrialFailed(reason) from error
-    except import_optuna().TrialPruned as error:
-        console.print(f"[bold]trial {trial.number}[/]  given up after {error}: below the median")
-        raise
+    fusion, settings = build_settings(sweep.fixed | sweep.space.suggest(trial), sweep.size, sweep.epochs)
+    made = segment_run(
+        splits["train"], splits["val"], sweep.backbone.build(sweep.seed), fusion, settings, folder, sweep.seed,
+        sweep.hardware, f"trial {trial.number}", callbacks=(Pruning(trial),),
+    )  # fmt: skip
     kept = made["best_epoch"] or made["curve"][-1]["epoch"]
     miou = next(point["val_miou"] for point in made["curve"] if point["epoch"] == kept)
+    if not math.isfinite(miou):
+        raise TrainingStopped(f"its mIoU on val is {miou}")
     for name in ("best_epoch", "seconds", "parameters"):
         trial.set_user_attr(name, made[name])
-    console.print(f"[bold]trial {trial.number}[/]  mIoU {100 * miou:.1f}%")
     return miou
 
 

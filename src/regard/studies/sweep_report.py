@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from regard.studies.folders import write_whole
-from regard.studies.page import Axis, Number, plain, render
+from regard.studies.page import Axis, Number, counted, is_numeric, plain, render
 from regard.studies.schema import MAYBE, read_checked
-from regard.studies.sweep_results import RESULTS_FILE, best_command
+from regard.studies.sweep_results import RESULTS_FILE
 
 # What results.json must hold, as in `schema.SCHEMA`.
 SCHEMA = {
@@ -23,11 +23,20 @@ SCHEMA = {
     "seconds": float,
     "complete": bool,
     "environment": {str: object},
-    "data": {"source": str, "description": str, "train_images": int, "val_images": int, "short_side": int},
+    "data": {
+        "source": str,
+        "description": str,
+        "train_images": int,
+        "val_images": int,
+        "test_images": int,  # on which no score was computed
+        "short_side": int,
+    },
     "wanted": int,
     "pruning": bool,
     "space": {str: object},
     "varied": [str],
+    "usual": {str: object},  # of the options that vary, those that are tried first
+    "random": int,  # complete or pruned trials before the search looks at scores
     "settings": {str: object},
     "trials": [
         {
@@ -41,14 +50,14 @@ SCHEMA = {
         }
     ],
     "importance": ({str: float}, None),
-    "best": {"number": int, "miou": float, "options": {str: object}},
+    "best": {"number": int, "miou": float, "options": {str: object}, "command": str},
 }
 COLOURS = {"complete": "var(--c0)", "pruned": "var(--c1)", "failed": "var(--muted)"}
 
 
 def write_sweep_report(directory: Path) -> Path:
     """Write `directory/report.html` from `directory/results.json`: whole or not at all."""
-    page = render_sweep(read_sweep(directory / RESULTS_FILE), directory)
+    page = render_sweep(read_sweep(directory / RESULTS_FILE))
     write_whole(directory / "report.html", lambda file: file.write(page.encode()))
     return directory / "report.html"
 
@@ -73,7 +82,7 @@ def _inconsistency(results: dict[str, Any]) -> str | None:
     return None
 
 
-def render_sweep(results: dict[str, Any], directory: Path) -> str:
+def render_sweep(results: dict[str, Any]) -> str:
     """The page, from checked results."""
     trials = results["trials"]
     best = next(trial for trial in trials if trial["number"] == results["best"]["number"])
@@ -91,7 +100,7 @@ def render_sweep(results: dict[str, Any], directory: Path) -> str:
     shares = results["importance"] or {}
     return render(
         "sweep.html.jinja",
-        {"setting": setting},
+        {"setting": setting, "counted": counted},
         r=results,
         trials=trials,
         complete=complete,
@@ -100,21 +109,27 @@ def render_sweep(results: dict[str, Any], directory: Path) -> str:
         counts={state: sum(trial["state"] == state for trial in trials) for state in COLOURS},
         so_far=_best_so_far(trials),
         axes=axes,
+        numeric={name for name in results["varied"] if _is_numeric(results["space"][name])},
         places={t["number"]: {n: _place(axes[n], v) for n, v in t["options"].items() if n in axes} for t in trials},
         shares=sorted(shares.items(), key=lambda item: -item[1]),
-        command=best_command(directory),
         colors=COLOURS,
     )
 
 
 def _best_so_far(trials: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
-    """(number, the best score up to it), from the first complete trial on."""
-    found, best = [], -math.inf
+    """(number, the best score up to it), from the first complete trial on, as steps: level up to a better one."""
+    found: list[tuple[int, float]] = []
     for trial in trials:
-        best = max(best, trial["miou"]) if trial["state"] == "complete" else best
-        if best > -math.inf:
-            found.append((trial["number"], best))
+        if found:
+            found.append((trial["number"], found[-1][1]))
+        if trial["state"] == "complete" and (not found or trial["miou"] > found[-1][1]):
+            found.append((trial["number"], trial["miou"]))
     return found
+
+
+def _is_numeric(among: Any) -> bool:
+    """Whether the values of an option are numbers, of a range or of a list of choices."""
+    return isinstance(among, dict) or is_numeric(value for value in among if value is not None)
 
 
 def option_axis(results: dict[str, Any], name: str) -> Axis:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from regard.data.layout import require_masks
-from regard.studies.environment import commit, environment
+from regard.studies.environment import commit, environment, shown_path
 from regard.studies.folders import write_whole
+from regard.studies.page import counted
 from regard.studies.schema import VERSION
-from regard.studies.trials import Trials, import_optuna, importance, reason_of, state_of
+from regard.studies.trials import RANDOM, Trials, import_optuna, importance, reason_of, state_of
 
 if TYPE_CHECKING:
     from regard.studies.sweep import Sweep
@@ -22,9 +23,10 @@ RESULTS_FILE, BEST_FILE = "results.json", "best.yaml"
 
 def collect(sweep: "Sweep", book: Trials, command: str) -> dict[str, Any]:
     """Everything the page needs; there must be a complete trial. The schema is that of `sweep_report.py`."""
-    splits, counted, best = require_masks(sweep.source), book.counted(), book.best
+    splits, over, best = require_masks(sweep.source), book.counted(), book.best
     assert best is not None
-    described = [_described(trial) for trial in counted]
+    described = [_described(trial) for trial in over]
+    root, out = shown_path(sweep.source.root), Path(shown_path(str(sweep.out)))
     return {
         "schema": VERSION,
         "kind": "sweep",
@@ -34,26 +36,30 @@ def collect(sweep: "Sweep", book: Trials, command: str) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "seconds": sum(trial["seconds"] for trial in described),
-        "complete": len(counted) >= book.wanted,
+        "complete": len(over) >= book.wanted,
         "environment": environment() | {"optuna": import_optuna().__version__},
         "data": {
-            "source": sweep.source.root,
-            "description": sweep.source.describe(),
+            "source": root,
+            "description": sweep.source.describe().replace(sweep.source.root, root),
             "train_images": len(splits["train"]),
             "val_images": len(splits["val"]),
+            "test_images": len(splits.get("test", ())),
             "short_side": sweep.size,
         },
         "wanted": book.wanted,
         "pruning": sweep.prune,
         "space": sweep.space.described(),
         "varied": list(sweep.space.varied),
-        "settings": sweep.options(dict(sweep.fixed)) | {"seed": sweep.seed},
+        "usual": sweep.space.usual(),
+        "random": RANDOM,
+        "settings": sweep.options(dict(sweep.fixed)) | {"seed": sweep.seed, "data": root},
         "trials": described,
         "importance": importance(book.study),
         "best": {
             "number": best.number,
             "miou": best.value,
-            "options": sweep.options(sweep.fixed | sweep.space.whole(best.params)),
+            "options": sweep.options(sweep.fixed | sweep.space.whole(best.params)) | {"data": root},
+            "command": best_command(out),
         },
     }
 
@@ -78,16 +84,21 @@ def best_command(out: Path) -> str:
     return f"regard segment --config {shlex.quote(str(out / BEST_FILE))} --out {shlex.quote(str(out) + '-best')}"
 
 
-def write_best(path: Path, results: dict[str, Any]) -> None:
-    """The best trial as a config: the same data, settings and seed, so the same training."""
-    best = results["best"]
+def write_best(path: Path, results: dict[str, Any], data: str) -> None:
+    """The best trial as a config: the same data, settings and seed, so the same training.
+
+    data: where it is from wherever the config is used; `results` has it as seen from here.
+    """
+    best, elsewhere = results["best"], "on test" if results["data"]["test_images"] else "on other images"
+    complete = sum(trial["state"] == "complete" for trial in results["trials"])
+    chosen_from = counted(complete, "complete trial", "complete trials")
     opening = [
-        f"The best of {len(results['trials'])} trials: trial {best['number']}, mIoU {best['miou']:.4f} on val.",
+        f"The best of {chosen_from}: trial {best['number']}, mIoU {best['miou']:.4f} on val.",
         "",
         f"  {best_command(path.parent)}",
         "",
-        "It was chosen by that score, which is therefore too good: score it on test, and train it with other seeds.",
+        f"It was chosen by that score, which is therefore too good: score it {elsewhere}, with other seeds.",
     ]
     text = "".join(f"# {line}".rstrip() + "\n" for line in opening)
-    text += yaml.safe_dump(best["options"], sort_keys=False, allow_unicode=True)
+    text += yaml.safe_dump(best["options"] | {"data": data}, sort_keys=False, allow_unicode=True)
     write_whole(path, lambda file: file.write(text.encode()))

@@ -5,10 +5,13 @@ a trial whose process was killed or interrupted is tried again, and what is samp
 before, not from which process asks.
 """
 
+import errno
 import math
+import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +26,9 @@ DATABASE, LOCK = "sweep.db", "sweep.lock"
 HEARTBEAT, GRACE = 10, 60  # seconds between signs of life of a trial, and without one until it is given up
 MOST_KILLED = 3  # a trial whose process was killed so often, as for want of memory, counts as failed
 FIRST = 3  # if so many trials all fail, so will the rest
+RANDOM = 10  # complete or pruned trials before the sampler looks at scores: until then it draws at random
 STARTUP = 5  # finished trials before one is pruned: the median of fewer says little
+FULL = "database or disk is full"  # SQLite's words for it
 Outcome = Literal["ran", "wait", "done"]
 
 
@@ -42,15 +47,16 @@ class Trials:
         self.lock = FileLock(folder / LOCK)
         warm = max(1, math.ceil(epochs / 4))
         pruner = optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=warm + 1) if prune else optuna.pruners.NopPruner()
-        path = (folder / DATABASE).resolve()
+        self.path = path = (folder / DATABASE).resolve()
         try:
-            with self.lock, _quiet():
+            with self.lock, _quiet(), _full_disk_said(path):
                 storage = optuna.storages.RDBStorage(
                     f"sqlite:///{path}",
                     engine_kwargs={"connect_args": {"timeout": 60}},  # others may be writing
                     heartbeat_interval=HEARTBEAT,
                     grace_period=GRACE,
                 )
+                storage.record_heartbeat = _forgiving(storage.record_heartbeat)
                 self.study = optuna.create_study(
                     storage=storage, study_name="sweep", direction="maximize", load_if_exists=True, pruner=pruner
                 )
@@ -60,7 +66,7 @@ class Trials:
 
     def enqueue_first(self, options: dict[str, Any]) -> None:
         """Values to begin with; nothing where the sweep has begun."""
-        with self.lock:
+        with self.lock, _full_disk_said(self.path):
             if not self.study.trials:
                 self.study.enqueue_trial(options)
 
@@ -69,6 +75,8 @@ class Trials:
 
         objective: of Optuna's trial; it may raise TrialFailed or TrialPruned. Other errors get out, and the trial is
         tried again.
+
+        Raises OSError where the disk is full; the trials are as they were.
         """
         optuna = import_optuna()
         given_up = False  # by the others while this process slept, and tried again by one of them
@@ -85,11 +93,12 @@ class Trials:
             except TrialFailed as failure:
                 trial.set_user_attr("error", str(failure))
                 raise
-            except (Interrupted, KeyboardInterrupt):
-                trial.set_user_attr("interrupted", True)
+            except (Interrupted, KeyboardInterrupt, OSError):
+                with suppress(optuna.exceptions.StorageInternalError):  # of a full disk
+                    trial.set_user_attr("interrupted", True)
                 raise
 
-        with _quiet():
+        with _quiet(), _full_disk_said(self.path):
             self.lock.acquire()
             try:
                 self._try_lost_ones_again()
@@ -99,7 +108,7 @@ class Trials:
                 if counted + running >= self.wanted:
                     return "wait"
                 seed = int(np.random.SeedSequence((self.seed, counted + running)).generate_state(1)[0])
-                self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+                self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM, seed=seed, constant_liar=True)
                 self.study.optimize(begin, n_trials=1, catch=(TrialFailed,))
             except ValueError:  # Optuna will not hear of it
                 if not given_up:
@@ -199,6 +208,27 @@ def import_optuna() -> Any:
         raise InputError("a sweep needs the package optuna: pip install 'regard[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what came of a trial is said here
     return optuna
+
+
+@contextmanager
+def _full_disk_said(path: Path) -> Iterator[None]:
+    """Within: where SQLite finds the disk full, an OSError in the place of what Optuna makes of that."""
+    try:
+        yield
+    except Exception as error:
+        if any(FULL in line for line in traceback.format_exception(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def _forgiving(record: Callable[[int], None]) -> Callable[[int], None]:
+    """Signs of life that go on after one that could not be written; Optuna's thread would end with a traceback."""
+
+    def tried(trial_id: int) -> None:
+        with suppress(import_optuna().exceptions.StorageInternalError):
+            record(trial_id)
+
+    return tried
 
 
 @contextmanager
