@@ -19,8 +19,11 @@ from matplotlib.figure import Figure
 
 from regard.studies.folders import write_whole
 
-# Okabe and Ito's, as on the page
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d555e", "#b3a600")
+# As on the page: Okabe and Ito's, and four more
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d555e", "#b3a600"),
+    *("#7b3fa0", "#8c510a", "#9e1b5b", "#6b8e23"),
+)
 DPI = 200  # of the PNGs: 8 inches are 1600 pixels
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "regard",

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 Number = int | float  # JSON tells no 1 from 1.0
-COLOURS = 8  # Okabe and Ito's, as --c0 to --c7 in page.html.jinja
+COLOURS = 12  # Okabe and Ito's and four more, as --c0 to --c11 in page.html.jinja
 LETTERS = 10  # of a word on an axis that fit into a line, where there are few
 
 
