@@ -1,6 +1,7 @@
 """What a comparison found, read back from the folders of its cells, as the JSON that `report.py` draws."""
 
 import base64
+import io
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 
 from regard.backbones import device_of, normalize
 from regard.data.augment import short_side
@@ -283,7 +285,11 @@ def _described_pretraining(study: Study, name: str, seed: int) -> dict[str, Any]
 
 
 def _data_uri(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    """A chart, small: it is noise to a PNG, and a study may have many."""
+    chart, buffer = Image.open(picture).convert("RGB"), io.BytesIO()
+    chart.thumbnail((480, 480))
+    chart.quantize(64).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _described(
