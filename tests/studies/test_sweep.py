@@ -547,7 +547,9 @@ if __name__ == "__main__":
         raise SystemExit(77)
 """
     (tmp_path / "script.py").write_text(script)
-    cut = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), "200", "4"], stderr=subprocess.PIPE, text=True)
+    cut = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), "20000", "4"], stderr=subprocess.PIPE, text=True
+    )
     database = tmp_path / "out" / "trials"
     deadline = time.monotonic() + 240
     while len(list(database.glob("*/logs"))) < 2 and cut.poll() is None and time.monotonic() < deadline:
@@ -555,7 +557,7 @@ if __name__ == "__main__":
     cut.terminate()
     _, said = cut.communicate(timeout=120)
     assert cut.returncode == 77, said
-    book = Trials(tmp_path / "out", 4, 200, 0)
+    book = Trials(tmp_path / "out", 4, 20000, 0)  # epochs that no machine finishes before the signal
     assert not book.running()
     assert [state_of(trial) for trial in book.study.trials if trial.number < 2] == ["lost", "lost"]
 

@@ -19,10 +19,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from regard.studies.trials import DATABASE, GRACE, LOCK, Pruning, TrialFailed, T
 
 TRIALS = "trials"  # the folder of their folders
 POLL = 2.0  # seconds between looks at whether the last trials are over
+PATIENCE, TIMES = 10.0, 6  # seconds that a process gets to save and end, and how often it is asked to
 CACHE_BYTES = 2**31  # decoded images kept in memory by all processes together
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -200,10 +202,7 @@ def _side_by_side(sweep: Sweep, trials: int, jobs: int) -> None:
         for worker in workers:
             worker.join()
     except BaseException:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
+        _stop([worker for worker in workers if worker.pid is not None])  # those that were started
         raise
     for worker in workers:
         if worker.exitcode in FULL:
@@ -295,6 +294,24 @@ def _tidy(sweep: Sweep, book: Trials) -> None:
                 (folder / MODEL_FILE).unlink(missing_ok=True)
             elif state in ("pruned", "failed", "lost"):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stop(workers: Sequence[BaseProcess]) -> None:
+    """Ask them to end, and see to it. A signal that comes at an odd moment is lost, as where Python swallows what is
+    raised while an object is collected: it is sent again.
+    """
+    for _ in range(TIMES):
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+        deadline = time.monotonic() + PATIENCE
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        if not any(worker.is_alive() for worker in workers):
+            return
+    for worker in workers:
+        worker.kill()
+        worker.join()
 
 
 @contextmanager
