@@ -17,7 +17,8 @@ from regard.segmentation.losses import build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask
 from regard.ssl.schedules import warmup_cosine
 from regard.studies.logs import BEST
-from regard.studies.plan import check_plan, read_plan
+from regard.studies.plan import check_plan
+from regard.studies.plan_file import read_plan
 from regard.studies.presets import preset
 from regard.studies.pretraining import PretrainSettings, build_method
 

@@ -7,7 +7,7 @@ import pytest
 
 from regard.data.layout import open_source
 from regard.studies.compare import compare, open_study
-from regard.studies.estimate import Cost, First, estimate, show, spoken
+from regard.studies.estimate import Cost, estimate, show, spoken
 from regard.studies.plan import Configuration
 from regard.studies.presets import preset
 from regard.studies.training import Hardware
@@ -54,14 +54,6 @@ def test_an_estimate_is_of_the_size_of_what_it_takes(source, tmp_path) -> None:
     took = sum(json.loads(path.read_text())["seconds"] for path in tmp_path.rglob("run.json"))
     assert said.seconds is not None
     assert took / 5 < said.seconds < 5 * took  # a factor of two is promised; the machine may be busy with other things
-
-
-def test_the_first_images_of_a_dataset(source) -> None:
-    first = First(source.split("train"), 3)
-    assert len(first) == 3
-    assert (first.image(2) == source.split("train").image(2)).all()
-    with pytest.raises(IndexError):
-        first.image(3)
 
 
 def test_the_sum_is_shared_out_among_those_side_by_side(capsys) -> None:

@@ -64,7 +64,8 @@ def compare(
     """
     from dataclasses import replace
 
-    from regard.studies.plan import read_plan, spread
+    from regard.studies.plan import spread
+    from regard.studies.plan_file import read_plan
     from regard.studies.presets import preset as choose
 
     if study is not None:
@@ -144,7 +145,7 @@ def ablate(
     from dataclasses import replace
 
     from regard.studies.ablate import ablation
-    from regard.studies.plan import read_plan
+    from regard.studies.plan_file import read_plan
     from regard.studies.presets import preset as choose
 
     if study is not None and (size or preset != "tiny"):

@@ -15,7 +15,8 @@ from regard.errors import InputError, unknown
 from regard.segmentation.fusion import FUSIONS
 from regard.segmentation.heads import HEADS
 from regard.ssl.barlow_twins import BarlowTwins
-from regard.studies.plan import Configuration, Plan, changed
+from regard.studies.plan import Configuration, Plan
+from regard.studies.plan_file import changed
 from regard.studies.pretraining import PretrainSettings
 from regard.studies.segmenting import SegmentSettings
 

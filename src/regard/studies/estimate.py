@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Column, Table
 
 from regard.backbones import build_backbone
@@ -23,6 +22,7 @@ from regard.studies.jobs import console
 from regard.studies.plan import Configuration
 from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.studies.runs import RUN_FILE
+from regard.studies.scoring import Chosen
 from regard.studies.segmenting import segment_run
 from regard.studies.study import Study
 
@@ -39,29 +39,6 @@ class Cost:
     stage: str
     seconds: float | None
     measured: str = ""
-
-
-class First:
-    """The first images of a dataset."""
-
-    def __init__(self, dataset: Any, count: int) -> None:
-        self.dataset, self.count = dataset, min(count, len(dataset))
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-
-    def __len__(self) -> int:
-        return self.count
-
-    def name(self, i: int) -> str:
-        """As the dataset."""
-        return self.dataset.name(i)
-
-    def image(self, i: int) -> np.ndarray:
-        """As the dataset."""
-        return self.dataset.image(range(self.count)[i])
-
-    def mask(self, i: int) -> np.ndarray:
-        """As the dataset."""
-        return self.dataset.mask(range(self.count)[i])
 
 
 def estimate(study: Study) -> list[Cost]:
@@ -120,7 +97,7 @@ def _pretraining(study: Study, name: str) -> tuple[float, str]:
         return 0.0, "weights of a file"
     train = study.source.split("train")
     batch = min(BATCH, choice.settings.batch_size, len(train))
-    part: Dataset = First(train, STEPS * batch)
+    part: Dataset = Chosen(train, STEPS * batch)
     short = replace(choice.settings, batch_size=batch, accumulate=1)
 
     def trial(epochs: int, folder: Path) -> float:
@@ -142,7 +119,7 @@ def _cell(study: Study, c: Configuration) -> tuple[float, str]:
     train, val = splits["train"], splits["val"]
     batch = min(BATCH, settings.batch_size, len(train))
     choice = plan.backbones[c.backbone]
-    few, some = First(train, STEPS * batch), First(val, VALIDATED)
+    few, some = Chosen(train, STEPS * batch), Chosen(val, VALIDATED)
     short = replace(settings, batch_size=batch, accumulate=1, average="none", patience=None, cache_crops=1)
 
     def trial(epochs: int, folder: Path) -> float:

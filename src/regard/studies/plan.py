@@ -1,20 +1,16 @@
-"""What a study compares: backbones, pre-trainings, configurations and seeds, as Python or as a YAML file.
+"""What a study compares: backbones, pre-trainings, configurations and seeds.
 
-Nothing here trains or reads data: `presets.preset` and `read_plan` make a plan, `ablate.ablation` varies one, and
-`compare.compare` runs it.
+Nothing here trains or reads data: `presets.preset` and `plan_file.read_plan` make a plan, `ablate.ablation` varies one,
+and `compare.compare` runs it.
 """
 
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError, unknown
@@ -244,14 +240,14 @@ def check_plan(plan: Plan) -> None:
         if choice.weights and not Path(choice.weights).is_file():
             raise InputError(f"pretrainings.{key}: no file at {choice.weights}")
         if choice.settings:
-            _in(f"pretrainings.{key}", check_options, choice.settings)
+            within(f"pretrainings.{key}", check_options, choice.settings)
     used = dict.fromkeys(c.backbone for c in plan.configurations)
     for key in used:
         if key not in plan.backbones:
             raise unknown("backbone", key, plan.backbones)
-    built = {key: _in(f"backbones.{key}", plan.backbones[key].build) for key in used}
+    built = {key: within(f"backbones.{key}", plan.backbones[key].build) for key in used}
     for c in plan.configurations:
-        _in(f"configuration {c.name!r}", _check_configuration, plan, c, built[c.backbone])
+        within(f"configuration {c.name!r}", _check_configuration, plan, c, built[c.backbone])
     same: dict[str, str] = {}
     for c in plan.configurations:
         other = same.setdefault(plan.cell_key(_canonical(plan, c, built[c.backbone])), c.name)
@@ -286,7 +282,7 @@ def _check_configuration(plan: Plan, c: Configuration, backbone: Backbone) -> No
     check_training(settings, c.fusion, backbone)
 
 
-def _in(where: str, check: Callable[..., T], *arguments: Any) -> T:
+def within(where: str, check: Callable[..., T], *arguments: Any) -> T:
     """With where it was in front of what was wrong."""
     try:
         return check(*arguments)
@@ -299,201 +295,3 @@ def least(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if key in LEAST and isinstance(value, int | float) and not LEAST[key] <= value < math.inf:
             raise InputError(f"{key} {value} will not do: take {LEAST[key]} or more")
-
-
-# What a file may say at its top.
-KEYS = {
-    "name": str,
-    "preset": str,
-    "size": int,
-    "seeds": int | list[int],
-    "pretrain_each_seed": bool,
-    "cache": bool,
-    "backbones": dict[str, dict[str, Any]],
-    "pretrainings": dict[str, dict[str, Any]],
-    "segment": dict[str, Any],
-    "configurations": dict[str, dict[str, Any] | None],
-    "questions": list[tuple[str, str]],
-    "label_fractions": list[float],
-    "frozen": list[bool],
-    "note": str,
-}
-
-
-def read_plan(path: str | Path, preset: Callable[[str, int | None], Plan], seeds: int | None = None) -> Plan:
-    """The plan that a YAML file describes; see docs/studies.md for an example with everything in it.
-
-    preset: makes the plan that the file departs from, of a name and a size: what the file does not say is taken from
-            there, and an entry of the same name changes only what it says. Without `configurations`, the preset's.
-
-    Raises InputError, with the file's name, for what is no YAML, an unknown key (and names the nearest), or a value of
-    the wrong type.
-    """
-    try:
-        plan = _plan(_load(Path(path)), Path(path).stem, preset, seeds)
-        return replace(plan, text=Path(path).read_text(encoding="utf-8"))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise InputError("there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise InputError("should hold keys with values, such as configurations:")
-    return found
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's, which takes 1e-3 for a number as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _plan(found: dict[str, Any], stem: str, preset: Callable[[str, int | None], Plan], seeds: int | None) -> Plan:
-    _known("key", found, KEYS)
-    for key, value in found.items():
-        if value is None:
-            raise InputError(f"{key} is empty: give it a value, or leave it out")
-    found = {key: typed(key, KEYS[key], value) for key, value in found.items()}
-    base = preset(found.get("preset", "tiny"), found.get("size"))
-    backbones = dict(base.backbones)
-    for key, given in found.get("backbones", {}).items():
-        backbones[key] = _in(f"backbones.{key}", _backbone, key, backbones.get(key), given)
-    pretrainings = dict(base.pretrainings)
-    for key, given in found.get("pretrainings", {}).items():
-        pretrainings[key] = _in(f"pretrainings.{key}", _pretraining, pretrainings.get(key), given, base.segment.size)
-    segment = _in("segment", changed, base.segment, found.get("segment", {}))
-    theirs = {c.name: c for c in base.configurations}
-    configurations = tuple(
-        _in(f"configurations.{name}", _configuration, name, theirs.get(name), given or {}, pretrainings, segment)
-        for name, given in found["configurations"].items()
-    ) if "configurations" in found else tuple(c for c in base.configurations if not c.baseline)  # fmt: skip
-    names = {c.name for c in configurations}
-    questions = found.get("questions", [pair for pair in base.questions if set(pair) <= names])
-    chosen = seeds if seeds is not None else found.get("seeds", base.seeds)
-    plan = Plan(
-        found.get("name", stem),
-        backbones,
-        pretrainings,
-        segment,
-        configurations,
-        tuple((a, b) for a, b in questions),
-        tuple(range(chosen)) if isinstance(chosen, int) else tuple(chosen),
-        found.get("pretrain_each_seed", base.pretrain_each_seed),
-        found.get("cache", base.cache),
-        note=found.get("note", base.note),
-    )
-    for pair in plan.questions:  # before they are spread, so that the name is the file's
-        for name in pair:
-            if name not in names:
-                raise unknown("configuration in questions", name, names)
-    if "label_fractions" in found or "frozen" in found:
-        plan = spread(plan, found.get("label_fractions"), found.get("frozen"))
-    return plan
-
-
-def _backbone(key: str, base: BackboneChoice | None, given: dict[str, Any]) -> BackboneChoice:
-    _known("key", given, [f.name for f in fields(BackboneChoice)])
-    if base is None and "name" not in given:
-        raise InputError("it has no name: give it that of a timm model")
-    if "name" in given and base is not None and given["name"] != base.name:
-        base = None  # options are those of a model
-    return changed(base or BackboneChoice(given.get("label", key), given["name"]), given)
-
-
-def _pretraining(base: PretrainingChoice | None, given: dict[str, Any], size: int) -> PretrainingChoice:
-    """size: of the study's images, for a pre-training that does not say its own; local views in DINO's proportion."""
-    ours = [f.name for f in fields(PretrainingChoice) if f.name != "settings"]
-    _known("key", given, [*ours, *(f.name for f in fields(PretrainSettings))])
-    rest = {key: value for key, value in given.items() if key in ours}
-    settings = {key: value for key, value in given.items() if key not in ours}
-    if base is None and "backbone" not in given:
-        raise InputError("it has no backbone: name one of backbones")
-    choice = base or PretrainingChoice(rest["backbone"])
-    if "weights" in given and not settings:
-        choice = replace(choice, settings=None, published=None)
-    elif settings:
-        least(settings)
-        start = choice.settings or PretrainSettings(size=size, local_size=max(32, round(size * 96 / 224 / 32) * 32))
-        if isinstance(settings.get("options"), dict) and settings.get("method", start.method) == start.method:
-            settings["options"] = dict(start.options) | settings["options"]
-        elif settings.get("method", start.method) != start.method:
-            settings.setdefault("options", {})  # those of another method
-        choice = replace(choice, settings=changed(start, settings))
-    return replace(choice, **{key: typed(key, str | None, value) for key, value in rest.items()})
-
-
-def _configuration(
-    name: str,
-    base: Configuration | None,
-    given: dict[str, Any],
-    pretrainings: Mapping[str, PretrainingChoice],
-    segment: SegmentSettings,
-) -> Configuration:
-    types = {
-        "backbone": str, "pretraining": str | None, "fusion": str, "baseline": bool, "label_fraction": float,
-        "segment": dict[str, Any],
-    }  # fmt: skip
-    _known("key", given, types)
-    given = {key: typed(key, types[key], value) for key, value in given.items()}
-    changes = given.pop("segment", {})
-    made = _in("segment", changed, segment, changes)
-    given["segment"] = {key: getattr(made, key) for key in changes}
-    if base is not None:
-        return replace(base, **given)
-    if "backbone" not in given:
-        weights = given.get("pretraining")
-        if weights is None:
-            raise InputError(
-                "it needs a backbone, or a pretraining that has one (no preset knows a configuration so named)"
-            )
-        if weights not in pretrainings:
-            raise unknown("pretraining", weights, pretrainings)
-        given["backbone"] = pretrainings[weights].backbone
-    return Configuration(name, **given)
-
-
-def changed(base: T, given: Mapping[str, Any]) -> T:
-    """A copy of a dataclass with other values, of the right types; InputError otherwise."""
-    known = [f.name for f in fields(base)]  # pyright: ignore[reportArgumentType]
-    _known("key", given, known)
-    least(given)
-    made = typed("", type(base), asdict(base) | dict(given))  # pyright: ignore[reportArgumentType]
-    return replace(base, **{key: getattr(made, key) for key in given})  # pyright: ignore[reportArgumentType]
-
-
-def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    for key in given:
-        if key not in known:
-            raise unknown(what, str(key), known)
-
-
-def typed(key: str, kind: Any, value: Any) -> Any:
-    """A value as its type, by jsonargparse: nested dataclasses are built. InputError where it does not fit."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
-    try:
-        return parser.instantiate(parser.parse_object({"value": value})).value
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(_in_words(key, value, " ".join(str(error).split()))) from error
-
-
-def _in_words(key: str, value: Any, message: str) -> str:
-    """jsonargparse's message, which is several lines about its own types, as "KEY should be a TYPE, not VALUE"."""
-    inner = re.search(r'Parser key "value\.?([\w.]*)"', message)
-    path = [part for part in (inner[1] if inner else "").split(".") if part]
-    for part in path:
-        value = value.get(part) if isinstance(value, Mapping) else value
-    kinds = re.findall(r"Expected an? (?:typing\.)?(?:<class ')?(Literal\[[^]]*\]|[\w ]+(?:\[[^]]*\])?)", message)
-    words = " or ".join(dict.fromkeys(kind.strip().replace("NoneType", "null") for kind in kinds)) or "of another type"
-    return f"{'.'.join([key, *path]).strip('.')} should be {words}, not {value!r}"

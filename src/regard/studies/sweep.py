@@ -36,21 +36,20 @@ from regard.backbones import Backbone, build_backbone
 from regard.backbones.base import weights_digest
 from regard.backbones.weights import MODEL_FILE
 from regard.data.layout import Source, fingerprint, require_masks
-from regard.data.samples import Cached
 from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.studies.folders import SETTINGS_FILE, read_json, write_json
+from regard.studies.plan import plain
 from regard.studies.segmenting import segment_run
 from regard.studies.space import Space, Value, build_settings, check_space
 from regard.studies.sweep_report import write_sweep_report
 from regard.studies.sweep_results import BEST_FILE, RESULTS_FILE, collect, write_best
-from regard.studies.tasks import FULL, full_disk, one_line
+from regard.studies.tasks import FULL, full_disk, one_line, with_cache
 from regard.studies.training import Hardware
 from regard.studies.trials import DATABASE, GRACE, LOCK, Pruning, TrialFailed, Trials, import_optuna, state_of
 
 TRIALS = "trials"  # the folder of their folders
 POLL = 2.0  # seconds between looks at whether the last trials are over
 PATIENCE, TIMES = 10.0, 6  # seconds that a process gets to save and end, and how often it is asked to
-CACHE_BYTES = 2**31  # decoded images kept in memory by all processes together
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -176,19 +175,12 @@ def _check_claim(out: Path, settings: dict[str, Any]) -> bool:
     before = read_json(out / SETTINGS_FILE)
     if not isinstance(before, dict) or before.get("kind") != "sweep":
         raise InputError(f"{out} holds something else than a sweep: choose another --out")
-    differs = [key for key, value in settings.items() if before.get(key) != _plain(value)]
+    differs = [key for key, value in settings.items() if before.get(key) != plain(value)]
     if "seed" in differs and "backbone" in differs:  # whose random weights follow from the seed
         differs.remove("backbone")
     if differs:
         raise InputError(f"{out} holds another sweep ({', '.join(differs)} differ): choose another --out, or delete it")
     return True
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _side_by_side(sweep: Sweep, trials: int, jobs: int) -> None:
@@ -225,9 +217,7 @@ def _worker(sweep: Sweep, trials: int, jobs: int, speaks: bool) -> None:
 
 def _work(sweep: Sweep, book: Trials, jobs: int, speaks: bool = True) -> None:
     """Run trials until so many are over, by whichever process. speaks: says what is waited for."""
-    limit = CACHE_BYTES // jobs // len(sweep.source.splits)
-    splits = {name: Cached(dataset, limit) for name, dataset in sweep.source.splits.items()}
-    sweep = replace(sweep, source=replace(sweep.source, splits=splits))
+    sweep = with_cache(sweep, jobs)
     parent, waited = multiprocessing.parent_process(), False
     while (outcome := book.run_next(partial(_train, sweep))) != "done":
         if parent is not None and not parent.is_alive():
