@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from regard.backbones import build_backbone
 from regard.cli import COMMANDS, _spread_lists, build_parser, main
 from regard.cli.common import outputs
-from regard.data.datasets import read_image
+from regard.data.reading import read_image
 from regard.data.scenes import Scenes
 from regard.evaluation.scores import scores
 from regard.segmentation.inference import Inference

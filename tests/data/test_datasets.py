@@ -19,12 +19,10 @@ from regard.data.datasets import (
     LabelDataset,
     MaskDataset,
     MaskFolder,
-    image_size,
-    read_image,
-    read_mask,
     voc_palette,
 )
 from regard.data.names import Legend, read_json, read_labelmap
+from regard.data.reading import image_size, read_image, read_mask
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 

@@ -8,8 +8,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from regard.data.datasets import VOC2012, MaskDataset, hold_out, voc_palette
+from regard.data.datasets import VOC2012, MaskDataset, voc_palette
 from regard.data.layout import Source, check_readable, fingerprint, open_source, require_masks
+from regard.data.listing import hold_out
 from regard.data.published import ADE20K, CamVid, CocoStuff, camvid_split, comma_separated
 from regard.errors import InputError
 

@@ -24,7 +24,7 @@ def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bo
 
     Raises InputError for a path that is not there, and where a file would take the place of an image or of another one.
     """
-    from regard.data.datasets import list_images
+    from regard.data.listing import list_images
 
     made: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -56,7 +56,7 @@ def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bo
 
 def _matches(pattern: Path, videos: bool) -> dict[Path, str]:
     """The images, and videos if wanted, that match, and their paths below the part of the pattern that is plain."""
-    from regard.data.datasets import is_image
+    from regard.data.listing import is_image
     from regard.data.video import is_video
 
     plain = Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts))

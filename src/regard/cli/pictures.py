@@ -17,7 +17,7 @@ from torch import Tensor
 from regard.backbones import Backbone, build_backbone, device_of, normalize
 from regard.cli.common import Accelerator, natural
 from regard.data.augment import resize, short_side
-from regard.data.datasets import read_image
+from regard.data.reading import read_image
 from regard.data.video import frame_count, is_video, read_video
 from regard.studies.folders import write_whole
 from regard.studies.training import Hardware

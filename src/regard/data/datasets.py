@@ -1,40 +1,31 @@
 """Images on disk: plain folders, class folders, images with masks, VOC 2012. `layout.open_source` recognises them.
 
-Every image comes out upright as (H, W, 3) uint8 RGB in 0..255, every mask as (H, W) uint8 class indices, 255 for void.
-What the classes are called and how masks tell them is in names.py; the other published data sets are in published.py.
-Nothing is resized, normalised or cached here. A file that can't be used raises `InputError`, which names it.
+What an image and a mask file hold is in reading.py, which images there are in listing.py, what the classes are called
+and how masks tell them in names.py; the other published data sets are in published.py. Masks come out as uint8 class
+indices, 255 for void. Nothing is resized, normalised or cached here.
 """
 
-import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import cv2
 import numpy as np
 from jaxtyping import Int16, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from regard.data.listing import IMAGE_SUFFIXES, list_images, subfolders
 from regard.data.names import (
-    UNKNOWN,
     VOID,
     Legend,
-    hexadecimal,
     numbered,
-    pack,
     read_json,
     read_text,
-    unpack,
     voc_palette,
 )
+from regard.data.reading import image_size, read_image, read_labels, read_mask, readable
 from regard.errors import InputError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# Pillow widens 2- and 4-bit grey to 0..255: class 1 of a mask that a PNG optimiser packed into 4 bits would read as 17.
-GREY_STEPS = {"L;2": 85, "L;4": 17}
 
 
 @runtime_checkable
@@ -201,143 +192,6 @@ class VOC2012(PairedImages):
         super().__init__(found, masks, numbered(self.names.split()))
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB in 0..255, turned upright as EXIF says; transparency is dropped, 16-bit values keep their upper 8 bits.
-
-    Raises InputError for a file that is missing, broken, not an image, or has 32-bit values, whose range is unknown.
-    """
-    with _readable(path):
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if bgr is not None:
-            return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-        with Image.open(path) as image:  # what OpenCV can't read; Pillow also knows broken from unsupported
-            if image.mode[0] in "IF":
-                raise InputError(f"{path} holds 32-bit values: 8- or 16-bit images would work")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def read_mask(path: str | Path) -> UInt8[np.ndarray, "h w"]:
-    """The class of each pixel: the index in an indexed PNG, the value in a grey one. Raises InputError for others."""
-    with _readable(path), Image.open(path) as image:
-        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-            fits = "an indexed or grey PNG, or the classes' colours in classes.json, would work"
-            raise InputError(f"{path} is a coloured mask, and its colours are not known: {fits}")
-        step = GREY_STEPS.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
-        values = np.array(image)
-        if values.max() > VOID:
-            raise InputError(f"{path} holds the value {values.max()}: 0 to 254, and 255 for void, would work")
-        return (values // np.uint8(step)).astype(np.uint8)
-
-
-def read_labels(path: str | Path, legend: Legend) -> Int16[np.ndarray, "h w"]:
-    """The label of each pixel of a mask, by its colours or its values as `legend` says; transparency is dropped.
-
-    Raises InputError for a mask that can't be read, and for values or colours that `legend` doesn't have.
-    """
-    with _readable(path), Image.open(path) as image:
-        grey = image.mode in ("1", "L", "P") or image.mode.startswith("I")
-        if legend.colors and not (grey and legend.values):
-            if image.mode[0] in "IF":
-                raise InputError(f"{path} holds {image.mode} values: 8-bit colours would work")
-            image.info.pop("transparency", None)  # Pillow warns of it where it drops it
-            rgb = np.array(image.convert("RGB"))
-            labels = legend.by_color(rgb)
-            if (labels == UNKNOWN).any():
-                raise _unknown_colors(path, rgb[labels == UNKNOWN][None], legend)
-            return labels
-    return labels_of(path, read_mask(path), legend)
-
-
-def labels_of(path: str | Path, values: UInt8[np.ndarray, "h w"], legend: Legend) -> Int16[np.ndarray, "h w"]:
-    """The label of each value of a mask; InputError, which names `path`, for values that no class has."""
-    labels = legend.by_value(values)
-    if not (unknown := labels == UNKNOWN).any():
-        return labels
-    of_classes = sorted(value for value, label in legend.values.items() if label != VOID)
-    void = sorted(value for value, label in legend.values.items() if label == VOID)
-    gaps = ", with gaps," if len(of_classes) <= of_classes[-1] - of_classes[0] else ""
-    known = f"{of_classes[0]} to {of_classes[-1]}{gaps} for the {len(legend.classes)} classes"
-    known += f", and {' or '.join(map(str, void))} for void," if void else ""
-    held = ", ".join(map(str, np.unique(values[unknown])[:10]))
-    raise InputError(f"{path} holds the values {held}: {known} would work")
-
-
-def _unknown_colors(path: str | Path, rgb: UInt8[np.ndarray, "1 n 3"], legend: Legend) -> InputError:
-    """The error for colours of a mask that no class has: the most frequent first."""
-    codes, counts = np.unique(pack(rgb), return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    named = ", ".join(hexadecimal(color) for color in unpack(codes[order[:3]])) + (", ..." if len(codes) > 3 else "")
-    what = f"{path} has {rgb.shape[1]:,} pixels of {len(codes):,} colours that no class has ({named})"
-    if str(path).lower().endswith((".jpg", ".jpeg")):
-        return InputError(f"{what}: JPEG changes colours, so masks saved as PNG from the start would work")
-    return InputError(f'{what}: to give these to a class, or to "void", in {legend.where} would work')
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of the upright image, from its header alone."""
-    with _readable(path), Image.open(path) as image:
-        # Only if the header has EXIF: Pillow decodes a whole PNG in search of it, and turns the size of a TIFF itself.
-        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        width, height = image.size
-        return (width, height) if turned else (height, width)
-
-
-@contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "not an image, or broken: save it as JPEG or PNG, or remove it"
-        raise InputError(f"{path} can't be read: {reason}") from error
-
-
-def list_images(root: Path, folder: str = "") -> list[str]:
-    """The images below root/folder at any depth, hidden ones left out: paths relative to `root`, with "/", sorted."""
-    start = len(os.path.join(root, ""))
-    found, folders, seen = [], [os.path.join(root, folder)], set()
-    for here in folders:  # grows while it is walked
-        if (real := os.path.realpath(here)) in seen:  # a link that leads back up
-            continue
-        seen.add(real)
-        with _readable(here), os.scandir(here) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.is_dir() and not entry.name.startswith("."):
-                    folders.append(entry.path)
-                elif is_image(entry.name):
-                    found.append(entry.path[start:].replace(os.sep, "/"))
-    return sorted(found)
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
-def holds_images(folder: str | Path) -> bool:
-    """Whether there are images directly in `folder`."""
-    with _readable(folder):
-        return any(map(is_image, os.listdir(folder)))
-
-
-def subfolders(root: str | Path) -> list[str]:
-    """The names of the folders directly in `root`, hidden ones left out, sorted."""
-    with _readable(root), os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def hold_out(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(train, val): a fifth of the images for val, the same on every machine and in whatever order they are listed.
-
-    The lowest hashes of the paths are chosen, so that an image more or less moves at most one of the others.
-    """
-    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
-    val = set(ranked[: max(1, len(paths) // 5)])
-    return [path for path in paths if path not in val], [path for path in paths if path in val]
-
-
 def mask_legend(root: Path, first: str) -> Legend:
     """How the masks of an images/ + masks/ tree tell the classes: as classes.json or classes.txt says; see names.py.
 
@@ -378,7 +232,7 @@ def _own_palette(path: Path, legend: Legend) -> tuple[tuple[int, int, int], ...]
     that can't be read any: `mask` names it, when it is needed for more than this.
     """
     try:
-        with _readable(path), Image.open(path) as image:
+        with readable(path), Image.open(path) as image:
             flat = image.getpalette() if image.mode == "P" else None
     except InputError:
         return ()

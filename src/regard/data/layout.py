@@ -32,17 +32,8 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import track
 
-from regard.data.datasets import (
-    ClassFolders,
-    Dataset,
-    ImageFolder,
-    MaskDataset,
-    MaskFolder,
-    hold_out,
-    holds_images,
-    list_images,
-    subfolders,
-)
+from regard.data.datasets import ClassFolders, Dataset, ImageFolder, MaskDataset, MaskFolder
+from regard.data.listing import hold_out, holds_images, list_images, subfolders
 from regard.data.published import open_published
 from regard.data.scenes import Scenes
 from regard.errors import InputError, unknown

@@ -15,8 +15,10 @@ import numpy as np
 import scipy.io
 from jaxtyping import Int16, UInt8
 
-from regard.data.datasets import VOC2012, PairedImages, hold_out, is_image, labels_of, list_images, voc_root
+from regard.data.datasets import VOC2012, PairedImages, voc_root
+from regard.data.listing import hold_out, is_image, list_images
 from regard.data.names import VOID, Color, Legend, numbered, read_labelmap
+from regard.data.reading import labels_of
 from regard.errors import InputError
 
 

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from regard.data.datasets import read_image
+from regard.data.reading import read_image
 from regard.errors import InputError
 
 ImageLike = Image.Image | np.ndarray | Tensor | str | Path

@@ -25,8 +25,9 @@ from regard.attention.views import LEAST_SHARED
 from regard.backbones import Backbone, describe, device_of, from_description, normalize
 from regard.backbones.base import Kind
 from regard.data.augment import ORDER, VIEW, View, draws, resize, resize_pair, short_side
-from regard.data.datasets import VOC2012, Dataset, MaskDataset, read_mask
+from regard.data.datasets import VOC2012, Dataset, MaskDataset
 from regard.data.modules import loading
+from regard.data.reading import read_mask
 from regard.data.samples import Cached
 from regard.errors import InputError
 from regard.evaluation.heads import GROUPS, POINTS, HeadScores

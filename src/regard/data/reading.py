@@ -1,0 +1,113 @@
+"""Reads one image or one mask file: pixels as the datasets promise them, or one line that names the file.
+
+Every image comes out upright as (H, W, 3) uint8 RGB in 0..255, every mask as (H, W) class indices.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Int16, UInt8
+from PIL import ExifTags, Image, ImageOps
+
+from regard.data.names import UNKNOWN, VOID, Legend, hexadecimal, pack, unpack
+from regard.errors import InputError
+
+# Pillow widens 2- and 4-bit grey to 0..255: class 1 of a mask that a PNG optimiser packed into 4 bits would read as 17.
+GREY_STEPS = {"L;2": 85, "L;4": 17}
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB in 0..255, turned upright as EXIF says; transparency is dropped, 16-bit values keep their upper 8 bits.
+
+    Raises InputError for a file that is missing, broken, not an image, or has 32-bit values, whose range is unknown.
+    """
+    with readable(path):
+        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        if bgr is not None:
+            return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+        with Image.open(path) as image:  # what OpenCV can't read; Pillow also knows broken from unsupported
+            if image.mode[0] in "IF":
+                raise InputError(f"{path} holds 32-bit values: 8- or 16-bit images would work")
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def read_mask(path: str | Path) -> UInt8[np.ndarray, "h w"]:
+    """The class of each pixel: the index in an indexed PNG, the value in a grey one. Raises InputError for others."""
+    with readable(path), Image.open(path) as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            fits = "an indexed or grey PNG, or the classes' colours in classes.json, would work"
+            raise InputError(f"{path} is a coloured mask, and its colours are not known: {fits}")
+        step = GREY_STEPS.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
+        values = np.array(image)
+        if values.max() > VOID:
+            raise InputError(f"{path} holds the value {values.max()}: 0 to 254, and 255 for void, would work")
+        return (values // np.uint8(step)).astype(np.uint8)
+
+
+def read_labels(path: str | Path, legend: Legend) -> Int16[np.ndarray, "h w"]:
+    """The label of each pixel of a mask, by its colours or its values as `legend` says; transparency is dropped.
+
+    Raises InputError for a mask that can't be read, and for values or colours that `legend` doesn't have.
+    """
+    with readable(path), Image.open(path) as image:
+        grey = image.mode in ("1", "L", "P") or image.mode.startswith("I")
+        if legend.colors and not (grey and legend.values):
+            if image.mode[0] in "IF":
+                raise InputError(f"{path} holds {image.mode} values: 8-bit colours would work")
+            image.info.pop("transparency", None)  # Pillow warns of it where it drops it
+            rgb = np.array(image.convert("RGB"))
+            labels = legend.by_color(rgb)
+            if (labels == UNKNOWN).any():
+                raise _unknown_colors(path, rgb[labels == UNKNOWN][None], legend)
+            return labels
+    return labels_of(path, read_mask(path), legend)
+
+
+def labels_of(path: str | Path, values: UInt8[np.ndarray, "h w"], legend: Legend) -> Int16[np.ndarray, "h w"]:
+    """The label of each value of a mask; InputError, which names `path`, for values that no class has."""
+    labels = legend.by_value(values)
+    if not (unknown := labels == UNKNOWN).any():
+        return labels
+    of_classes = sorted(value for value, label in legend.values.items() if label != VOID)
+    void = sorted(value for value, label in legend.values.items() if label == VOID)
+    gaps = ", with gaps," if len(of_classes) <= of_classes[-1] - of_classes[0] else ""
+    known = f"{of_classes[0]} to {of_classes[-1]}{gaps} for the {len(legend.classes)} classes"
+    known += f", and {' or '.join(map(str, void))} for void," if void else ""
+    held = ", ".join(map(str, np.unique(values[unknown])[:10]))
+    raise InputError(f"{path} holds the values {held}: {known} would work")
+
+
+def _unknown_colors(path: str | Path, rgb: UInt8[np.ndarray, "1 n 3"], legend: Legend) -> InputError:
+    """The error for colours of a mask that no class has: the most frequent first."""
+    codes, counts = np.unique(pack(rgb), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    named = ", ".join(hexadecimal(color) for color in unpack(codes[order[:3]])) + (", ..." if len(codes) > 3 else "")
+    what = f"{path} has {rgb.shape[1]:,} pixels of {len(codes):,} colours that no class has ({named})"
+    if str(path).lower().endswith((".jpg", ".jpeg")):
+        return InputError(f"{what}: JPEG changes colours, so masks saved as PNG from the start would work")
+    return InputError(f'{what}: to give these to a class, or to "void", in {legend.where} would work')
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the upright image, from its header alone."""
+    with readable(path), Image.open(path) as image:
+        # Only if the header has EXIF: Pillow decodes a whole PNG in search of it, and turns the size of a TIFF itself.
+        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        width, height = image.size
+        return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turns what goes wrong while a file or folder is read into an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "not an image, or broken: save it as JPEG or PNG, or remove it"
+        raise InputError(f"{path} can't be read: {reason}") from error
