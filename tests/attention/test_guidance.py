@@ -11,8 +11,9 @@ import torch
 from regard.attention.guidance import Guidance, consistency, diversity, sharpness
 from regard.attention.views import on_overlap
 from regard.backbones import AttentionMap, build_backbone
-from regard.data.augment import View, draws
+from regard.data.augment import draws
 from regard.data.scenes import Scenes
+from regard.data.views import View
 from regard.errors import InputError
 from regard.segmentation.losses import build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask

@@ -15,8 +15,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import regard
-from regard.data.augment import barlow_twins_views, dino_views
 from regard.data.modules import PretrainData
+from regard.data.views import barlow_twins_views, dino_views
 from regard.errors import TrainingStopped
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO

@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from regard.backbones import build_backbone, normalize
-from regard.data.augment import ORDER, VIEW, barlow_twins_views, draws
+from regard.data.augment import ORDER, VIEW, draws
 from regard.data.samples import CentreCrops
 from regard.data.scenes import Scenes
+from regard.data.views import barlow_twins_views
 from regard.errors import InputError
 from regard.evaluation.probes import knn
 from regard.ssl.barlow_twins import BarlowTwins

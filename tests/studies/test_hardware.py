@@ -63,9 +63,9 @@ def test_checkpointed_activations_are_computed_twice() -> None:
     assert backbone.model.layer2[0].bn1.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2"])
-def test_a_strategy_that_cuts_parameters_is_refused(strategy: str) -> None:
-    with pytest.raises(InputError, match="use ddp"):
+@pytest.mark.parametrize("strategy", ["fsdp_cpu_offload", "deepspeed_stage_2"])
+def test_a_strategy_that_takes_tensors_apart_is_refused(strategy: str) -> None:
+    with pytest.raises(InputError, match="use ddp, or fsdp"):
         Hardware(strategy=strategy)
 
 

@@ -15,9 +15,9 @@ from torchvision.transforms import InterpolationMode
 from regard.attention.views import LEAST_SHARED
 from regard.backbones import build_backbone, save_backbone
 from regard.cli import main
-from regard.data.augment import View
 from regard.data.datasets import VOC2012, ImageFolder
 from regard.data.scenes import Scenes
+from regard.data.views import View
 from regard.studies.runs import load_run
 from regard.studies.scoring import (
     Chosen,

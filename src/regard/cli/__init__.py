@@ -12,7 +12,7 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from regard.cli.common import is_first_process
-from regard.cli.data import check, download, info
+from regard.cli.data import check, download, info, pack
 from regard.cli.exporting import export
 from regard.cli.looking import attention, embed, features
 from regard.cli.scoring import score
@@ -53,12 +53,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "ablate": ablate,
     "sweep": sweep,
     "report": report,
-    "data": {"info": info, "check": check, "download": download},
+    "data": {"info": info, "check": check, "download": download, "pack": pack},
 }
 
-ABOUT = {"data": "Say what a path holds, find what is wrong with it, download a published data set."}
+ABOUT = {"data": "Say what a path holds, find what is wrong with it, download a published data set, pack one."}
 LISTS = ("--images", "--scales", "--axis", "--label_fractions", "--layers")  # options that take several values
-POSITIONAL = ("report", "info", "check", "download")  # `regard report DIR`, `regard data info SRC`
+POSITIONAL = ("report", "info", "check", "download", "pack")  # `regard report DIR`, `regard data info SRC`
 
 
 class _Parser(ArgumentParser):

@@ -1,7 +1,7 @@
-"""Commands about data sets: data info, data check, data download."""
+"""Commands about data sets: data info, data check, data download, data pack."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from regard.cli.common import console, say
 from regard.errors import InputError
@@ -11,7 +11,7 @@ def info(source: str, out: str | None = None, limit: int | None = None) -> str:
     """Say what a path holds: layout, splits, classes and how often they are seen, sizes of images.
 
     Args:
-        source: A path, or `scenes`.
+        source: A path, `scenes`, or the s3://, gs:// or https:// URL of a pack.
         out: Folder for info.json and contact-sheet.png (images of each split, and their masks over them).
         limit: Images of each split at most, evenly spaced, for a quick answer; by default all.
     """
@@ -25,7 +25,7 @@ def info(source: str, out: str | None = None, limit: int | None = None) -> str:
     if opened.classes:
         _classes_table(found, opened.classes, opened.has_masks)
     if broken := sum(split.broken for split in found.values()):
-        say(f"{broken:,} images or masks could not be read: regard data check {source} lists them")
+        say(f"{broken:,} images or masks could not be read: regard data check {opened.root} lists them")
     if out is None:
         return opened.describe()
 
@@ -40,20 +40,24 @@ def info(source: str, out: str | None = None, limit: int | None = None) -> str:
 
 
 def check(source: str, out: str | None = None) -> str:
-    """Read every image and mask, and list all that is wrong; exit status 2 where anything is.
+    """Read every image and mask, and list all that is wrong; exit status 2 where anything is. Sums packs, too.
 
     Args:
-        source: A path, or `scenes`.
+        source: A path, `scenes`, or the s3://, gs:// or https:// URL of a pack.
         out: A file for the list, as JSON.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from rich.table import Table
 
-    from regard.data.check import check
+    from regard.data.check import Problem, check
+    from regard.data.packed import broken_chunks
     from regard.studies.folders import write_json
 
     found = check(source)
+    sums = "its bytes are not those that were packed: a whole copy of the pack, or packing again, would work"
+    broken = tuple(Problem(split, file, sums) for split, file in broken_chunks(source))
+    found = replace(found, problems=(*broken, *found.problems))
     what = "pairs" if found.paired else "images"
     if out:
         listed = [asdict(problem) for problem in found.problems]
@@ -91,6 +95,29 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
         return line
     say(opened.describe())
     return f"{line}: regard {'segment' if opened.has_masks else 'pretrain'} --data {done.root} ..."
+
+
+def pack(source: str, to: str, chunk_mb: int = 64, on_bad_image: Literal["raise", "skip"] = "raise") -> str:
+    """Pack images, and masks or labels, into a few large files, for `--data` to read them from a disk or a bucket.
+
+    Args:
+        source: A path, or `scenes`.
+        to: A folder, or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; where it holds a part of the same pack, goes on.
+        chunk_mb: Size of a file, in MB of 2**20 bytes.
+        on_bad_image: Stop at an image or a mask that can't be read, or leave it out and name it.
+    """
+    from regard.data.layout import open_source
+    from regard.data.packing import pack
+
+    opened = open_source(source)
+    say(opened.describe())
+    made = pack(opened, to, chunk_mb, on_bad_image)
+    if made.skipped:
+        named = ", ".join(made.skipped[:10]) + (", ..." if len(made.skipped) > 10 else "")
+        say(f"{len(made.skipped):,} images are left out, since they or their masks can't be used: {named}")
+    state = f"packed in {made.where}" if made.new else f"were there already, and whole, in {made.where}"
+    size = f"{made.images:,} images, {made.bytes / 1e6:,.1f} MB in {made.chunks:,} chunks"
+    return f"{size}, {state}: regard {'segment' if opened.has_masks else 'pretrain'} --data {made.where} ..."
 
 
 def _sizes_table(found: dict[str, Any]) -> None:

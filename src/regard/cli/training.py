@@ -400,6 +400,11 @@ def segment(
     workers: int = 4,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
+    compile: bool = False,
+    checkpoint_activations: bool = False,
     checkpoint_minutes: float = 10.0,
     guide_sharpness: float = 0.0,
     guide_diversity: float = 0.0,
@@ -423,9 +428,9 @@ def segment(
         crop: Side of the training crops in pixels; by default the short side of the images.
         class_share: Draw a crop again where one class has more of it than this, such as 0.75.
         epochs: Passes over the images.
-        batch_size: Images per step, over all accumulated parts.
+        batch_size: Images per step, over all devices and accumulated parts.
         accumulate: Forward passes per step. Parts count alike, and a loss that is not a sum over pixels (dice, lovasz)
-            is one of each part.
+            is one of each part, and of each device's.
         loss: A sum of cross_entropy, dice, focal and lovasz, such as "cross_entropy + 0.5*dice".
         class_weights: `balanced` gives rare classes more weight in the loss, by their pixels in all training masks.
         lr: Peak rate of fusion and head.
@@ -443,9 +448,15 @@ def segment(
         pretrained: timm's published weights for the backbone.
         seed: Of weights, order and crops.
         logger: `wandb` (Weights & Biases), beside CSV and TensorBoard.
-        workers: Processes that load images.
+        workers: Processes that load images, per device.
         accelerator: `auto` takes a GPU where there is one.
         precision: `auto` is bf16-mixed on a GPU, else 32-true.
+        devices: Processes (GPUs) on each machine.
+        nodes: Machines.
+        strategy: How Lightning joins the processes, such as `ddp`.
+        compile: Compile the networks with torch.compile.
+        checkpoint_activations: Spend time to save memory: compute activations again in the backward pass. Not with a
+            fusion that reads attention.
         checkpoint_minutes: How often to save what a killed run goes on from.
         guide_sharpness: Weight of a loss that makes each attention head look at few places; 0 for none.
         guide_diversity: Weight of a loss that makes the heads of a block look at different places.
@@ -464,7 +475,7 @@ def segment(
     from regard.segmentation.losses import build_loss
     from regard.studies.folders import run_folder
     from regard.studies.runs import RUN_FILE, load_run, summary
-    from regard.studies.segmenting import Cache, SegmentSettings, check_settings, segment_run
+    from regard.studies.segmenting import Cache, SegmentSettings, check_hardware, check_settings, segment_run
     from regard.studies.training import Hardware
 
     build_loss(loss, None, 255)  # so that a wrong name is said before anything is read or written
@@ -493,9 +504,13 @@ def segment(
     )  # fmt: skip
     kept = Cache(Path(cache), fingerprint(source, Path(cache), Path(out))) if cache else None
     check_settings(settings, kept, fusion, model)
+    hardware = Hardware(
+        accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes, devices=devices, nodes=nodes,
+        strategy=strategy, compile=compile, checkpoint_activations=checkpoint_activations,
+    )  # fmt: skip
+    check_hardware(settings, hardware, len(splits["train"]), fusion, kept)
     say(source.describe())
     check_readable(source)
-    hardware = Hardware(accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes)
     origin = {"data": source.root, "backbone": backbone, "weights": weights, "pretrained": pretrained}
     begun = {"options": model.options, "first_weights": weights_digest(model), "cached": kept is not None}
     started = origin | begun | {"fusion": fusion, "seed": seed} | asdict(settings)
@@ -504,10 +519,13 @@ def segment(
             splits["train"], splits["val"], model, fusion, settings, folder, seed, hardware, cache=kept, origin=origin,
             logger=logger,
         )  # fmt: skip
+    line = f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."
+    if not is_first_process():
+        return line
     for level in made["head_weights"]:
         heads = zip(level["heads"], level["weights"], strict=True)
         shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in heads)
         say(f"heads of block {level['block']} in the fusion (strength {level['strength']:.3f}): {shares}")
     run = load_run(out)
     table(summary(run, run.evaluate(splits["val"])), "val")
-    return f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."
+    return line

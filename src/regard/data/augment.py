@@ -1,28 +1,26 @@
-"""Random views of images, and joint transforms of image and mask, on CPU, over uint8 RGB arrays with OpenCV.
+"""Joint transforms of image and mask for segmentation, over uint8 arrays with OpenCV; and where all draws come from.
 
-Distributions are those of the Barlow Twins and DINO code (torchvision on PIL); a departure: shrinking uses area
-averaging, where PIL uses an antialiased bicubic filter.
+A departure from torchvision on PIL: shrinking uses area averaging, where PIL uses an antialiased bicubic filter.
 
 Nothing here keeps a random state: all draws come from a generator that the caller makes with `draws`, out of (seed,
 epoch, image, view). So the number of workers, of ranks, or a restart changes nothing.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from regard.data.views import Image, draw_jitter
 from regard.errors import InputError
 
-Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
 Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
 
 cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's own threads would fight with them
 ORDER, VIEW, CROP, LABELS = 1, 2, 3, 4  # purposes of a draw
 TRIES = 10  # crops drawn until none of the classes has too large a share, as mmsegmentation
-GREY = np.array([[0.299, 0.587, 0.114]], dtype=np.float32)  # ITU-R 601, as PIL and torchvision
 
 
 def draws(*key: int) -> np.random.Generator:
@@ -33,122 +31,12 @@ def draws(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-@dataclass(frozen=True)
-class View:
-    """The distribution of one view.
-
-    size:     side of the square view, pixels.
-    scale:    share of the image's area that a crop takes, at least and at most; its aspect is in (3/4, 4/3).
-    blur:     probability of a Gaussian blur with a standard deviation drawn from `sigma`, pixels of the view.
-    solarize: probability of inverting all values from 128 up.
-    jitter:   probability of changing brightness, contrast, saturation and hue, in random order, by at most `strength`.
-    """
-
-    size: int
-    scale: tuple[float, float]
-    blur: float
-    solarize: float
-    sigma: tuple[float, float] = (0.1, 2.0)
-    flip: float = 0.5
-    jitter: float = 0.8
-    strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    grey: float = 0.2
-
-    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """One view: crop, flip, colour, blur, solarize."""
-        return self.placed(image, rng)[0]
-
-    def placed(self, image: Image, rng: np.random.Generator) -> tuple[Image, tuple[float, ...]]:
-        """The view, and its place: top, left, height, width as shares of the image's; 1.0 if flipped, else 0.0."""
-        (top, left, height, width), (rows, columns) = crop_box(image.shape[:2], self.scale, rng), image.shape[:2]
-        view = resize(image, (top, left, height, width), (self.size, self.size))
-        flipped = rng.random() < self.flip
-        if flipped:
-            view = view[:, ::-1]
-        if rng.random() < self.jitter:
-            view = jitter_colour(view, self.strength, rng)
-        if rng.random() < self.grey:
-            view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        if rng.random() < self.blur:
-            view = cv2.GaussianBlur(view, (0, 0), rng.uniform(*self.sigma))
-        if rng.random() < self.solarize:
-            view = np.where(view < 128, view, 255 - view)
-        place = (top / rows, left / columns, height / rows, width / columns, float(flipped))
-        return np.ascontiguousarray(view), place
-
-
-def barlow_twins_views(size: int = 224) -> tuple[View, View]:
-    """The two published views; for another size than 224 the blur shrinks with the view, so that it hides as much."""
-    first = _scaled_blur(View(size, (0.08, 1.0), blur=1.0, solarize=0.0), size)
-    return first, replace(first, blur=0.1, solarize=0.2)
-
-
-def dino_views(size: int = 224, local_size: int = 96, local_crops: int = 8) -> tuple[View, ...]:
-    """The published multi-crop: two global crops of at least 0.4 of the image, and local ones of 0.05 to 0.4."""
-    first = _scaled_blur(View(size, (0.4, 1.0), blur=1.0, solarize=0.0), size)
-    second = replace(first, blur=0.1, solarize=0.2)
-    local = replace(first, size=local_size, scale=(0.05, 0.4), blur=0.5)
-    return first, second, *([local] * local_crops)
-
-
-def supervised_views(size: int = 224) -> tuple[View]:
-    """The one view of supervised training on ImageNet (He et al. 2016, section 3.4): random crop and flip."""
-    return (View(size, (0.08, 1.0), blur=0.0, solarize=0.0, jitter=0.0, grey=0.0),)
-
-
-def _scaled_blur(view: View, size: int) -> View:
-    low, high = view.sigma
-    return replace(view, sigma=(low * size / 224, high * size / 224))
-
-
-def crop_box(shape: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop, as torchvision's RandomResizedCrop draws it."""
-    height, width = shape
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    w, h = width, height  # as torchvision: the largest centred crop of an allowed aspect
-    if width / height < 3 / 4:
-        h = round(width / (3 / 4))
-    elif width / height > 4 / 3:
-        w = round(height * (4 / 3))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
 def resize(image: Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image:
     """A box of the image at another (height, width): area averaging to shrink, bicubic to enlarge."""
     top, left, height, width = box
     part = image[top : top + height, left : left + width]
     shrinks = size[0] * size[1] < height * width
     return cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-
-
-def jitter_colour(image: Image, strength: tuple[float, float, float, float], rng: np.random.Generator) -> Image:
-    """Brightness, contrast, saturation and hue changed in random order, as torchvision's ColorJitter."""
-    brightness, contrast, saturation = (rng.uniform(1 - s, 1 + s) for s in strength[:3])
-    hue = rng.uniform(-strength[3], strength[3])  # in turns
-    ramp = np.arange(256, dtype=np.float32)
-    for change in rng.permutation(4):
-        if change == 0:
-            image = cv2.LUT(image, _bytes(ramp * brightness))
-        elif change == 1:
-            mean = round(float(cv2.transform(image, GREY).mean()))
-            image = cv2.LUT(image, _bytes(ramp * contrast + mean * (1 - contrast)))
-        elif change == 2:
-            grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
-        else:
-            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue in 0..255, so that it wraps around by itself
-            hsv[..., 0] += np.uint8(round(hue * 255) % 256)
-            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
-    return image
-
-
-def _bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, 0, 255).astype(np.uint8)  # truncates, as PIL does
 
 
 @dataclass(frozen=True)
@@ -204,7 +92,7 @@ class TrainTransform:
         if rng.random() < self.flip:
             image, mask = image[:, ::-1], mask[:, ::-1]
         if rng.random() < self.jitter:
-            image = jitter_colour(np.ascontiguousarray(image), self.strength, rng)
+            image = draw_jitter(self.strength, rng)(np.ascontiguousarray(image))
         return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
     def _crop(self, mask: Mask, rng: np.random.Generator) -> tuple[slice, slice]:

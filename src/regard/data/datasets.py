@@ -5,6 +5,7 @@ and how masks tell them in names.py; the other published data sets are in publis
 indices, 255 for void. Nothing is resized, normalised or cached here.
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import Bool, Int, Int16, UInt8
 from PIL import Image
 
+from regard.data.compact import Names, joined
 from regard.data.listing import IMAGE_SUFFIXES, list_images, subfolders
 from regard.data.names import (
     VOID,
@@ -64,7 +66,7 @@ class ImageFolder:
 
     def __init__(self, root: str | Path, paths: Sequence[str] | None = None):
         self.root = Path(root)
-        self.paths = tuple(list_images(self.root) if paths is None else paths)
+        self.paths = Names.of(list_images(self.root) if paths is None else paths)
         if not self.paths:
             raise InputError(f"no images in {root}, at any depth: files in {' '.join(IMAGE_SUFFIXES)} would work")
 
@@ -76,6 +78,12 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "ImageFolder":
+        """The images of these numbers, in their order, or those where `chosen` is true; with the classes of all."""
+        part = copy.copy(self)
+        part.paths = self.paths.select(chosen)
+        return part
+
     def name(self, i: int) -> str:
         """The path relative to the root."""
         return self.paths[i]
@@ -84,12 +92,19 @@ class ImageFolder:
         """Image `i`, RGB in 0..255, upright."""
         return read_image(self.root / self.paths[i])
 
+    def encoded(self, i: int) -> bytes:
+        """The file of image `i` as it is, not decoded; InputError where it can't be read."""
+        path = self.root / self.paths[i]
+        with readable(path):
+            return path.read_bytes()
+
 
 class ClassFolders(ImageFolder):
     """root/<class>/**/image. `classes` fixes the names and their order: val must number them as train does."""
 
     def __init__(self, root: str | Path, classes: Sequence[str] | None = None):
-        found = {folder: list_images(Path(root), folder) for folder in subfolders(root)}
+        images = list_images(Path(root))  # at one go: a listing of each class would be too small to be kept
+        found = {folder: images[images.below(folder)] for folder in subfolders(root)}
         self.classes = tuple(found if classes is None else classes)
         if empty := [folder for folder, paths in found.items() if not paths]:
             raise InputError(f"no images in the class folder {Path(root, empty[0])}: add some, or remove the folder")
@@ -97,13 +112,19 @@ class ClassFolders(ImageFolder):
             raise InputError(
                 f"{Path(root, new[0])} isn't one of the {len(self.classes)} classes: {self.classes[0]} would work"
             )
-        super().__init__(root, [path for paths in found.values() for path in paths])
+        super().__init__(root, joined(found.values()))
         index = {name: i for i, name in enumerate(self.classes)}
-        self.labels = tuple(index[folder] for folder, paths in found.items() for _ in paths)
+        self.labels = np.repeat([index[folder] for folder in found], [len(paths) for paths in found.values()])
+
+    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "ClassFolders":
+        """As of any images."""
+        part = copy.copy(self)
+        part.paths, part.labels = self.paths.select(chosen), self.labels[chosen]
+        return part
 
     def label(self, i: int) -> int:
         """The index into `classes` of image `i`."""
-        return self.labels[i]
+        return int(self.labels[i])
 
 
 class PairedImages(ImageFolder):
@@ -113,8 +134,8 @@ class PairedImages(ImageFolder):
     """
 
     def __init__(self, root: str | Path, masks: Mapping[str, str], legend: Legend, *, missing_ok: bool = False):
-        super().__init__(root, tuple(masks))
-        self.legend, self.masks = legend, tuple(masks.values())
+        super().__init__(root, Names(masks))
+        self.legend, self.masks = legend, Names(masks.values())
         self.classes = legend.classes
         # One listing a folder, since a look at each file is slow on network disks.
         present = {folder: _names(self.root / folder) for folder in {os.path.dirname(mask) for mask in self.masks}}
@@ -123,6 +144,12 @@ class PairedImages(ImageFolder):
             first = f"the first is {self.root / missing[0]}: {_wanted(masks[missing[0]])}"
             raise InputError(f"{len(missing)} of {len(masks)} images have no mask, {first}")
         self.missing = frozenset(missing)
+
+    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "PairedImages":
+        """As of any images, each with its mask."""
+        part = copy.copy(self)
+        part.paths, part.masks = self.paths.select(chosen), self.masks.select(chosen)
+        return part
 
     @property
     def palette(self) -> UInt8[np.ndarray, "classes 3"]:

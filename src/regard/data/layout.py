@@ -12,6 +12,7 @@
 | masks | images/ and masks/, of class indices or colours, with or without train/, val/ and test/ in both |
 | class folders | two or more folders with images directly in each, with or without train/, val/ and test/ above them |
 | images | anything else with images, at any depth |
+| packed | regard.json: chunks of any of these, made by `regard data pack`; or the s3://, gs://, https:// URL of such |
 
 VOC has the augmented train set where its masks are there, as SegmentationClassAug/ or as SBD's .mat files, inside the
 tree or beside it. The path of the tree's SegmentationClass/ in place of the tree's means: the official train set alone.
@@ -32,10 +33,13 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import track
 
-from regard.data.datasets import ClassFolders, Dataset, ImageFolder, MaskDataset, MaskFolder
+from regard.data.compact import Names, joined
+from regard.data.datasets import ClassFolders, Dataset, ImageFolder, LabelDataset, MaskDataset, MaskFolder
 from regard.data.listing import hold_out, holds_images, list_images, subfolders
+from regard.data.packed import Packed, is_pack, open_pack, sums
 from regard.data.published import open_published
 from regard.data.scenes import Scenes
+from regard.data.store import is_remote
 from regard.errors import InputError, unknown
 
 SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
@@ -52,6 +56,7 @@ WORDS = {
     "masks": "images/ + masks/ tree",
     "class folders": "class folders",
     "images": "plain image folder",
+    "packed": "pack",
 }
 
 
@@ -60,7 +65,7 @@ class Source:
     """What was recognised at a path: its datasets by split, all with the same classes."""
 
     layout: str  # one of WORDS
-    root: str  # "scenes", or the resolved path
+    root: str  # "scenes", the resolved path, or a URL without its secrets
     splits: Mapping[str, Dataset]  # "train", "val", "test": those there are
     notes: tuple[str, ...] = ()  # what was decided for the user, for people to read
 
@@ -82,12 +87,12 @@ class Source:
     @property
     def has_masks(self) -> bool:
         """Whether every dataset has `mask(i)`."""
-        return self.layout not in ("class folders", "images")
+        return isinstance(self._any, MaskDataset)
 
     @property
     def has_labels(self) -> bool:
         """Whether every dataset has `label(i)`."""
-        return self.layout == "class folders"
+        return isinstance(self._any, LabelDataset)
 
     @property
     def _any(self) -> Dataset:
@@ -111,13 +116,17 @@ class Source:
 def open_source(
     src: str | Path, *, scenes_size: int = 64, scenes_count: Mapping[str, int] | None = None, seed: int = 0
 ) -> Source:
-    """The datasets at `src`: "scenes" (drawn at `scenes_size`, by `seed`) or a folder (./scenes for one of that name).
+    """The datasets at `src`: "scenes" (drawn at `scenes_size`, by `seed`), a folder (./scenes for one of that name) or
+    the URL of a pack.
 
     Raises InputError when there is nothing there to use, or when what is there doesn't fit together.
     """
     if str(src) == "scenes":
         counts = SCENES_COUNT if scenes_count is None else scenes_count
         return Source("scenes", "scenes", {s: Scenes(n, scenes_size, seed, s) for s, n in counts.items()})
+    if is_remote(src) or is_pack(Path(src).expanduser()):
+        root, splits = open_pack(src)
+        return Source("packed", root, splits)
     root = _folder(src)
     images, masks = (root / "images").is_dir(), (root / "masks").is_dir()
     if found := open_published(root):
@@ -142,11 +151,13 @@ def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     return cast(Mapping[str, MaskDataset], source.splits)
 
 
-def tree_splits(root: Path, folder: str = "") -> dict[str, list[str]]:
+def tree_splits(root: Path, folder: str = "") -> dict[str, Names]:
     """The images below root/folder by the split folder (train/, val/, test/) they are in; the others are train."""
-    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for path in list_images(root, folder):
-        splits[SPLIT_OF.get(Path(path).relative_to(folder).parts[0], "train")].append(path)
+    paths = list_images(root, folder)
+    split_of = np.zeros(len(paths), np.int8)  # a number among the three; 0 is train
+    for name, split in SPLIT_OF.items():
+        split_of[paths.below(f"{folder}/{name}" if folder else name)] = list(SPLIT_FOLDERS).index(split)
+    splits = {split: paths.select(split_of == number) for number, split in enumerate(SPLIT_FOLDERS)}
     return {split: paths for split, paths in splits.items() if paths}
 
 
@@ -158,14 +169,15 @@ def _mask_tree(root: Path) -> Source:
         train, val = hold_out(splits["train"])
         splits = {**splits, "train": train, "val": val}
         notes.append("no val/, so val is a fixed fifth of the images for training")
-    # Once over all splits: the check that no mask is missing, and the reading of the classes.
-    whole = MaskFolder(root, [path for paths in splits.values() for path in paths])
+    # Once over all splits: the listing of the masks, the check that none is missing, and the reading of the classes.
     order = [split for split in ("train", "val", "test") if split in splits]
+    whole = MaskFolder(root, joined(splits[split] for split in order))
+    parts = np.split(np.arange(len(whole)), np.cumsum([len(splits[split]) for split in order])[:-1])
     if not any((root / name).is_file() for name in ("classes.txt", "classes.json")):
         notes.append("no classes.txt, so the classes are counted from the values in all the masks")
     if unused := len(list_images(root, "masks")) - len(set(whole.masks)):
         notes.append(f"masks without an image, ignored: {unused:,}")
-    datasets = {split: MaskFolder(root, splits[split], whole.legend) for split in order}
+    datasets = {split: whole.only(part) for split, part in zip(order, parts, strict=True)}
     return Source("masks", str(root), datasets, tuple(notes))
 
 
@@ -194,7 +206,7 @@ def _by_class(root: Path) -> bool:
 def _folder(src: str | Path) -> Path:
     """The resolved folder; InputError for what isn't one."""
     if re.match(r"\w{2,}:/", str(src)):  # two letters, since C:/ is a disk
-        raise InputError(f"{src}: remote packed data isn't supported by this version; a local folder would work")
+        raise InputError(f"{src} is no URL: a pack at s3://BUCKET/FOLDER, gs:// or https://, or a folder, would work")
     root = Path(src).expanduser().resolve()
     if root.is_dir():
         return root
@@ -211,9 +223,13 @@ def check_readable(source: Source) -> None:
     """Read every image and mask once, so that a long training does not stop at a bad one; shows a progress bar.
 
     Raises InputError for the first that cannot be used: unreadable, a mask of another size than its image, or with a
-    value that is no class; and for a split without a labelled pixel. The built-in scenes need no check.
+    value that is no class; and for a split without a labelled pixel. The built-in scenes need no check, and
+    what a pack holds was checked when it was packed.
     """
-    if source.layout == "scenes":
+    if source.layout in ("scenes", "packed"):
+        for split, dataset in source.splits.items():
+            if isinstance(dataset, Packed) and not dataset.labelled:
+                raise _all_void(source, split)
         return
     tasks = [(dataset, i) for dataset in source.splits.values() for i in range(len(dataset))]
 
@@ -233,18 +249,24 @@ def check_readable(source: Source) -> None:
             raise
     for split, dataset in source.splits.items():
         if source.has_masks and not any(some for some, (of, _) in zip(labelled, tasks, strict=True) if of is dataset):
-            raise InputError(
-                f"every pixel of the {split} masks of {source.root} is void: there is nothing to learn or score"
-            )
+            raise _all_void(source, split)
+
+
+def _all_void(source: Source, split: str) -> InputError:
+    return InputError(f"every pixel of the {split} masks of {source.root} is void: there is nothing to learn or score")
 
 
 def fingerprint(source: Source, *besides: Path) -> str:
     """Changes whenever a file below the source changes: its path, size or time; files are not read.
 
     It changes with what was decided for the user, too: the same files may give another train set.
-    besides: folders that may lie below the source and do not count. The scenes' tells their counts and size.
+    besides: folders that may lie below the source and do not count. The scenes' tells their counts and size;
+    a pack's, the sums of its chunks.
     """
     digest = hashlib.sha256()
+    if source.layout == "packed":
+        digest.update(sums(source.splits).encode())
+        return digest.hexdigest()
     if source.layout == "scenes":
         parts = sorted((split, len(dataset), dataset.image(0).shape) for split, dataset in source.splits.items())
         digest.update(repr(parts).encode())

@@ -7,7 +7,7 @@ own: a fixed fifth of what is for training (`hold_out`).
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,8 +209,8 @@ def open_coco_stuff(root: Path) -> Found | None:
         if converted and any(name.endswith(TRAIN_IDS) for name in present):
             notes.append(f"{masks} holds converted masks only, with values 0 to 170")
             splits[split] = CocoStuff(root, same_names(root, images, masks, TRAIN_IDS))
-        elif list_images(root, images):
-            splits[split] = CocoStuff(root, same_names(root, images, masks))
+        elif pairs := same_names(root, images, masks):
+            splits[split] = CocoStuff(root, pairs)
     return Found("coco-stuff", root, splits, tuple(notes)) if splits else None
 
 
@@ -393,7 +393,7 @@ def open_published(root: Path) -> Found | None:
     return next((found for opener in OPENERS if (found := opener(root))), None)
 
 
-def with_val(paths: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+def with_val(paths: Mapping[str, Sequence[str]]) -> tuple[dict[str, Sequence[str]], tuple[str, ...]]:
     """The splits in order, with a val held out of train where there is none, and a note of it."""
     splits, notes = dict(paths), ()
     if "val" not in splits and len(splits.get("train", ())) > 1:

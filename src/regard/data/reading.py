@@ -3,12 +3,15 @@
 Every image comes out upright as (H, W, 3) uint8 RGB in 0..255, every mask as (H, W) class indices.
 """
 
+import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from jaxtyping import Int16, UInt8
 from PIL import ExifTags, Image, ImageOps
 
@@ -25,14 +28,75 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises InputError for a file that is missing, broken, not an image, or has 32-bit values, whose range is unknown.
     """
     with readable(path):
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        return decode_image(Path(path).read_bytes(), path)
+
+
+def decode_image(data: bytes, name: str | Path, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels that an image file of these bytes holds, as `read_image` gives them, with its errors for `name`.
+
+    least: (height, width) that are enough. A JPEG of twice that or more is halved while it is decoded, up to three
+           times, which skips most of the work: its sides are then those of `jpeg_size` divided by 2, 4 or 8, rounded
+           up. All else, and a JPEG that `jpeg_size` does not know, comes at its full size.
+    """
+    with readable(name):
+        if (size := jpeg_size(data)) is not None:
+            halvings = 0 if least is None else _halvings(size, least)
+            scaled = tuple(-(-side >> halvings) for side in size) if halvings else (0, 0)
+            try:
+                return simplejpeg.decode_jpeg(data, "RGB", min_height=scaled[0], min_width=scaled[1])
+            except ValueError:  # damaged: OpenCV says whether anything can be had of it
+                pass
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         if bgr is not None:
             return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-        with Image.open(path) as image:  # what OpenCV can't read; Pillow also knows broken from unsupported
+        with Image.open(io.BytesIO(data)) as image:  # what OpenCV can't read; Pillow also knows broken from unsupported
             if image.mode[0] in "IF":
-                raise InputError(f"{path} holds 32-bit values: 8- or 16-bit images would work")
+                raise InputError(f"{name} holds 32-bit values: 8- or 16-bit images would work")
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of an upright JPEG of RGB or grey values, from its header alone; None for all other files."""
+    if not data.startswith(b"\xff\xd8\xff") or _is_turned(data):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (int(height), int(width)) if colours in ("YCbCr", "Gray", "RGB") else None
+
+
+def _is_turned(data: bytes) -> bool:
+    """Whether the EXIF data of a JPEG asks for a turn or a flip; also where they cannot be read."""
+    # No further than to the first scan: EXIF is in the header, and the pixels are long. A thumbnail inside EXIF has
+    # scans of its own, behind that mark.
+    start = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda")) + 6
+    if start < 6:
+        return False
+    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
+    try:
+        if order is None:
+            return True
+        (first,) = struct.unpack_from(f"{order}I", data, start + 4)
+        (count,) = struct.unpack_from(f"{order}H", data, start + first)
+        entries = range(start + first + 2, start + first + 2 + 12 * count, 12)
+        orientations = [
+            struct.unpack_from(f"{order}H", data, entry + 8)[0]
+            for entry in entries
+            if struct.unpack_from(f"{order}H", data, entry)[0] == ExifTags.Base.Orientation
+        ]
+    except struct.error:
+        return True
+    return any(orientation != 1 for orientation in orientations)
+
+
+def _halvings(size: tuple[int, int], least: tuple[int, int]) -> int:
+    """How often both sides can be halved and still be `least`; three times at most, as libjpeg's blocks have 8 px.
+
+    Of libjpeg's other scales, all eighths, none is faster than decoding at full size.
+    """
+    enough = (times for times in range(4) if all(side >> times >= low for side, low in zip(size, least, strict=True)))
+    return max(enough, default=0)
 
 
 def read_mask(path: str | Path) -> UInt8[np.ndarray, "h w"]:

@@ -1,9 +1,12 @@
 """What a source holds, in numbers: how often each class is seen, how much is void, how large the images are."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +21,8 @@ from regard.errors import InputError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Seen = tuple[tuple[int, int], np.ndarray | None] | None  # of an image: its size, and the pixels of each value
+
+AHEAD = 64  # images read before they are counted, at most: enough for as many cores as keep a disk busy
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,9 @@ class Survey:
     @property
     def extremes(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of the smallest, the median and the largest image, by area; () where none was read."""
-        ranked = sorted(self.dimensions.elements(), key=lambda size: (size[0] * size[1], size))
-        return (ranked[0], ranked[len(ranked) // 2], ranked[-1]) if ranked else ()
+        ranked = sorted(self.dimensions, key=lambda size: (size[0] * size[1], size))
+        ends = list(accumulate(self.dimensions[size] for size in ranked))  # how many images are not larger than each
+        return (ranked[0], ranked[bisect_right(ends, ends[-1] // 2)], ranked[-1]) if ranked else ()
 
     def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
         """For JSON; sizes as [width, height]."""
@@ -73,18 +79,16 @@ def survey(source: Source, limit: int | None = None) -> dict[str, Survey]:
 
     Of images with masks only the masks are decoded. What can't be read is counted, not raised.
     """
-    chosen = {split: evenly(len(dataset), limit) for split, dataset in source.splits.items()}
-    tasks = [(source.splits[split], i) for split, numbers in chosen.items() for i in numbers]
-    seen = iter(in_threads(_look, tasks, "looking"))
-    return {
-        split: _sum(source.splits[split], [next(seen) for _ in numbers], len(source.classes))
-        for split, numbers in chosen.items()
-    }
+    found = {}
+    for split, dataset in source.splits.items():
+        seen = in_threads(partial(_look, dataset), evenly(len(dataset), limit), f"looking at {split}")
+        found[split] = _sum(dataset, seen, len(source.classes))
+    return found
 
 
 def class_pixels(dataset: MaskDataset) -> Int64[np.ndarray, " classes"]:
     """How many pixels each class has in all masks that can be read; shows a progress bar."""
-    seen = in_threads(_look, [(dataset, i) for i in range(len(dataset))], "counting pixels")
+    seen = in_threads(partial(_look, dataset), range(len(dataset)), "counting pixels")
     return _sum(dataset, seen, len(dataset.classes)).pixels
 
 
@@ -93,19 +97,27 @@ def evenly(count: int, limit: int | None) -> list[int]:
     return list(range(count)) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
 
-def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], doing: str) -> list[Result]:
-    """`function` of each task, in order, with a progress bar: decoding lets go of the interpreter's lock."""
-    pool = ThreadPoolExecutor()
-    try:
-        results: Iterable[Result] = pool.map(function, tasks)
-        return list(track(results, doing, len(tasks), transient=True, console=Console(stderr=True)))
-    finally:
-        pool.shutdown(cancel_futures=True)  # else an interrupt would wait for all that is left
+def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], doing: str) -> Iterator[Result]:
+    """`function` of each task, in order, with a progress bar: decoding lets go of the interpreter's lock.
+
+    Only the tasks that come next are begun, so that memory doesn't grow with their number.
+    """
+    with ThreadPoolExecutor() as pool:
+
+        def results() -> Iterator[Result]:
+            begun: deque[Future[Result]] = deque()
+            for task in tasks:
+                begun.append(pool.submit(function, task))
+                if len(begun) == AHEAD:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+
+        yield from track(results(), doing, len(tasks), transient=True, console=Console(stderr=True))
 
 
-def _look(task: tuple[Dataset, int]) -> Seen:
+def _look(dataset: Dataset, i: int) -> Seen:
     """(height, width), and how many pixels have each value of the mask; None for what can't be read."""
-    dataset, i = task
     try:
         if not isinstance(dataset, MaskDataset):
             height, width = dataset.image(i).shape[:2]
@@ -116,14 +128,20 @@ def _look(task: tuple[Dataset, int]) -> Seen:
         return None
 
 
-def _sum(dataset: Dataset, seen: list[Seen], classes: int) -> Survey:
+def _sum(dataset: Dataset, seen: Iterable[Seen], classes: int) -> Survey:
     pixels, images, sizes = np.zeros(256, np.int64), np.zeros(256, np.int64), Counter[tuple[int, int]]()
-    for size, values in (one for one in seen if one is not None):
+    broken = 0
+    for one in seen:
+        if one is None:
+            broken += 1
+            continue
+        size, values = one
         sizes[size] += 1
         if values is not None:
             pixels += values
             images += values > 0
     if isinstance(dataset, LabelDataset):
-        images = np.bincount([dataset.label(i) for i in range(len(dataset))], minlength=classes)
-    read, void = sizes.total(), int(pixels[dataset.ignore_index])
-    return Survey(len(dataset), read, len(seen) - read, pixels[:classes], void, images[:classes], sizes)
+        labels = np.fromiter((dataset.label(i) for i in range(len(dataset))), np.int64)
+        images = np.bincount(labels, minlength=classes)
+    void = int(pixels[dataset.ignore_index])
+    return Survey(len(dataset), sizes.total(), broken, pixels[:classes], void, images[:classes], sizes)

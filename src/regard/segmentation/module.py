@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -104,6 +105,11 @@ class SegmentationTask(L.LightningModule):
 
     Training batches are [uint8 crops, or the tensors of their features from a cache; int64 masks].
     Validation gives `val_miou` and `val_accuracy` over the whole set, masks at their own size.
+
+    Of many processes, each has a part of every batch and of the validation set. Validation sums their counts, so that
+    its scores are those of one process, to the last bit. A step goes by the mean of their losses, each counting by its
+    labelled pixels (times class weights): of cross_entropy and focal that is the loss of the whole batch; of dice and
+    lovasz, which are no means over pixels, it is the mean of one of each part.
     """
 
     def __init__(
@@ -146,7 +152,7 @@ class SegmentationTask(L.LightningModule):
         images, masks = batch
         features = self._features(images)
         logits = self.model.decode(features, (masks.shape[-2], masks.shape[-1]))
-        loss = self.loss(logits, masks)
+        loss = self.loss(logits, masks) * self._counts_for(masks)
         if self.guidance:
             views, places = [features.attention], None
             if self.guidance.consistency:
@@ -159,8 +165,17 @@ class SegmentationTask(L.LightningModule):
             terms = self.guidance.terms(views, places)
             self.log_dict({f"guide_{name}": term for name, term in terms.items()}, batch_size=len(images))
             loss = loss + self.guidance.total(terms)
-        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(masks))
+        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(masks), sync_dist=True)
         return loss
+
+    def _counts_for(self, masks: Int64[Tensor, "batch h w"]) -> Tensor | float:
+        """How much the loss of this process's part counts, 1 on average: DDP takes the mean over processes."""
+        if not in_company():
+            return 1.0
+        labelled, weights = masks != self.ignore_index, getattr(self.loss, "class_weights", None)
+        total = (labelled if weights is None else weights[masks.where(labelled, 0)] * labelled).sum(dtype=torch.float64)
+        mean = sum_over_processes(total) / dist.get_world_size()
+        return torch.where(mean > 0, total / mean, 1.0).float()
 
     def _features(self, images: Tensor | list[Tensor]) -> Features:
         if isinstance(images, Tensor):
@@ -178,6 +193,8 @@ class SegmentationTask(L.LightningModule):
 
     def validation_step(self, samples: list[Any], batch_index: int) -> None:
         """Count the pixels of some whole images: (uint8 image, mask), or (tensors of its features, its size, mask)."""
+        if not samples:  # more processes than batches
+            return
         if len(samples[0]) == 2:
             for counts in count_pixels(self.model, samples, self.classes, self.ignore_index):
                 self.counts += counts
@@ -188,8 +205,8 @@ class SegmentationTask(L.LightningModule):
             self.counts += confusion(prediction, mask, self.classes, self.ignore_index)
 
     def on_validation_epoch_end(self) -> None:
-        """Score the whole set."""
-        result = scores(self.counts.cpu())
+        """Score the whole set: the counts of all processes."""
+        result = scores(sum_over_processes(self.counts).cpu())
         self.log_dict({"val_miou": result.miou, "val_accuracy": result.pixel_accuracy})
 
     def configure_optimizers(self):
@@ -225,6 +242,19 @@ class SegmentationTask(L.LightningModule):
         ]
 
 
+def in_company() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of a tensor over the processes that train together; without gradient."""
+    x = x.detach().clone()
+    if in_company():
+        dist.all_reduce(x)
+    return x
+
+
 def reached(backbone: Backbone) -> dict[str, nn.Parameter]:
     """The parameters of timm's model that the pyramid depends on, by name; found by one small backward pass."""
     named = {name: p for name, p in backbone.model.named_parameters() if p.requires_grad}
@@ -234,6 +264,16 @@ def reached(backbone: Backbone) -> dict[str, nn.Parameter]:
         total = torch.stack([level.float().sum() for level in backbone(images).pyramid]).sum()
         gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return {name: p for (name, p), gradient in zip(named.items(), gradients, strict=True) if gradient is not None}
+
+
+def has_unused(model: SegmentationModel) -> bool:
+    """Whether the logits do not depend on some of the parameters that train, such as a last norm for classifying."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    side = 2 * max(model.backbone.strides)
+    images = torch.zeros(1, 3, *model.backbone.padded_size(side, side), device=trained[0].device)
+    with eval_mode(model), torch.enable_grad():
+        gradients = torch.autograd.grad(model(images).float().sum(), trained, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
 
 
 def rate_factor(step: int, total: int, warmup: int, schedule: str, power: float = 0.9) -> float:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from regard.backbones import Backbone, normalize
 from regard.errors import unknown
 from regard.ssl.distributed import gather
-from regard.ssl.optimizers import LARS, set_lr, split_parameters
+from regard.ssl.optimizers import LARS, adamw, set_lr, split_parameters
 from regard.ssl.pretraining import Pretraining
 from regard.ssl.schedules import warmup_cosine
 
@@ -156,7 +156,7 @@ class BarlowTwins(Pretraining):
         loss = invariance + settings["lambda_"] * redundancy
         added, terms = self.guide([seen.attention for seen in features], places)
         loss = loss + added
-        self.log_dict({"loss": loss, "invariance": invariance, "redundancy": redundancy})
+        self.record({"loss": loss, "invariance": invariance, "redundancy": redundancy})
         return {"loss": loss, "embeddings": (z1.detach(), z2.detach()), "guide": terms}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -164,4 +164,4 @@ class BarlowTwins(Pretraining):
         weights, biases = split_parameters(self)
         decay = self.hparams["weight_decay"]
         groups = [{"params": weights, "weight_decay": decay}, {"params": biases, "weight_decay": 0.0}]
-        return LARS(groups) if self.hparams["optimizer"] == "lars" else torch.optim.AdamW(groups)
+        return LARS(groups) if self.hparams["optimizer"] == "lars" else adamw(groups)

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from regard.backbones import AttentionMap, Backbone, normalize
 from regard.ssl.distributed import mean_over_processes
-from regard.ssl.optimizers import set_lr, split_parameters
+from regard.ssl.optimizers import adamw, clip_each, move_towards, set_lr, split_parameters
 from regard.ssl.pretraining import Pretraining
 from regard.ssl.schedules import cosine, dino_warmup_cosine, teacher_temperature
 
@@ -87,13 +87,6 @@ def update_center(
     return center * momentum + mean * (1 - momentum)
 
 
-def clip_each(parameters: list[nn.Parameter], max_norm: float) -> None:
-    """Scale each parameter's gradient, on its own, to a norm of at most `max_norm` (the published `clip_gradients`)."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.mul_((max_norm / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
-
-
 class DINO(Pretraining):
     """Trains a student to predict, from any crop, what its momentum teacher says of the global crops.
 
@@ -162,14 +155,14 @@ class DINO(Pretraining):
         loss = loss + added
         said = {"logits": teacher, "center": self.center.clone(), "temperature": temperature}
         self.center.copy_(update_center(self.center, teacher))
-        self.log_dict({"loss": loss, "temperature": temperature})
+        self.record({"loss": loss, "temperature": temperature})
         first, second = pooled.detach().split(len(crops[0]))[:2]
         return {"loss": loss, "embeddings": (first, second), "teacher": said, "guide": terms}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip, and hold the prototypes still in the first epoch."""
         if self.hparams["clip"]:
-            clip_each([p for p in self.parameters() if p.requires_grad], self.hparams["clip"])
+            clip_each((p for group in optimizer.param_groups for p in group["params"]), self.hparams["clip"])
         if self.current_epoch < self.hparams["freeze_epochs"]:
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None
@@ -183,13 +176,14 @@ class DINO(Pretraining):
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             for student, teacher in ((self.backbone, self.teacher_backbone), (self.head, self.teacher_head)):
-                for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
-                    theirs.lerp_(ours, 1 - momentum)
+                move_towards(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the student; no weight decay on biases and norms."""
         weights, biases = split_parameters(self)
-        return torch.optim.AdamW([{"params": weights}, {"params": biases, "weight_decay": 0.0}])
+        # A fused step would unscale gradients (16-mixed) itself, after they were clipped.
+        unscaled = getattr(self.trainer.precision_plugin, "scaler", None) is None
+        return adamw([{"params": weights}, {"params": biases, "weight_decay": 0.0}], fused=unscaled)
 
 
 def _by_size(images: list[Tensor]) -> list[Tensor]:

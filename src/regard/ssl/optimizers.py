@@ -1,6 +1,12 @@
-"""LARS (You et al. 2017) as the Barlow Twins authors use it, and the parameter groups of both methods."""
+"""LARS (You et al. 2017) as the Barlow Twins authors use it, torch's fused optimisers, and the parameter groups of all.
 
-from collections.abc import Callable
+A step never waits for the device, and takes few launches: `torch._foreach_*` and fused kernels go over whole groups.
+"""
+
+# pyright: reportPrivateImportUsage=false
+# (torch documents `_foreach_*`, and names no other way to them)
+
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,25 +34,81 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                update = parameter.grad
-                if parameter.ndim > 1:
-                    update = update.add(parameter, alpha=group["weight_decay"])
-                    update = update * _trust_ratio(parameter, update, group["eta"])
-                state = self.state[parameter]
-                buffer = state.setdefault("momentum", torch.zeros_like(parameter))
-                buffer.mul_(group["momentum"]).add_(update)
-                parameter.add_(buffer, alpha=-group["lr"])
+            trained = [p for p in group["params"] if p.grad is not None]
+            matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+            updates = _scaled_updates(matrices, group["weight_decay"], group["eta"])
+            self._move(matrices, updates, group)
+            self._move(vectors, _gradients(vectors), group)
         return loss
 
+    def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
+        """The momentum buffers by the updates, and the parameters by the buffers."""
+        if not parameters:
+            return
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
 
-def _trust_ratio(parameter: Tensor, update: Tensor, eta: float) -> Tensor:
-    """eta * |w| / |update|, or 1 where either is zero; stays on the device."""
-    weight_norm, update_norm = parameter.norm(), update.norm()
-    ratio = eta * weight_norm / update_norm
-    return torch.where((weight_norm > 0) & (update_norm > 0), ratio, torch.ones_like(ratio))
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _scaled_updates(parameters: list[Tensor], weight_decay: float, eta: float) -> list[Tensor]:
+    """Each gradient with weight decay, times eta * |w| / |update|, or times 1 where either is zero."""
+    if not parameters:
+        return []
+    updates = list(torch._foreach_add(_gradients(parameters), parameters, alpha=weight_decay))
+    weight_norms, update_norms = (torch.stack(list(torch._foreach_norm(x))) for x in (parameters, updates))
+    ratios = eta * weight_norms / update_norms
+    ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, torch.ones_like(ratios))
+    torch._foreach_mul_(updates, list(ratios.unbind()))
+    return updates
+
+
+def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scale each parameter's gradient, on its own, to a norm of at most `max_norm` (DINO's published `clip_gradients`).
+
+    In the place of `torch.nn.utils.clip_grad_norm_`, which takes the norm of all of them together.
+    """
+    gradients = _gradients(parameters)
+    if gradients:
+        norms = torch.stack(list(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, list((max_norm / (norms + 1e-6)).clamp(max=1.0).unbind()))
+
+
+def move_towards(averages: list[Tensor], news: list[Tensor], weight: float) -> None:
+    """Each average goes the share `weight` of its way to the new value, in place."""
+    torch._foreach_lerp_(averages, news, weight)
+
+
+def adamw(groups: list[dict[str, Any]], fused: bool = True) -> torch.optim.AdamW:
+    """torch's, one kernel a group. fused: not where a scaler unscales gradients that are clipped before the step."""
+    optimizer = torch.optim.AdamW(groups, fused=fused)
+    optimizer.register_load_state_dict_post_hook(lay_out_state)
+    return optimizer
+
+
+def sgd(groups: list[dict[str, Any]], momentum: float = 0.9, fused: bool = True) -> torch.optim.SGD:
+    """Likewise."""
+    optimizer = torch.optim.SGD(groups, momentum=momentum, fused=fused)
+    optimizer.register_load_state_dict_post_hook(lay_out_state)
+    return optimizer
+
+
+def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give each tensor of the state the strides of its parameter: those of a checkpoint may be of another layout.
+
+    Fused kernels walk through memory and do not look at strides: on a GPU they refuse, on a CPU they pair wrong values.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

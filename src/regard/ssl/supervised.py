@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from regard.backbones import Backbone, normalize
 from regard.errors import InputError, unknown
 from regard.ssl.distributed import gather
-from regard.ssl.optimizers import set_lr, split_parameters
+from regard.ssl.optimizers import adamw, set_lr, sgd, split_parameters
 from regard.ssl.pretraining import Pretraining
 from regard.ssl.schedules import warmup_cosine
 
@@ -127,7 +127,7 @@ class Supervised(Pretraining):
         seen = self.backbone(normalize(images), attention=bool(self.guidance))
         added, terms = self.guide([seen.attention], None)
         loss = self.loss(seen.pooled, labels) + added
-        self.log("loss", loss)
+        self.record({"loss": loss})
         return {"loss": loss, "guide": terms}
 
     def loss(self, pooled: Float[Tensor, "batch dim"], labels: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
@@ -161,5 +161,5 @@ class Supervised(Pretraining):
             {"params": biases, "weight_decay": 0.0},
         ]
         if self.hparams["optimizer"] == "sgd":
-            return torch.optim.SGD(groups, momentum=0.9)
-        return torch.optim.AdamW(groups)
+            return sgd(groups)
+        return adamw(groups)

@@ -8,16 +8,17 @@ Batch statistics are averaged along with the weights while training. At its end 
 best epoch of a segmentation keeps those that it was scored with.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regard.errors import InputError, unknown
+from regard.ssl.optimizers import move_towards
 
 AVERAGES = ("none", "ema", "swa")
 STATISTICS_BATCHES = 200  # as detectron2's PREC_BN.NUM_ITER
@@ -53,21 +54,37 @@ class Averaging(WeightAveraging):
     """
 
     def __init__(self, weight: Callable[[int], float], each_step: bool = True) -> None:
-        @torch.no_grad()
-        def move(averages: Sequence[Tensor], news: Sequence[Tensor], n: Tensor) -> None:
-            for average, new in zip(averages, news, strict=True):
-                if average.is_floating_point():
-                    average.lerp_(new, weight(int(n)))
-                else:  # how many batches a batch norm has seen
-                    average.copy_(new)
+        super().__init__()
+        self.weight, self.each_step = weight, each_step
+        self._times = 0  # how often the average has moved
 
-        super().__init__(multi_avg_fn=move)
-        self.each_step = each_step
+    def on_train_start(self, trainer, pl_module) -> None:
+        """Go on counting where a checkpoint stopped."""
+        super().on_train_start(trainer, pl_module)
+        average: Any = self._average_model
+        self._times = int(average.n_averaged)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Average, when an optimizer step was taken."""
-        if self.each_step or batch_idx + 1 == trainer.num_training_batches:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        due = self.each_step or batch_idx + 1 == trainer.num_training_batches
+        if due and trainer.global_step > self._latest_update_step:
+            self._move(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def _move(self, module: nn.Module) -> None:
+        """`AveragedModel.update_parameters`, which asks the device how often it has moved: each step would wait."""
+        average: Any = self._average_model
+        averages, news = ([*model.parameters(), *model.buffers()] for model in (average.module, module))
+        pairs = list(zip(averages, news, strict=True))
+        moving = [(old, new) for old, new in pairs if old.is_floating_point()]
+        weight = self.weight(self._times) if self._times else 1.0
+        move_towards([old for old, _ in moving], [new for _, new in moving], weight)
+        for old, new in pairs:
+            if not old.is_floating_point():  # how many batches a batch norm has seen
+                old.copy_(new)
+        average.n_averaged += 1
+        self._times += 1
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         """Not yet the weights in training again: the module has not computed its scores."""

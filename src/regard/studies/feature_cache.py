@@ -15,7 +15,8 @@ of no use any more are not removed: delete the folder at will.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -66,23 +67,32 @@ class TensorFile:
     """A finished cache: `file[i]` are the arrays of sample i, copied out of the mapped file.
 
     The file is mapped when it is first read: a map that is sent to a loading process would go there with its contents.
+    Of a sample 12 bytes are in memory: where it starts, and which of the layouts in use it has.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / TENSORS_FILE
-        self.samples = [json.loads(line) for line in (folder / SAMPLES_FILE).read_text().splitlines()]
+        number_of: dict[str, int] = {}
+        starts, numbers = array("q"), array("i")
+        with (folder / SAMPLES_FILE).open() as lines:
+            for line in lines:
+                start, layout = line[1:].split(", ", 1)
+                starts.append(int(start))
+                numbers.append(number_of.setdefault(layout, len(number_of)))
+        self.starts, self.numbers = np.array(starts), np.array(numbers)
+        self.layouts = [json.loads(f"[0, {layout}")[1] for layout in number_of]
         self._mapped: np.memmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_mapped": None}
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.starts)
 
     def __getitem__(self, i: int) -> Sample:
         if self._mapped is None:
             self._mapped = np.memmap(self.path, np.uint8, "r")
-        start, layout = self.samples[i]
+        start, layout = int(self.starts[i]), self.layouts[self.numbers[i]]
         arrays = []
         for kind, shape in layout:
             end = start + np.dtype(kind).itemsize * int(np.prod(shape))
@@ -101,6 +111,16 @@ class _Crops(TorchDataset):
         epoch, index = key
         *arrays, mask = self.file[epoch % self.crops * self.images + index]
         return [torch.from_numpy(array) for array in arrays], torch.from_numpy(mask).long()
+
+
+class _InTurn(TorchDataset):
+    """number -> the sample of (epoch, index), one epoch after the other."""
+
+    def __init__(self, pairs: TorchDataset, images: int) -> None:
+        self.pairs, self.images = pairs, images
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.pairs[divmod(number, self.images)]
 
 
 class _Whole(TorchDataset):
@@ -144,18 +164,17 @@ def cached_data(
         "content": content,
     }
     of_crops = {"transform": asdict(data.transform), "seed": data.seed, "crops": crops}
-    train, val = data.train_pairs(), WholePairs(data.val, data.transform.whole)
-    keys = [(epoch, index) for epoch in range(crops) for index in range(len(data.train))]
+    train, val = _InTurn(data.train_pairs(), len(data.train)), WholePairs(data.val, data.transform.whole)
     fill = _Filling(model, data, precision, bar)
     return CachedData(
         data,
         crops,
-        fill(folder, common | of_crops | {"images": _names(data.train)}, train, keys, whole=False),
+        fill(folder, common | of_crops | {"images": _names(data.train)}, train, crops * len(data.train), False),
         fill(
             folder,
             common | {"short": data.transform.whole, "images": _names(data.val)},
             val,
-            range(len(data.val)),
+            len(data.val),
             True,
         ),
     )
@@ -169,23 +188,23 @@ class _Filling:
         self.batch, self.workers = data.share, data.workers
 
     def __call__(
-        self, folder: Path, about: dict[str, Any], dataset: TorchDataset, keys: Sequence[Any], whole: bool
+        self, folder: Path, about: dict[str, Any], dataset: TorchDataset, count: int, whole: bool
     ) -> TensorFile:
-        """The cache of these samples; computed where it is not there, or not whole."""
+        """The cache of the first `count` samples; computed where it is not there, or not whole."""
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         done, partial = folder / key, folder / f"{key}.partial"
         with _alone(folder, key):
             if not done.is_dir():
                 partial.mkdir(parents=True, exist_ok=True)
-                self._fill(partial, dataset, keys, whole)
+                self._fill(partial, dataset, count, whole)
                 partial.rename(done)
         return TensorFile(done)
 
     @torch.inference_mode()
-    def _fill(self, folder: Path, dataset: TorchDataset, keys: Sequence[Any], whole: bool) -> None:
+    def _fill(self, folder: Path, dataset: TorchDataset, count: int, whole: bool) -> None:
         samples, tensors = folder / SAMPLES_FILE, folder / TENSORS_FILE
         before, end = _whole_samples(samples, tensors)
-        rest = keys[before:]
+        rest = range(before, count)
         loader = DataLoader(dataset, self.batch, sampler=rest, collate_fn=list, **loading(self.workers))
         console, what = Console(stderr=True), f"features of {'validation images' if whole else 'crops'}"
         batches = track(
@@ -197,7 +216,7 @@ class _Filling:
                     lengths = [[str(array.dtype), array.shape] for array in arrays]
                     needed = sum(array.nbytes for array in arrays)
                     if data.tell() == 0:
-                        _check_room(folder, needed * len(keys))
+                        _check_room(folder, needed * count)
                     for array in arrays:
                         data.write(array.tobytes())
                     data.flush()
@@ -266,4 +285,7 @@ def _alone(folder: Path, key: str) -> Iterator[None]:
 
 def _names(dataset: Any) -> str:
     """Changes with the images of a split, and their order."""
-    return hashlib.sha256("\n".join(dataset.name(i) for i in range(len(dataset))).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for i in range(len(dataset)):
+        digest.update(f"{chr(10) if i else ''}{dataset.name(i)}".encode())
+    return digest.hexdigest()

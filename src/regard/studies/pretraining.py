@@ -3,27 +3,28 @@
 Its description is written last and whole, so a folder that has one is finished, and one that has none is not.
 """
 
-import copy
 import inspect
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from regard.attention.guidance import Guidance
 from regard.backbones import Backbone, describe, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.augment import View, barlow_twins_views, dino_views, supervised_views
 from regard.data.datasets import ClassFolders, Dataset, LabelDataset
-from regard.data.layout import WORDS, Source, hold_out
+from regard.data.layout import WORDS, Source
+from regard.data.listing import held_out
 from regard.data.modules import PretrainData
 from regard.data.samples import CentreCrops, SkipUnreadable, skipped
+from regard.data.views import View, barlow_twins_views, dino_views, supervised_views
 from regard.errors import InputError, unknown
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO
@@ -34,7 +35,7 @@ from regard.studies.averaging import make_averaging
 from regard.studies.curves import Clock, LossCurve, Scores
 from regard.studies.folders import CHECKPOINTS, SKIPPED_FILE, write_json
 from regard.studies.logs import wandb_logger
-from regard.studies.training import Hardware, StepSeed, fit, make_trainer
+from regard.studies.training import Hardware, StepSeed, check_sharding, fit, make_trainer
 
 PRETRAIN_FILE = "pretrain.json"
 SKIPPED_QUERIES_FILE = "skipped-val.txt"
@@ -125,6 +126,7 @@ def pretrain_run(
         raise InputError(
             f"--average {settings.average} is not for DINO: its teacher is an average of the weights already"
         )
+    check_sharding(hardware, averaging)
     loggers = [wandb_logger(out, asdict(settings) | {"seed": seed})] if watch.logger == "wandb" else []
     data = PretrainData(
         dataset,
@@ -196,15 +198,8 @@ def labelled_splits(source: Source) -> tuple[Dataset, Dataset]:
     train = cast(ClassFolders, source.split("train"))
     if "val" in source.splits:
         return train, source.splits["val"]
-    train_paths, val_paths = hold_out(train.paths)
-    return _only(train, train_paths), _only(train, val_paths)
-
-
-def _only(folders: ClassFolders, paths: Sequence[str]) -> ClassFolders:
-    """These images, with the classes of all."""
-    labels, part = dict(zip(folders.paths, folders.labels, strict=True)), copy.copy(folders)
-    part.paths, part.labels = tuple(paths), tuple(labels[path] for path in paths)
-    return part
+    of_val = held_out(train.paths)
+    return train.only(~of_val), train.only(of_val)
 
 
 def build_method(backbone: Backbone, settings: PretrainSettings, classes: int = 0) -> Pretraining:
@@ -262,7 +257,9 @@ def check_batch(settings: PretrainSettings, hardware: Hardware, images: int) -> 
 
 
 def prepare(module: Pretraining, hardware: Hardware) -> None:
-    """Compile, and save memory, as asked."""
+    """Lay out convolutions as kernels take them; compile, and save memory, as asked."""
+    if not module.backbone.heads:  # a convnet; transformers have one convolution, and gain nothing
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if hardware.checkpoint_activations:
         if module.guidance:
             raise InputError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import numpy as np
@@ -28,7 +28,8 @@ from regard.errors import InputError
 from regard.evaluation.charts import heads_chart
 from regard.segmentation.heads import build_head
 from regard.segmentation.losses import balanced_weights, build_loss
-from regard.segmentation.module import SegmentationModel, SegmentationTask
+from regard.segmentation.module import SegmentationModel, SegmentationTask, has_unused
+from regard.ssl.pretraining import Pretraining
 from regard.studies.averaging import make_averaging
 from regard.studies.choosing_heads import CHOICE_FILE, check_choice, chosen_levels, remembered_choice
 from regard.studies.curves import Clock, History
@@ -36,7 +37,7 @@ from regard.studies.feature_cache import cached_data
 from regard.studies.folders import CHECKPOINTS, write_json, write_whole
 from regard.studies.logs import wandb_logger
 from regard.studies.runs import RUN_FILE
-from regard.studies.training import Hardware, StepSeed, fit, make_trainer
+from regard.studies.training import Hardware, StepSeed, check_sharding, fit, make_trainer
 
 HEADS_PICTURE = "heads.png"
 
@@ -56,7 +57,7 @@ class SegmentSettings:
     size:          short side of whole images, pixels; crop: side of the training crops, None for `size`.
     most:          the largest share of a crop that one class may have; None for no limit.
     loss:          a formula, see `losses.build_loss`; class_weights: "balanced" by the pixels of the training masks.
-    batch_size:    images per optimizer step, of `accumulate` forward passes.
+    batch_size:    images per optimizer step, over all processes and `accumulate` forward passes.
     average:       "ema" or "swa": what is scored and kept is an average of the weights (`averaging`).
     patience:      stop after so many epochs without a better score; None to train on.
     cache_crops:   of a frozen backbone with a cache, how many crops of each image there are (`feature_cache`).
@@ -118,11 +119,7 @@ def segment_run(
     Raises InputError for settings that do not go together.
     """
     check_settings(settings, cache, fusion, backbone)
-    if settings.accumulate > 1 and len(train) < settings.batch_size:
-        raise InputError(
-            f"{len(train)} images for training do not fill a step of {settings.batch_size} "
-            f"in {settings.accumulate} parts: take a batch size of {len(train)} or less"
-        )
+    check_hardware(settings, hardware, len(train), fusion, cache)
     classes = len(train.classes)
     kept = None
     if settings.layers is not None or settings.heads_kept is not None:
@@ -133,6 +130,7 @@ def segment_run(
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, kept, **settings.head_options)
     averaging = make_averaging(settings.average, settings.epochs)
+    check_sharding(hardware, averaging)
     weights = balanced_weights(torch.from_numpy(class_pixels(train))) if settings.class_weights == "balanced" else None
     task = _task(model, classes, settings, build_loss(settings.loss, weights, train.ignore_index), train.ignore_index)
     transform = _transform(settings, train.ignore_index)
@@ -150,19 +148,23 @@ def segment_run(
         save_weights_only=not averaging,  # Lightning puts the average only into whole checkpoints
     )
     history, clock = History(), Clock()
-    watching = [best, history, clock, StepSeed(seed), *averaging, *callbacks]
+    watching = [best, history, clock, StepSeed(seed), _CountOnce(), *averaging, *callbacks]
     if settings.patience is not None:
         watching.append(EarlyStopping("val_miou", mode="max", patience=settings.patience))
     config = asdict(settings) | {"backbone": describe(backbone)["name"], "fusion": fusion, "seed": seed}
     loggers = [wandb_logger(out, config)] if logger == "wandb" else []
-    trainer = make_trainer(settings.epochs, out, hardware, watching, progress, settings.accumulate, loggers=loggers)
+    unused = hardware.processes > 1 and has_unused(model)
+    trainer = make_trainer(
+        settings.epochs, out, hardware, watching, progress, settings.accumulate, loggers=loggers, unused=unused
+    )
+    _prepare(model, hardware)
     fit(trainer, task, data, out)
     best_epoch = None  # of `swa`, the average at the end is kept
     if settings.average != "swa":
         checkpoint = torch.load(best.best_model_path, weights_only=True)
         best_epoch = checkpoint["epoch"] + 1
         task.load_state_dict(checkpoint["state_dict"])
-    _save_model(model, out / MODEL_FILE)
+    trainer.strategy.barrier()  # before the first process removes what all have read
     description = {
         "regard": version("regard"),
         "backbone": describe(backbone),
@@ -181,6 +183,9 @@ def segment_run(
         "parameters": parameters(model),
         "head_weights": head_weights(model),
     }
+    if not trainer.is_global_zero:
+        return description
+    _save_model(model, out / MODEL_FILE)
     if description["head_weights"]:
         chart = heads_chart(description["head_weights"], f"heads that the fusion {fusion} uses")
         write_whole(out / HEADS_PICTURE, lambda file: chart.savefig(file, dpi=120, format="png"))
@@ -211,6 +216,27 @@ def check_settings(
     check_choice(settings.layers, settings.heads_kept, fusion, backbone)
     if settings.layers is not None and backbone is not None:
         chosen_levels(backbone, levels_read(settings, backbone), settings.layers)
+
+
+def check_hardware(
+    settings: SegmentSettings, hardware: Hardware, images: int, fusion: str, cache: Cache | None = None
+) -> None:
+    """InputError for what so many processes, or these ways to compute, cannot do with so many training images."""
+    batch, parts = settings.batch_size, hardware.processes * settings.accumulate
+    share = f"{hardware.processes} processes x {settings.accumulate} parts"
+    if batch % parts:
+        raise InputError(f"a batch of {batch} does not divide among {share}: take a multiple of {parts}")
+    if parts > 1 and images < batch:
+        most = images - images % parts
+        remedy = f"take a batch size of {most} or less" if most else "take fewer"
+        raise InputError(f"{images} images for training do not fill a step of {batch} in {share}: {remedy}")
+    if cache is not None and hardware.processes > 1:
+        raise InputError("features in a cache are trained on by one process: leave out --cache, or take --devices 1")
+    if hardware.checkpoint_activations and settings.freeze:
+        raise InputError("a frozen backbone keeps no activations: leave out --checkpoint_activations, or --freeze")
+    if hardware.checkpoint_activations and (settings.guidance or fusion != "none"):
+        what = "guidance" if settings.guidance else f"fusion {fusion}"
+        raise InputError(f"{what} reads attention maps, which are gone with --checkpoint_activations: leave out one")
 
 
 def check_training(settings: SegmentSettings, fusion: str, backbone: Backbone) -> None:
@@ -252,6 +278,26 @@ def _task(
         settings.layer_decay,
         settings.guidance,
     )
+
+
+class _CountOnce(L.Callback):
+    """Where activations are computed again in the backward pass, batch norms count a batch once: as in pre-training."""
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        """Of the batch norms that train: shared ones have taken the place of others by now."""
+        Pretraining.on_fit_start(cast(Any, pl_module))
+
+
+def _prepare(model: SegmentationModel, hardware: Hardware) -> None:
+    """Compile, and save memory, as asked."""
+    if hardware.checkpoint_activations:
+        try:
+            model.backbone.model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:  # timm asserts where a model has none
+            raise InputError(f"{model.backbone.name} cannot checkpoint activations: leave it off") from error
+    if hardware.compile:
+        for child in model.children():
+            child.compile()
 
 
 def levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...]:

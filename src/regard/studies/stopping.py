@@ -1,5 +1,6 @@
 """How a run saves what it needs to go on, and stops: at a signal, or at a loss that is not finite."""
 
+import math
 import os
 import shutil
 import signal
@@ -21,10 +22,10 @@ from regard.studies.folders import CHECKPOINTS
 class FiniteLoss(L.Callback):
     """Stops a training whose loss is not finite: before anything is saved, and naming the step.
 
-    On a GPU, losses are read every `every` steps only, so that no step waits for the host.
+    every: steps between readings; None: 25 on a GPU, so that steps do not wait for the host, and 1 elsewhere.
     """
 
-    def __init__(self, every: int = 25) -> None:
+    def __init__(self, every: int | None = None) -> None:
         self.every = every
         self._unread: list[tuple[int, torch.Tensor]] = []
 
@@ -32,7 +33,7 @@ class FiniteLoss(L.Callback):
         """Remember; read now and then."""
         loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach()
         self._unread.append((trainer.global_step, loss))
-        if not loss.is_cuda or len(self._unread) >= self.every:
+        if len(self._unread) >= (self.every or (25 if loss.is_cuda else 1)):
             self._read(trainer)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
@@ -48,7 +49,7 @@ class FiniteLoss(L.Callback):
         if not unread:
             return
         losses = trainer.strategy.reduce(torch.stack([loss for _, loss in unread]), reduce_op="mean")  # all ranks stop
-        bad = [step for (step, _), loss in zip(unread, losses, strict=True) if not bool(torch.isfinite(loss))]
+        bad = [step for (step, _), loss in zip(unread, losses.tolist(), strict=True) if not math.isfinite(loss)]
         if not bad:
             return
         # The loss of a step is that of the weights before it: those saved one step earlier made the bad loss.

@@ -1,6 +1,7 @@
 """How every run is trained: where and how it computes, and the one Lightning Trainer that does."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from regard.errors import InputError, TrainingStopped
 from regard.ssl.distributed import SharedBatchStatistics
 from regard.studies.folders import CHECKPOINTS
 from regard.studies.logs import make_loggers
+from regard.studies.sharding import FullySharded
 from regard.studies.stopping import Checkpoints, FiniteLoss, WholeFiles, last_checkpoint
 
 
@@ -26,9 +28,10 @@ from regard.studies.stopping import Checkpoints, FiniteLoss, WholeFiles, last_ch
 class Hardware:
     """Where and how a run computes: Lightning's own words. `auto` precision is bf16 on a GPU and float32 elsewhere.
 
-    devices, nodes: processes per machine, and machines; strategy: how Lightning joins them: "ddp" and its variants.
-                    Batches and rates are those of all processes together, so results do not depend on their number, up
-                    to rounding and to what stochastic depth draws.
+    devices, nodes: processes per machine, and machines. Batches and rates are those of all processes together, so
+                    results do not depend on their number, up to rounding and to what stochastic depth draws.
+    strategy:       how they are joined: "ddp" and Lightning's variants of it, or "fsdp", where each keeps its part of
+                    every tensor (`sharding`).
     compile:        compile backbone and heads with torch.compile.
     checkpoint_activations: compute activations again in the backward pass instead of keeping them: less memory.
     """
@@ -45,11 +48,13 @@ class Hardware:
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        if self.strategy != "auto" and not self.strategy.startswith("ddp"):
+        if self.strategy not in ("auto", "fsdp") and not self.strategy.startswith("ddp"):
             raise InputError(
-                f"strategy {self.strategy} cuts parameters into pieces, and LARS, clipping and weight decay go "
-                "by whole tensors: use ddp"
+                f"strategy {self.strategy} takes tensors apart or together, and LARS, clipping and weight decay go by "
+                "tensors: use ddp, or fsdp where a GPU has too little memory"
             )
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise InputError("fsdp and 16-mixed precision do not go together here: take bf16-mixed, or ddp")
 
     @property
     def on_gpu(self) -> bool:
@@ -72,13 +77,22 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """Where a finished model is scored: where it was trained."""
-        return "cuda" if self.on_gpu else "cpu"
+        """Where a finished model is scored: where it was trained. Of many processes, each has its own."""
+        if not self.on_gpu:
+            return "cpu"
+        local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))  # Lightning and torchrun, SLURM
+        return f"cuda:{local}" if self.processes > 1 else "cuda"
 
     @property
     def processes(self) -> int:
         """How many train together."""
         return self.devices * self.nodes
+
+
+def check_sharding(hardware: Hardware, averaging: Sequence[L.Callback]) -> None:
+    """InputError where an average of the weights is asked for and no process has them whole."""
+    if averaging and hardware.strategy == "fsdp":
+        raise InputError("an average is of whole weights, and fsdp cuts them: leave out --average, or take ddp")
 
 
 class StepSeed(L.Callback):
@@ -114,12 +128,14 @@ def make_trainer(
     accumulate: int = 1,
     validate_every: int = 1,
     loggers: Sequence[Logger] = (),
+    unused: bool = False,
 ) -> L.Trainer:
     """A Lightning Trainer that logs into `out`, shows one bar, saves and stops as it should, and says nothing else.
 
     accumulate:     forward passes per optimizer step.
     validate_every: epochs between validations, where the data has a validation loader.
     loggers:        beside CSV and TensorBoard.
+    unused:         parameters may be without a gradient, which DDP has to look for in every step.
     """
     for chatty in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -133,6 +149,8 @@ def make_trainer(
         ".*in eval mode at the start of training.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*total length of `list` across ranks is zero.*",
+        # Nothing adds to a backbone's features in their place.
+        ".*FSDP2-wrapped module .* returned a view tensor.*",
         ".*recommended to use .*sync_dist=True.*",  # losses are means over the batch: rank 0's is a fair sample
     ):
         warnings.filterwarnings("ignore", message)
@@ -147,7 +165,7 @@ def make_trainer(
         accelerator="gpu" if hardware.on_gpu else "cpu",
         devices=hardware.devices,
         num_nodes=hardware.nodes,
-        strategy=hardware.strategy if hardware.strategy != "auto" else "ddp" if many else "auto",
+        strategy=_strategy(hardware, unused),
         plugins=plugins,
         precision=precision,
         max_epochs=epochs,
@@ -162,6 +180,17 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(hardware: Hardware, unused: bool) -> str | FullySharded:
+    """Lightning's name of it, or ours. Not static_graph for unused parameters: it knows no parts of a step."""
+    if hardware.strategy == "fsdp":
+        return FullySharded()
+    if hardware.strategy not in ("auto", "ddp"):
+        return hardware.strategy
+    if hardware.processes == 1:
+        return hardware.strategy
+    return "ddp_find_unused_parameters_true" if unused else "ddp"
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:

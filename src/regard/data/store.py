@@ -1,0 +1,202 @@
+"""A folder of files that is on a disk, in a bucket or on a web server, and how its files get here whole.
+
+A chunk comes in blocks, each by a range request (RFC 9110, section 14): what is cut short goes on from the last whole
+block, also in a later process. A server that knows no ranges sends the whole file, and that is taken.
+"""
+
+import hashlib
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from regard.data.remote import KINDS, Passing, explain, is_absent, lacks_bucket, no_bucket, open_remote
+from regard.data.transfer import partial_of
+from regard.errors import InputError, unknown
+
+TRIES = 5  # of a block, or of putting a file
+TRIES_TO_READ = 2  # of a small file: it is the first that is asked for, and a wrong URL should be said at once
+ROUNDS = 3  # of a chunk whose sum is wrong: after that, what the store has is not what was packed
+WAIT = 0.5  # seconds before the second try, doubled before each further one
+BLOCK = 1 << 24  # bytes asked for at once: at 100 MB/s, a request's 50 to 100 ms are up to a third of its time
+SMALLEST = 1 << 20  # bytes: each further try asks for a quarter, down to this, which comes over poor connections too
+
+Result = TypeVar("Result")
+
+# A fork inherits the file systems of its parent. To close them, as their finalisers would, would take the parent's
+# connections out of the event queue that both share; so they are held here, and never used.
+_KEPT: list[Any] = []
+
+
+def is_remote(src: str | Path) -> bool:
+    """Whether `src` is a URL (s3://, gs://, https://, ...) rather than a path; C:/ is a disk."""
+    scheme, found, _ = str(src).partition("://")
+    return bool(found) and len(scheme) > 1 and scheme.isalnum()
+
+
+class Store:
+    """A folder of files, at a path or at s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER.
+
+    shown:  its URL without user, password and query, for people, logs and files.
+    remote: whether it is not on a disk of this machine.
+
+    Credentials come from the environment (`regard.data.remote`); only for https:// can they be in the URL. It survives
+    pickling and forking: each process has connections of its own, made when first needed. Any thread may use it.
+
+    Raises InputError for a URL that can't be one, and from its methods, in one line without secrets, for what is not
+    there, refused, or can't be reached, and for a package that is missing.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        self.remote = is_remote(url)
+        self._url = str(url).rstrip("/") or "/"
+        self._file_systems: dict[int, Any] = {}  # process number -> fsspec file system
+        self._opening: dict[int, Lock] = {}  # likewise
+        if not self.remote:
+            self.shown = self._url
+            return
+        parts = urlsplit(self._url)
+        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+        if parts.scheme not in KINDS:
+            raise unknown("kind of URL", f"{parts.scheme}://", [f"{scheme}://" for scheme in KINDS])
+        self._kind = KINDS[parts.scheme]
+        if not parts.netloc.rpartition("@")[2]:
+            raise InputError(f"{self.shown} names no bucket or host: {parts.scheme}://NAME/FOLDER would work")
+        if self._kind != "http" and ("@" in parts.netloc or parts.query):
+            raise InputError(f"{self.shown} takes no user, password or query: credentials come from the environment")
+
+    def __repr__(self) -> str:
+        return f"Store({self.shown!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file_systems": {}, "_opening": {}}
+
+    def path(self, name: str) -> Path:
+        """Where a file of a store that is not remote is."""
+        return Path(self._url) / name
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a small file."""
+        if self.remote:
+            return self._patiently(lambda _: self._ask("cat_file", name), name, TRIES_TO_READ)
+        return self._from_disk(name, 0, None)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file. InputError where it can't be known, and for a bucket that is not there."""
+        if not self.remote:
+            return self.path(name).is_file()
+        ask = partial(self._ask, "cat_file", name, absent=b"", start=0, end=1)
+        return self._patiently(lambda _: ask(), name, TRIES_TO_READ) != b""
+
+    def put(self, path: Path, name: str) -> None:
+        """Write the file at `path` as `name`: whole, or not at all."""
+        if self.remote and self._kind == "http":
+            raise InputError(f"{self.shown} can only be read from: s3://, gs:// or a folder would work")
+        if self.remote:
+            data = path.read_bytes()
+            # In one request: a bucket shows nothing of a file before all of it is there, and keeps no parts of one.
+            self._patiently(lambda _: self._ask("pipe_file", name, data, chunksize=len(data) + 1), name, TRIES)
+            return
+        target = self.path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, partial_of(target))
+        partial_of(target).replace(target)
+
+    def fetch(self, name: str, to: Path, size: int, sha256: str) -> None:
+        """Bring a file of `size` bytes and a known SHA-256 to `to`, by way of TO.partial, which stays if that fails.
+
+        One process at a time may fetch to the same place (`regard.data.chunk_cache` sees to that).
+        """
+        to.parent.mkdir(parents=True, exist_ok=True)
+        begun = partial_of(to)
+        try:
+            with begun.open("a+b") as file:
+                self._complete(name, file, size, sha256)
+        except InputError:
+            if not begun.stat().st_size:
+                begun.unlink()
+            raise
+        begun.replace(to)
+
+    def _complete(self, name: str, file: Any, size: int, sha256: str) -> None:
+        """Append to `file` what it lacks; if the sum is wrong then, from its beginning."""
+        if file.tell() > size:
+            file.truncate(0)
+        for _ in range(ROUNDS):
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256")
+            while (begun := file.tell()) < size:
+                part = self._patiently(lambda tried, begun=begun: self._part(name, begun, size, tried), name, TRIES)
+                file.write(part)
+                digest.update(part)
+            if digest.hexdigest() == sha256:
+                return
+            file.truncate(0)
+        what = f"{self.shown}/{name} is not what was packed (its SHA-256 is another, {ROUNDS} times)"
+        raise InputError(f"{what}: packing it again would work")
+
+    def _part(self, name: str, begun: int, size: int, tried: int) -> bytes:
+        """The bytes of a file from `begun` on: a block, or all there are where the server knows no ranges."""
+        end = min(size, begun + max(BLOCK >> 2 * tried, SMALLEST))
+        part = self._ask("cat_file", name, start=begun, end=end) if self.remote else self._from_disk(name, begun, end)
+        if len(part) == end - begun:
+            return part
+        if len(part) == size:
+            return part[begun:]
+        raise Passing(f"{len(part):,} bytes came where {end - begun:,} were asked for")
+
+    def _from_disk(self, name: str, start: int, end: int | None) -> bytes:
+        try:
+            with self.path(name).open("rb") as file:
+                file.seek(start)
+                return file.read(-1 if end is None else end - start)
+        except OSError as error:
+            raise InputError(f"{self.path(name)} can't be read: {error.strerror}") from error
+
+    def _patiently(self, attempt: Callable[[int], Result], name: str, tries: int) -> Result:
+        """What `attempt(how often it was tried)` gives; it is tried again as long as what stops it may pass."""
+        for tried in itertools.count():
+            try:
+                return attempt(tried)
+            except Passing as error:
+                if tried + 1 == tries:
+                    raise InputError(f"{self.shown}/{name} can't be had after {tries} tries ({error})") from None
+                time.sleep(WAIT * 2**tried)
+        raise AssertionError
+
+    def _ask(self, method: str, name: str, *values: bytes, absent: bytes | None = None, **options: Any) -> Any:
+        """Call a method of the file system for a file; `absent`, if given, is what to return where there is none."""
+        shown = f"{self.shown}/{name}"
+        files = self._file_system()
+        try:
+            return getattr(files, method)(self._address(name), *values, **options)
+        except Exception as error:
+            if is_absent(error) and lacks_bucket(files, self._kind, self._address(name)):
+                raise no_bucket(shown) from None
+            if is_absent(error) and absent is not None:
+                return absent
+            # The libraries' errors hold whole URLs, and a loader's worker sends home the text of all that are linked.
+            raise explain(error, self._kind, shown) from None
+
+    def _file_system(self) -> Any:
+        """The fsspec file system of this process."""
+        process = os.getpid()
+        with self._opening.setdefault(process, Lock()):  # a lock of the parent's may be held for ever
+            if process not in self._file_systems:
+                made = open_remote(self._kind, self.shown)
+                _KEPT.append(made)
+                self._file_systems[process] = made
+        return self._file_systems[process]
+
+    def _address(self, name: str) -> str:
+        """Where a file is, as the file system calls it."""
+        parts = urlsplit(self._url)
+        if self._kind != "http":
+            return f"{parts.netloc}{parts.path.rstrip('/')}/{name}"
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}", fragment=""))
