@@ -1,8 +1,8 @@
 """Seconds of a training step: ours beside lightly's modules in a plain Lightning loop, without and with the data path.
 
 Each pair has the same timm backbone, batch, precision, optimiser class (AdamW) and number of workers. Theirs are
-lightly's heads, losses, teacher update and transforms (torchvision on PIL images), the steps as in its documentation, no
-logger, no callbacks, torch's defaults. Ours is what `regard pretrain` runs: its callbacks, loggers and schedules, and
+lightly's heads, losses, teacher update and transforms (torchvision on PIL images), its documented loop, without logger
+or callbacks, and torch's defaults. Ours is what `regard pretrain` runs: its callbacks, loggers and schedules, and
 `prepare`. Fits take turns; a figure is seconds a step, from the end of the warm-up to the end of the last step.
 
     python benchmarks/pretrain.py                     a CPU: about 10 minutes on two idle cores, batch 8
@@ -36,8 +36,8 @@ import torch
 from lightly.loss import BarlowTwinsLoss, DINOLoss
 from lightly.models.modules import BarlowTwinsProjectionHead, DINOProjectionHead
 from lightly.models.utils import update_momentum
-from lightly.transforms import DINOTransform
 from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+from lightly.transforms.dino_transform import DINOTransform
 from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
 from side_by_side import COMMIT, ROOT, ratios, show, spread, synchronize, table, write
@@ -241,12 +241,12 @@ def loaders(
         views = [torch.randint(0, 256, (options.batch, 3, size, size), dtype=torch.uint8) for size in sizes]
         floats = [view / 127.5 - 1 for view in views]
         pinned = options.accelerator == "gpu"
-        theirs, ours = (
-            DataLoader(Repeated(x, times), batch_size=None, pin_memory=pinned) for x in (floats, views)
-        )
+        theirs, ours = (DataLoader(Repeated(x, times), batch_size=None, pin_memory=pinned) for x in (floats, views))
         return theirs, {"train_dataloaders": ours}
     if method == "dino":
-        transform: Any = DINOTransform(options.size, local_crop_size=options.local_size, n_local_views=options.local_crops)
+        transform: Any = DINOTransform(
+            options.size, local_crop_size=options.local_size, n_local_views=options.local_crops
+        )
     else:
         transform = BYOLTransform(BYOLView1Transform(options.size), BYOLView2Transform(options.size))
     needed = options.batch * times
@@ -278,7 +278,7 @@ class Times:
 
 
 def compare(name: str, data: bool, paths: Sequence[Path], options: argparse.Namespace) -> dict[str, Any]:
-    """One row: fits of both in turn, after a fit of each that is thrown away."""
+    """One row: fits of both in turn, the one or the other first."""
     case, narrow = CASES[name], name.startswith("narrow")
     # Where data is the limit, batches made ahead during the warm-up are used up by then.
     warmup, steps = (6, max(20, options.steps)) if narrow else (options.warmup, options.steps)

@@ -26,7 +26,7 @@ def test_help_needs_no_torch_nor_images() -> None:
     script = """
 import contextlib, sys
 from regard.cli import main
-for command in ([], ["info"], ["check"], ["download"]):
+for command in ([], ["info"], ["check"], ["download"], ["pack"]):
     with contextlib.suppress(SystemExit):
         main(["data", *command, "--help"])
 heavy = {"torch", "lightning", "timm", "torchvision", "cv2", "matplotlib", "numpy"} & sys.modules.keys()

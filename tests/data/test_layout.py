@@ -250,11 +250,6 @@ def test_a_folder_without_images(tmp_path):
     refused(tmp_path, str(tmp_path), "no images")
 
 
-@pytest.mark.parametrize("src", ["gs://bucket/data", "s3://bucket/data", "https://host/data"])
-def test_remote_data_is_not_supported_yet(src):
-    refused(src, src, "remote packed data isn't supported", "local folder")
-
-
 def test_masks_and_images_that_do_not_fit(tmp_path):
     write(tmp_path / "masks", "1.png", value=1)
     refused(tmp_path, str(tmp_path), "masks/ but no images/")

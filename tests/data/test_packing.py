@@ -88,13 +88,17 @@ def voc(root: Path) -> Path:
     return root
 
 
+def plain(pixels: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return pixels.shape, pixels.tobytes()
+
+
 def everything(source: Source, split: str) -> dict[str, list]:
     """Name -> image, and mask or label."""
     dataset, found = source.splits[split], {}
     for i in range(len(dataset)):
-        more = [dataset.mask(i).tolist()] if isinstance(dataset, MaskDataset) else []
+        more = [plain(dataset.mask(i))] if isinstance(dataset, MaskDataset) else []
         more += [dataset.label(i)] if isinstance(dataset, LabelDataset) else []
-        found[dataset.name(i)] = [dataset.image(i).tolist(), *more]
+        found[dataset.name(i)] = [plain(dataset.image(i)), *more]
     assert len(found) == len(dataset)
     return found
 
@@ -136,6 +140,15 @@ def test_a_pack_of_any_source_is_the_same_data(make, tmp_path):
     assert packed.describe().startswith(f"pack at {(tmp_path / 'pack').resolve()}: ")
 
 
+def test_a_pack_can_be_packed_again_in_chunks_of_another_size(tmp_path):
+    pack(open_source(many(tmp_path / "source")), tmp_path / "first", 1)
+    pack(open_source(tmp_path / "first"), tmp_path / "second", 3)
+    first, second = open_source(tmp_path / "first"), open_source(tmp_path / "second")
+    assert everything(second, "train") == everything(first, "train")
+    chunks = [of.splits["train"].chunks for of in (first, second)]  # type: ignore[attr-defined]
+    assert len(chunks[1]) < len(chunks[0])
+
+
 def test_image_files_are_kept_to_the_byte(tmp_path):
     source = open_source(images(tmp_path / "source"))
     pack(source, tmp_path / "pack")
@@ -161,6 +174,7 @@ def test_images_are_found_by_number_in_many_chunks_from_copies_threads_and_the_e
         assert copied.name(i) == names[i]
         np.testing.assert_array_equal(copied.image(i), read_image(tmp_path / "source" / names[i]))
     assert packed.name(-1) == names[39]
+    assert len(copied._maps._open) == 1  # few are mapped at a time
     with pytest.raises(IndexError):
         packed.name(40)
 

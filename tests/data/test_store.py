@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from torch.utils.data import DataLoader, Dataset
 
-from data.object_stores import Site, gs_server, s3_server, web_server
+from data.object_stores import KEYS, Site, gs_server, s3_server, web_server
 from regard.data import remote, store
 from regard.data.chunk_cache import ChunkCache
 from regard.data.store import Store, is_remote
@@ -281,6 +281,26 @@ def test_s3_credentials_that_are_refused_are_one_line_at_once(site, s3, monkeypa
     assert len(site.asked) == 1
 
 
+def test_s3_is_asked_as_often_as_is_said(site, s3, monkeypatch) -> None:
+    """And not as often again by s3fs and by botocore."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    site.files["bucket/a/b"], site.cuts = BYTES, [100] * 20
+    assert "after 2 tries (the connection broke off)" in line(Store("s3://bucket/a").read, "b")
+    assert len(site.asked) == store.TRIES_TO_READ
+
+
+def test_a_busy_s3_is_asked_again(site, s3, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    site.files["bucket/a/b"], site.body = BYTES, b"<Error><Code>SlowDown</Code></Error>"
+    site.statuses, site.cuts = [503, 500], [90_000, 50_000]
+    Store("s3://bucket/a").fetch("b", tmp_path / "copy", len(BYTES), SHA)
+    assert (tmp_path / "copy").read_bytes() == BYTES
+
+
 def test_moto_refuses_wrong_keys(s3, monkeypatch) -> None:
     from moto.core import set_initial_no_auth_action_count
 
@@ -290,7 +310,7 @@ def test_moto_refuses_wrong_keys(s3, monkeypatch) -> None:
 
 
 def test_a_public_bucket_needs_no_credentials(site, s3, monkeypatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    for name in KEYS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
     site.files["bucket/a/b"] = b"public"  # and the site refuses what has an Authorization header
@@ -496,6 +516,24 @@ def test_fetching_ahead_takes_half_of_the_bound_and_leaves_errors_to_the_reader(
     assert [cache.path(*chunk).read_bytes()[0] for chunk in made[1:4]] == [1, 2, 3]
     assert len(site.asked) == asked
     assert "is not there" in line(cache.path, *made[0])
+
+
+def has_all_soon(cache: ChunkCache, made: list) -> None:
+    """Of a process: exit status 0 if chunks that are fetched ahead come."""
+    cache.prefetch(made)
+    until = time.monotonic() + 20
+    while any(not (cache.folder / f"{sha256}-{size}").exists() for _, size, sha256 in made):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_fork_fetches_ahead_by_itself(site, tmp_path) -> None:
+    cache, made = make_cache(site, tmp_path), chunks(site, 4)
+    has_all_soon(cache, made[:2])
+    child = FORK.Process(target=has_all_soon, args=(cache, made))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
 
 
 def read_all(cache: ChunkCache, made: list, order: list[int]) -> None:

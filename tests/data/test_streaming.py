@@ -24,6 +24,7 @@ from regard.data.packing import _Target, pack
 from regard.errors import InputError
 
 HERE = Path(__file__).parent
+LONG = 300  # seconds after which something hangs
 
 
 def noise_images(root: Path, count: int) -> Path:
@@ -260,8 +261,11 @@ def test_two_processes_read_every_image_once_an_epoch_within_the_bound(bucket, t
         )
         for rank in range(2)
     ]  # fmt: skip
-    most = 0
+    most, deadline = 0, time.monotonic() + LONG
     while any(of.poll() is None for of in processes):
+        if time.monotonic() > deadline:
+            [of.kill() for of in processes]
+            pytest.fail("the processes wait for each other")
         if chunks.is_dir():
             most = max(most, sum(size_of(path) for path in chunks.iterdir()))
         time.sleep(0.01)
@@ -299,7 +303,7 @@ def test_a_killed_pretrain_from_a_bucket_goes_on_bit_for_bit(bucket, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     uninterrupted = process([*command, "--out", str(whole), "--checkpoint_minutes", "10"])
     killed = process([*command, "--out", str(cut), "--checkpoint_minutes", "0"])  # saves after every step: 8 an epoch
-    deadline, steps = time.monotonic() + 120, list[int]()
+    deadline, steps = time.monotonic() + LONG, list[int]()
     while not any(step > 9 and step % 8 for step in steps):
         assert time.monotonic() < deadline
         assert killed.poll() is None, "the run ended before it could be killed"
@@ -310,8 +314,8 @@ def test_a_killed_pretrain_from_a_bucket_goes_on_bit_for_bit(bucket, tmp_path):
     assert not list(cut.glob("*.safetensors"))
     for chunk in (tmp_path / "cache/chunks").glob("*"):  # and the disk of another machine may hold none of it
         chunk.unlink()
-    assert process([*command, "--out", str(cut)]).wait(120) == 0
-    assert uninterrupted.wait(120) == 0
+    assert process([*command, "--out", str(cut)]).wait(LONG) == 0
+    assert uninterrupted.wait(LONG) == 0
     ours, theirs = (load_file(folder / "backbone.safetensors") for folder in (cut, whole))
     assert ours.keys() == theirs.keys()
     assert all(bool((ours[key] == theirs[key]).all()) for key in ours)

@@ -54,3 +54,15 @@ def test_clipping_equals_the_recorded_one(recorded) -> None:
     clip_each(parameters, float(data["clip"]))
     for i, parameter in enumerate(parameters):
         torch.testing.assert_close(parameter.grad, data[f"clipped_{i}"], rtol=1e-6, atol=1e-7)
+
+
+def test_loss_is_the_mean_over_pairs_of_crops() -> None:
+    """Equation 3 pair by pair, in float64; also without local crops."""
+    for crops in (2, 5):
+        student, teacher, center = torch.randn(crops * 3, 7), torch.randn(2 * 3, 7), torch.randn(1, 7)
+        p = ((teacher.double() - center) / 0.05).softmax(dim=-1).chunk(2)
+        q = (student.double() / 0.1).log_softmax(dim=-1).chunk(crops)
+        pairs = [-(p[t] * q[s]).sum(dim=-1).mean() for t in range(2) for s in range(crops) if s != t]
+        assert len(pairs) == 2 * (crops - 1)
+        found = dino_loss(student, teacher, center, crops, 0.05)
+        torch.testing.assert_close(found.double(), torch.stack(pairs).mean(), rtol=1e-5, atol=0)  # float32

@@ -1,5 +1,6 @@
-"""`python peak_memory.py COMMAND DATA OUT`: runs a command over small images in this process, and prints the peak of its
-resident memory in bytes (Linux only)."""
+"""`python peak_memory.py COMMAND DATA OUT [keep]`: runs a command over small images here, and prints the peak of the
+resident memory in bytes (Linux only). keep: what is decoded stays in memory, to see that it shows.
+"""
 
 import re
 import sys
@@ -14,9 +15,9 @@ ON_CPU: dict = {"accelerator": "cpu", "workers": 0}
 def pretrain(data: str, out: str) -> None:
     from regard.cli.training import pretrain
 
-    narrow: dict = {"projector": [32, 32]}
+    narrow: dict = {"widths": [32, 32]}
     options: dict = {"backbone_options": TINY, "method_options": narrow, "epochs": 1, "knn_every": 1}
-    pretrain(data, "barlow_twins", "vit_tiny_patch16_224", out, 32, batch_size=16, **options, **ON_CPU)
+    pretrain(data, "barlow_twins", "vit_tiny_patch16_224", out, 32, batch_size=4, **options, **ON_CPU)
 
 
 def score(data: str, out: str) -> None:
@@ -27,12 +28,12 @@ def score(data: str, out: str) -> None:
 
 def evaluate(data: str, out: str) -> None:
     from safetensors.torch import save_file
-    from untrained import description, untrained_segmentation
 
     from regard.backbones.weights import MODEL_FILE
     from regard.cli.using import evaluate
     from regard.studies.folders import write_json
     from regard.studies.runs import RUN_FILE
+    from untrained import description, untrained_segmentation
 
     model = untrained_segmentation()
     write_json(Path(out) / RUN_FILE, description(model))
@@ -53,16 +54,24 @@ def info(data: str, out: str) -> None:
     info(data)
 
 
-def check(data: str, out: str) -> None:
-    from regard.cli.data import check
+def keep_images() -> None:
+    from regard.data.datasets import ImageFolder
 
-    check(data)
+    kept, read = [], ImageFolder.image
+
+    def image(self, i):
+        kept.append(read(self, i))
+        return kept[-1]
+
+    ImageFolder.image = image
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    command, data, out = sys.argv[1:]
-    {f.__name__: f for f in (pretrain, score, evaluate, embed, info, check)}[command](data, out)
+    command, data, out, *keep = sys.argv[1:]
+    if keep:
+        keep_images()
+    {f.__name__: f for f in (pretrain, score, evaluate, embed, info)}[command](data, out)
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     print(f"peak {int(found[1]) * 1024}")

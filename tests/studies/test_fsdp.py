@@ -68,22 +68,19 @@ def make_class_folders(root: Path, count: int = 33) -> None:
 
 @pytest.mark.slow
 def test_a_run_cut_among_processes_goes_on_in_one(tmp_path) -> None:
-    """Under another strategy: checkpoints hold whole tensors, and the states of the optimizer. kNN is asked in between,
-    and of what is kept; the training after it is that of a run in one process.
-    """
+    """Under another strategy: checkpoints hold whole tensors, and the optimizer's. kNN is asked in between."""
     for split in ("train", "val"):
         make_class_folders(tmp_path / "data" / split)
     command = [
-        "-m", "regard", "pretrain", "--data", tmp_path / "data", "--method", "dino", "--backbone",
-        "vit_tiny_patch16_224", "--backbone_options", json.dumps(VIT), "--local_size", 16, "--local_crops", 2,
-        "--method_options", json.dumps({"out_dim": 64, "hidden_dim": 32, "bottleneck_dim": 16}), "--size", 32,
-        "--batch_size", 4, "--epochs", 3, "--workers", 0, "--accelerator", "cpu", "--knn_every", 1,
+        "-m", "regard", "pretrain", "--data", tmp_path / "data", "--backbone", "resnet18", "--backbone_options",
+        '{"channels": [8, 16, 16, 24]}', "--method_options", '{"widths": [32, 32]}', "--optimizer", "lars", "--lr", 8,
+        "--size", 32, "--batch_size", 16, "--epochs", 8, "--workers", 0, "--accelerator", "cpu", "--knn_every", 1,
     ]  # fmt: skip
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     shared = ["--devices", 2, "--strategy", "fsdp"]
     stopped = start(*command, "--out", cut, *shared, "--checkpoint_minutes", 0)
     deadline = time.monotonic() + 300
-    while not any((cut / "checkpoints").glob("resume-step=*0.ckpt")):
+    while not any((cut / "checkpoints").glob("resume-step=*.ckpt")):
         assert time.monotonic() < deadline
         assert stopped.poll() is None, stopped.communicate()
         time.sleep(0.01)
@@ -97,8 +94,9 @@ def test_a_run_cut_among_processes_goes_on_in_one(tmp_path) -> None:
     for out in (cut, tmp_path / "all"):
         made = load_file(out / "backbone.safetensors")
         assert one.keys() == made.keys()
-        for name, expected in one.items():  # 24 steps of AdamW of up to 8e-6, of which rounding may move a part
-            torch.testing.assert_close(made[name], expected, rtol=1e-3, atol=5e-5, msg=lambda m, n=name: f"{n}: {m}")
+        for name, expected in one.items():
+            # float32, through 20 batch norms over as few as 16 values, and 16 steps of up to 5e-4 of a tensor's norm
+            assert float((made[name] - expected).norm()) <= 5e-4 * float(expected.norm()) + 1e-6, name
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """What a training step costs besides its arithmetic: no wait for the device, no breaks of a compiled graph."""
 
+import json
+import subprocess
+import sys
 import traceback
 from collections import defaultdict
 from contextlib import contextmanager
@@ -51,7 +54,7 @@ CALLS = {"tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "
 class Labelled(Scenes):
     """Scenes, drawn once."""
 
-    classes = ("even", "odd")
+    classes: tuple[str, ...] = ("even", "odd")
 
     def image(self, i: int) -> np.ndarray:
         return _image(i % 4)
@@ -127,9 +130,7 @@ def test_no_step_waits_for_the_device(
     monkeypatch.setattr(pretraining, "LossCurve", lambda points: LossCurve(2))  # two stretches, as long as the epochs
     monkeypatch.setattr(training, "FiniteLoss", partial(FiniteLoss, EVERY))  # as on a GPU
     guidance = Guidance(1.0, 1.0, 1.0) if guided else Guidance()
-    settings = PretrainSettings(
-        method, 32, 16, 2, 2, 4, OPTIONS[method], average=average, guidance=guidance
-    )
+    settings = PretrainSettings(method, 32, 16, 2, 2, 4, OPTIONS[method], average=average, guidance=guidance)
     network = build_backbone(backbone, **BACKBONES[backbone])
     with waits.watch():
         pretrain_run(Labelled(4 * EPOCH, size=32), network, settings, tmp_path, hardware=Hardware("cpu", bar=False))
@@ -137,3 +138,27 @@ def test_no_step_waits_for_the_device(
     assert waits.found[2 * EPOCH], "nothing is seen where an epoch ends"
     unmeant = {step: places for step, places in waits.found.items() if step not in MAY_WAIT}
     assert not unmeant, "\n".join(unmeant[min(unmeant)])
+
+
+def test_networks_compile_into_one_graph_each() -> None:
+    """Without maps: backbones whole, and what comes after them. The run-time type checks of the tests would break the
+    graphs, so in a process without them.
+    """
+    code = """
+import json, sys, torch
+from regard.backbones import build_backbone
+from regard.ssl.barlow_twins import projector
+from regard.ssl.dino import DINOHead
+
+torch.set_num_threads(1)
+networks = {name: build_backbone(name, **options) for name, options in json.loads(sys.argv[1]).items()}
+inputs = dict.fromkeys(networks, torch.randn(2, 3, 32, 32))
+networks |= {"projector": projector((8, 8, 8)), "head": DINOHead(8, 16, 8, 4)}
+inputs |= dict.fromkeys(("projector", "head"), torch.randn(4, 8))
+found = {name: torch._dynamo.explain(network)(inputs[name]) for name, network in networks.items()}
+print(json.dumps({name: [one.graph_count, [str(r.reason) for r in one.break_reasons]] for name, one in found.items()}))
+"""
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(BACKBONES)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {name: [1, []] for name in (*BACKBONES, "projector", "head")}

@@ -180,8 +180,8 @@ def embed(
 
     Args:
         backbone: A timm model, or what `regard pretrain` made.
-        data: `scenes`, or a path; classes are those of class folders, or of most pixels of a mask, not counting
-            void and, where there is something else, `background`.
+        data: `scenes`, a path or a pack's URL; classes are those of class folders, or of most pixels of a mask, not
+            counting void and, where there is something else, `background`.
         out: Folder for embedding.png and embedding.csv.
         method: pca, tsne or umap (which needs umap-learn: `pip install 'regard[umap]'`).
         split: train, val or test; by default val where there is one, else train.

@@ -36,7 +36,7 @@ def score(
 
     Args:
         backbone: A timm ViT or Swin, what `regard pretrain` made, or a folder of `regard segment`.
-        data: `scenes`, or a path; without masks, only the scores that need none.
+        data: `scenes`, a path or a pack's URL; without masks, only the scores that need none.
         split: train, val or test; by default val where there is one, else test, else train.
         out: Folder for scores.json, scores.csv and pictures.
         protocol: `regard`, or `dino`: 480 x 480, last block, CLS, 60% of the mass, class 0 and void as background.

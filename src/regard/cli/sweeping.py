@@ -32,7 +32,7 @@ def sweep(
     """Search for the settings of a segmentation that score best on val, and write a report and a config of the best.
 
     Args:
-        data: `scenes`, or a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet or CamVid.
+        data: `scenes`; a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid; a pack's URL.
         backbone: A timm model, or what `regard pretrain` made (its folder or file).
         out: Folder of the sweep; a second call goes on, one beside the first works on the same trials.
         trials: How many in all, of all calls together.

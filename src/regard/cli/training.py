@@ -42,7 +42,7 @@ def compare(
     """Compare backbones, pre-trainings and attention fusions on the same images, and write a report.
 
     Args:
-        data: `scenes`, or a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet or CamVid.
+        data: `scenes`; a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid; a pack's URL.
         preset: `tiny` (minutes on a CPU), `small` (for one GPU) or `full` (ResNet-50, Swin-T, ViT-S/16).
         study: A YAML file with any configurations instead of a preset's; see docs/studies.md.
         out: Folder of the comparison; a second call goes on where the first one stopped.
@@ -121,7 +121,7 @@ def ablate(
     """Vary one configuration along axes (fusion, head, layers, label_fraction, ...), and write a report.
 
     Args:
-        data: `scenes`, or a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet or CamVid.
+        data: `scenes`; a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid; a pack's URL.
         axis: What to vary: fusion, head, layers, heads_kept, guidance, pretrain_guidance, label_fraction, freeze, crop,
             projector, lambda, or a setting of segmentation such as lr; with values as in label_fraction=1,0.1,0.01.
         base: The configuration that is varied: one of the preset's, or of the study's.
@@ -263,7 +263,7 @@ def pretrain(
     """Train a backbone on images without labels, or, as the baseline, on class folders with them.
 
     Args:
-        data: `scenes`, or a path: any folder of images will do; for `supervised`, class folders.
+        data: `scenes`, a path or a pack's URL: any folder of images will do; for `supervised`, class folders.
         method: `barlow_twins`, `dino`, or `supervised`.
         backbone: A timm model (`resnet50`, `vit_small_patch16_224`, `swin_tiny_patch4_window7_224`, ...) or a run.
         out: Folder for `backbone.safetensors` and the logs.
@@ -415,7 +415,7 @@ def segment(
     """Train a segmentation on images with masks, and score the best epoch.
 
     Args:
-        data: `scenes`, or a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet or CamVid.
+        data: `scenes`; a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid; a pack's URL.
         backbone: A timm model, or what `regard pretrain` made (its folder or file).
         out: Folder for the run; a second call goes on with a run cut short.
         fusion: How the backbone's attention reaches the head: none, concat, gate or propagate.
@@ -453,7 +453,7 @@ def segment(
         precision: `auto` is bf16-mixed on a GPU, else 32-true.
         devices: Processes (GPUs) on each machine.
         nodes: Machines.
-        strategy: How Lightning joins the processes, such as `ddp`.
+        strategy: How the processes are joined: `ddp`, or `fsdp` where a GPU has too little memory for the parameters.
         compile: Compile the networks with torch.compile.
         checkpoint_activations: Spend time to save memory: compute activations again in the backward pass. Not with a
             fusion that reads attention.

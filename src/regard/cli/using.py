@@ -24,7 +24,7 @@ def evaluate(
 
     Args:
         run: Folder of `regard segment`, or a cell of `regard compare`, or what `regard export` made of one.
-        data: `scenes`, or a path with masks of the same classes.
+        data: `scenes`, a path or a pack's URL, with masks of the same classes.
         split: train, val or test; by default test where there is one, else val.
         window: Side of sliding windows, in pixels of the image as it is fed; by default the whole image at once.
         overlap: The share of a window that the next one covers again, from 0 to below 1.

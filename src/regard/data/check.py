@@ -9,7 +9,7 @@ from regard.data.datasets import Dataset, MaskDataset, MaskFolder
 from regard.data.layout import Source, open_source, tree_splits
 from regard.data.listing import hold_out, list_images
 from regard.data.names import VOID, Legend
-from regard.data.survey import in_threads
+from regard.data.threads import in_threads
 from regard.errors import InputError
 
 # Of masks whose classes can't be made out: any value and any colour is as good as another, and 255 is void.

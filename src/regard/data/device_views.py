@@ -12,12 +12,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from regard.data.views import BRIGHTNESS, CONTRAST, CUT, GREY, HUE, SATURATION, Draw, View, blur_kernel
+from regard.data.views import BRIGHTNESS, CONTRAST, CUT, GREY, HUE, SATURATION, Draw, Jitter, View, blur_kernel
 
 # The numbers of a draw, before the taps of its blur: factors of brightness, contrast and saturation, and the steps of
 # hue; which of the three factors comes first, second and third, and before how many of them the hue; then yes or no.
 FACTORS, STEPS, BLENDS, BEFORE_HUE, JITTERED, GREYED, SOLARIZED, TAPS = slice(0, 3), 3, slice(4, 7), 7, 8, 9, 10, 11
-UNCHANGED = [1.0, 1.0, 1.0, 0.0, BRIGHTNESS, CONTRAST, SATURATION, 0.0, 0.0]
+UNCHANGED = Jitter(1.0, 1.0, 1.0, 0.0, (BRIGHTNESS, CONTRAST, SATURATION, HUE))
 
 
 def packed(drawn: Sequence[Draw], radius: int) -> Float[Tensor, "views numbers"]:
@@ -48,14 +48,13 @@ def finish(
 
 
 def _row(draw: Draw, radius: int) -> list[float]:
-    row = list(UNCHANGED)
-    if (jitter := draw.jitter) is not None:
-        blends = [change for change in jitter.order if change != HUE]
-        factors = [jitter.brightness, jitter.contrast, jitter.saturation]
-        row = [*factors, jitter.hue_steps, *blends, jitter.order.index(HUE), 1.0]
+    jitter = draw.jitter or UNCHANGED
+    blends = [change for change in jitter.order if change != HUE]
+    changes = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue_steps, *blends]
+    others = [jitter.order.index(HUE), draw.jitter is not None, draw.grey, draw.solarized]
     taps = blur_kernel(draw.sigma).tolist() if draw.sigma else [1.0]
     beside = [0.0] * (radius - len(taps) // 2)
-    return [*row, float(draw.grey), float(draw.solarized), *beside, *taps, *beside]
+    return [*map(float, changes), *map(float, others), *beside, *taps, *beside]
 
 
 def _jittered(
@@ -99,7 +98,7 @@ def _turned(image: Float[Tensor, "batch 3 h w"], steps: Float[Tensor, "batch 1 1
     sixths = torch.where(value == red, green - blue, sixths)  # times the chroma
     hue = _ratio(sixths, chroma, 256 / 6)
     hue = (torch.where(hue < 0, hue + 256, hue).clamp(max=255) + steps) % 256
-    chroma = value * _ratio(chroma, value, 255) / 255
+    chroma = value * _ratio(chroma, value, 255.0) / 255
     # A channel is below the largest by as much of the chroma as its own hue is away, in sixths of a turn.
     away = [(hue * (6 / 255) + start) % 6 for start in (5, 3, 1)]
     channels = [value - chroma * torch.minimum(sixth, 4 - sixth).clamp(0, 1) for sixth in away]

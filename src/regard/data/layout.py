@@ -23,15 +23,13 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
-from rich.console import Console
-from rich.progress import track
 
 from regard.data.compact import Names, joined
 from regard.data.datasets import ClassFolders, Dataset, ImageFolder, LabelDataset, MaskDataset, MaskFolder
@@ -40,6 +38,7 @@ from regard.data.packed import Packed, is_pack, open_pack, sums
 from regard.data.published import open_published
 from regard.data.scenes import Scenes
 from regard.data.store import is_remote
+from regard.data.threads import in_threads
 from regard.errors import InputError, unknown
 
 SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
@@ -231,25 +230,18 @@ def check_readable(source: Source) -> None:
             if isinstance(dataset, Packed) and not dataset.labelled:
                 raise _all_void(source, split)
         return
-    tasks = [(dataset, i) for dataset in source.splits.values() for i in range(len(dataset))]
-
-    def read(task: tuple[Dataset, int]) -> bool:
-        """Whether any pixel is labelled."""
-        dataset, i = task
-        dataset.image(i)
-        return isinstance(dataset, MaskDataset) and bool((dataset.mask(i) != dataset.ignore_index).any())
-
-    console = Console(stderr=True)
-    with ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter's lock
-        results = pool.map(read, tasks)
-        try:
-            labelled = list(track(results, "checking images and masks", len(tasks), transient=True, console=console))
-        except InputError:
-            pool.shutdown(cancel_futures=True)
-            raise
     for split, dataset in source.splits.items():
-        if source.has_masks and not any(some for some, (of, _) in zip(labelled, tasks, strict=True) if of is dataset):
+        labelled = False
+        for some in in_threads(partial(_is_labelled, dataset), range(len(dataset)), f"checking images of {split}"):
+            labelled |= some
+        if source.has_masks and not labelled:
             raise _all_void(source, split)
+
+
+def _is_labelled(dataset: Dataset, i: int) -> bool:
+    """Whether any pixel of an image is, both having been read."""
+    dataset.image(i)
+    return isinstance(dataset, MaskDataset) and bool((dataset.mask(i) != dataset.ignore_index).any())
 
 
 def _all_void(source: Source, split: str) -> InputError:

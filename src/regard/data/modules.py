@@ -277,7 +277,7 @@ def whole_loader(
     other processes would wait for it.
     """
     starts = range(0, len(dataset), batch_size)[rank::world]
-    batches = [range(start, min(start + batch_size, len(dataset))) for start in starts] or [range(0)]
+    batches = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts] or [[]]
     return DataLoader(WholePairs(dataset, size), batch_sampler=batches, collate_fn=list, **loading(workers))
 
 

@@ -1,28 +1,22 @@
 """What a source holds, in numbers: how often each class is seen, how much is void, how large the images are."""
 
 from bisect import bisect_right
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from rich.console import Console
-from rich.progress import track
 
 from regard.data.datasets import Dataset, LabelDataset, MaskDataset
 from regard.data.layout import Source
+from regard.data.threads import in_threads
 from regard.errors import InputError
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 Seen = tuple[tuple[int, int], np.ndarray | None] | None  # of an image: its size, and the pixels of each value
-
-AHEAD = 64  # images read before they are counted, at most: enough for as many cores as keep a disk busy
 
 
 @dataclass(frozen=True)
@@ -95,25 +89,6 @@ def class_pixels(dataset: MaskDataset) -> Int64[np.ndarray, " classes"]:
 def evenly(count: int, limit: int | None) -> list[int]:
     """All numbers below `count`, or `limit` of them, evenly spaced from the first on."""
     return list(range(count)) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
-
-
-def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], doing: str) -> Iterator[Result]:
-    """`function` of each task, in order, with a progress bar: decoding lets go of the interpreter's lock.
-
-    Only the tasks that come next are begun, so that memory doesn't grow with their number.
-    """
-    with ThreadPoolExecutor() as pool:
-
-        def results() -> Iterator[Result]:
-            begun: deque[Future[Result]] = deque()
-            for task in tasks:
-                begun.append(pool.submit(function, task))
-                if len(begun) == AHEAD:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
-
-        yield from track(results(), doing, len(tasks), transient=True, console=Console(stderr=True))
 
 
 def _look(dataset: Dataset, i: int) -> Seen:

@@ -70,8 +70,8 @@ class Jitter:
 
 def draw_jitter(strength: tuple[float, float, float, float], rng: np.random.Generator) -> Jitter:
     """Brightness, contrast, saturation and hue, each changed by at most its strength, in random order."""
-    brightness, contrast, saturation = (rng.uniform(1 - s, 1 + s) for s in strength[:3])
-    hue = rng.uniform(-strength[3], strength[3])
+    brightness, contrast, saturation = (between(1 - s, 1 + s, rng) for s in strength[:3])
+    hue = between(-strength[3], strength[3], rng)
     return Jitter(brightness, contrast, saturation, hue, tuple(map(int, rng.permutation(4))))
 
 
@@ -98,10 +98,10 @@ class Draw:
         return self.colour(self.crop(image))
 
     def crop(self, image: Image) -> Image:
-        """The box at the view's size, flipped if it is. The image may be a smaller one of the same picture.
+        """The box at the view's size, flipped if it is. The image may be one that was halved while it was decoded.
 
-        Resized as PIL's antialiased bicubic filter does it, within 2 of 255. In a smaller image a box begins and ends
-        at the nearest pixel: at most half a pixel away, which is less than that of the view.
+        Resized as PIL's antialiased bicubic filter does it, within 2 of 255. In a halved image a box begins and ends
+        at the nearest pixel: at most half a pixel away, which is no more than that of the view.
         """
         top, left, height, width = self._box_in(image.shape[:2])
         part = np.ascontiguousarray(image[top : top + height, left : left + width])
@@ -137,9 +137,11 @@ class Draw:
     def _box_in(self, shape: tuple[int, int]) -> Box:
         if shape == self.shape:
             return self.box
-        (rows, columns), (top, left, height, width) = np.divide(shape, self.shape), self.box
-        first, start = round(top * rows), round(left * columns)
-        return first, start, round((top + height) * rows) - first, round((left + width) * columns) - start
+        divisor = round(max(self.shape) / max(shape))  # a whole number: sides are rounded up after the division
+        top, left, height, width = self.box
+        first, start = round(top / divisor), round(left / divisor)
+        end, side = min(round((top + height) / divisor), shape[0]), min(round((left + width) / divisor), shape[1])
+        return first, start, end - first, side - start
 
 
 def least_for(drawn: tuple[Draw, ...] | list[Draw]) -> tuple[int, int]:
@@ -178,7 +180,7 @@ class View:
             flipped=rng.random() < self.flip,
             jitter=draw_jitter(self.strength, rng) if rng.random() < self.jitter else None,
             grey=rng.random() < self.grey,
-            sigma=rng.uniform(*self.sigma) if rng.random() < self.blur else 0.0,
+            sigma=between(*self.sigma, rng) if rng.random() < self.blur else 0.0,
             solarized=rng.random() < self.solarize,
         )
 
@@ -220,8 +222,8 @@ def crop_box(shape: tuple[int, int], scale: tuple[float, float], rng: np.random.
     """(top, left, height, width) of a random crop, as torchvision's RandomResizedCrop draws it."""
     height, width = shape
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = height * width * between(*scale, rng)
+        aspect = math.exp(between(math.log(3 / 4), math.log(4 / 3), rng))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
@@ -231,6 +233,11 @@ def crop_box(shape: tuple[int, int], scale: tuple[float, float], rng: np.random.
     elif width / height > 4 / 3:
         w = round(height * (4 / 3))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def between(low: float, high: float, rng: np.random.Generator) -> float:
+    """What `rng.uniform` gives, at a third of its cost, which tells where a view has seven of them."""
+    return low + (high - low) * rng.random()
 
 
 def blur_kernel(sigma: float) -> Float[np.ndarray, " taps"]:

@@ -70,10 +70,13 @@ def dino_loss(
     student: logits of all crops, crop by crop: (crops * batch, dim), the two global crops first.
     teacher: logits of the two global crops, (2 * batch, dim); no gradient flows into them.
     """
-    log_student = F.log_softmax(student.float() / student_temp, dim=-1).chunk(crops)
+    log_student = F.log_softmax(student.float() / student_temp, dim=-1).unflatten(0, (crops, -1))
     target = F.softmax((teacher.detach().float() - center) / teacher_temp, dim=-1).chunk(2)
-    terms = [-(target[t] * log_student[s]).sum(dim=-1).mean() for t in range(2) for s in range(crops) if s != t]
-    return torch.stack(terms).mean()
+    # A global crop has one target for all the others: their logarithms are added up first, so that there are two
+    # products of batch x dim, and not one for each pair of crops.
+    local = log_student[2:].sum(dim=0)
+    products = [(target[t] * (log_student[1 - t] + local)).sum(dim=-1).mean() for t in range(2)]
+    return -(products[0] + products[1]) / (2 * (crops - 1))
 
 
 def update_center(
@@ -168,15 +171,19 @@ class DINO(Pretraining):
                 parameter.grad = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then move the teacher towards the student; its BatchNorm statistics are its own, as published.
+        """Step, then move the teacher towards the student.
 
         Here, and not at the end of the batch: there a checkpoint would be written between the two.
         """
         momentum = cosine(self.global_step, self.total_steps, self.hparams["momentum"], 1.0)
         super().optimizer_step(*args, **kwargs)
-        with torch.no_grad():
-            for student, teacher in ((self.backbone, self.teacher_backbone), (self.head, self.teacher_head)):
-                move_towards(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+        self.move_teacher(momentum)
+
+    @torch.no_grad()
+    def move_teacher(self, momentum: float) -> None:
+        """Each weight of the teacher keeps this share; its BatchNorm statistics are its own, as published."""
+        for student, teacher in ((self.backbone, self.teacher_backbone), (self.head, self.teacher_head)):
+            move_towards(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the student; no weight decay on biases and norms."""

@@ -287,5 +287,5 @@ def _names(dataset: Any) -> str:
     """Changes with the images of a split, and their order."""
     digest = hashlib.sha256()
     for i in range(len(dataset)):
-        digest.update(f"{chr(10) if i else ''}{dataset.name(i)}".encode())
+        digest.update(("\n" * (i > 0) + dataset.name(i)).encode())
     return digest.hexdigest()

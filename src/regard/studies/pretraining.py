@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -39,7 +39,7 @@ from regard.studies.training import Hardware, StepSeed, check_sharding, fit, mak
 
 PRETRAIN_FILE = "pretrain.json"
 SKIPPED_QUERIES_FILE = "skipped-val.txt"
-BANK = 100_000  # images that kNN asks while training, at most: their features are kept in memory
+BANK = 100_000  # images that kNN asks while training, and asks for, at most: their features are kept in memory
 METHODS: Mapping[str, type[Pretraining]] = {
     "barlow_twins": BarlowTwins,
     "dino": DINO,
@@ -119,7 +119,6 @@ def pretrain_run(
     if watch.on_bad_image == "skip":
         dataset = SkipUnreadable(dataset, out / SKIPPED_FILE)
         queries = queries and SkipUnreadable(queries, out / SKIPPED_QUERIES_FILE)
-    bank = range(0, len(dataset), -(-len(dataset) // BANK))  # class folders are in order of class: of each its share
     module = build_method(backbone, settings, classes)
     averaging = make_averaging(settings.average, settings.epochs)
     if averaging and isinstance(module, DINO):
@@ -136,8 +135,8 @@ def pretrain_run(
         seed,
         settings.accumulate,
         labelled=settings.method == "supervised",
-        bank=None if queries is None else CentreCrops(dataset, bank, settings.size),
-        queries=None if queries is None else CentreCrops(queries, range(len(queries)), settings.size),
+        bank=None if queries is None else CentreCrops(dataset, _probed(dataset), settings.size),
+        queries=None if queries is None else CentreCrops(queries, _probed(queries), settings.size),
         placed=settings.placed,
     )
     curve, clock, scores = LossCurve(points=40), Clock(), Scores()
@@ -180,6 +179,11 @@ def pretrain_run(
     return description
 
 
+def _probed(dataset: Dataset) -> range:
+    """`BANK` images at most, evenly spaced: class folders are in order of class, and of each this takes its share."""
+    return range(0, len(dataset), -(-len(dataset) // BANK))
+
+
 def _warn(line: str) -> None:
     if rank_zero_only.rank == 0:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold]warning[/]  {line}")
@@ -195,9 +199,11 @@ def labelled_splits(source: Source) -> tuple[Dataset, Dataset]:
     if not source.has_labels:
         needs = "it needs class folders: DATA/CLASS/IMAGE, with or without train/ and val/ above the classes"
         raise InputError(f"{source.root} ({WORDS[source.layout]}) has no classes for supervised training: {needs}")
-    train = cast(ClassFolders, source.split("train"))
+    train = source.split("train")
     if "val" in source.splits:
         return train, source.splits["val"]
+    if not isinstance(train, ClassFolders):
+        raise InputError(f"{source.root} has no val: a pack of class folders with train/ and val/ would work")
     of_val = held_out(train.paths)
     return train.only(~of_val), train.only(of_val)
 

@@ -45,6 +45,8 @@ class FullySharded(DDPStrategy):
     def configure_ddp(self) -> None:
         """In the place of DistributedDataParallel; batch norms share their statistics by now."""
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        for parameter in self._owner.parameters():
+            parameter.data = parameter.data.contiguous()  # all that fully_shard takes: not channels_last
         for child in self._owner.children():
             # Always cut again after a forward pass: what is outside of one, such as DINO's teacher, sees parts only.
             for block in _blocks(child):
