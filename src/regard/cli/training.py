@@ -250,6 +250,7 @@ def pretrain(
     devices: int = 1,
     nodes: int = 1,
     strategy: str = "auto",
+    views_on: Literal["cpu", "device"] = "cpu",
     accumulate: int = 1,
     compile: bool = False,
     checkpoint_activations: bool = False,
@@ -291,7 +292,9 @@ def pretrain(
         precision: `auto` is bf16-mixed on a GPU, else 32-true.
         devices: Processes (GPUs) on each machine.
         nodes: Machines.
-        strategy: How Lightning joins the processes, such as `ddp`.
+        strategy: How the processes are joined: `ddp`, or `fsdp` where a GPU has too little memory for the parameters.
+        views_on: Where colours and blur of the views are computed: by the loading processes, or on the `device`, which
+            saves a third of their work.
         accumulate: Forward passes per step; see docs/pretraining.md for what that does to Barlow Twins.
         compile: Compile the networks with torch.compile.
         checkpoint_activations: Spend time to save memory: compute activations again in the backward pass.
@@ -334,7 +337,7 @@ def pretrain(
     model = build_backbone(backbone, pretrained, weights, **(backbone_options or {}))
     hardware = Hardware(
         accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes, devices=devices, nodes=nodes,
-        strategy=strategy, compile=compile, checkpoint_activations=checkpoint_activations,
+        strategy=strategy, compile=compile, checkpoint_activations=checkpoint_activations, views_on=views_on,
     )  # fmt: skip
     options = dict(method_options or {}) | ({} if lr is None else {"lr": lr}) | ({"loss": loss} if loss else {})
     if method == "barlow_twins":
@@ -343,6 +346,8 @@ def pretrain(
         options = ({"optimizer": optimizer} if optimizer else {}) | options
     elif optimizer:
         raise InputError("DINO trains with AdamW: --optimizer is for Barlow Twins")
+    if tune and strategy == "fsdp":
+        raise InputError("--tune makes its trials on whole networks, and fsdp cuts them: leave out one of the two")
     if tune == "lr" and lr is not None:
         raise InputError("--tune lr chooses the rate: leave out --lr, or --tune")
     guidance = Guidance(guide_sharpness, guide_diversity, guide_consistency)

@@ -31,10 +31,10 @@ def blur_radius(views: Sequence[View]) -> int:
 
 
 def finish(
-    pixels: UInt8[Tensor, "batch 3 side side"], rows: Float[Tensor, "batch numbers"], view: View
+    pixels: UInt8[Tensor, "batch side side 3"], rows: Float[Tensor, "batch numbers"], view: View
 ) -> UInt8[Tensor, "batch 3 side side"]:
     """Cropped and flipped views of one distribution, with colour, grey, blur and solarize of the rows of `packed`."""
-    image = pixels.float()
+    image = pixels.permute(0, 3, 1, 2).float()  # channels_last, as convolutions like them, and so it stays
     per_image = rows[..., None, None, None]  # (batch, numbers, 1, 1, 1)
     if view.jitter:
         image = torch.where(per_image[:, JITTERED] > 0, _jittered(image, rows), image)

@@ -158,8 +158,8 @@ class Views(TorchDataset):
     """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor; then, if asked for, where they are in the
     image, (views, 5) as `View.placed`; last, if `labelled`, the class index.
 
-    on_device: views are cropped and flipped alone, and behind them comes what is still to be done, (views, numbers) as
-               of `device_views.packed`.
+    on_device: views are cropped and flipped alone, (size, size, 3) each, and behind them comes what is still to be
+               done, (views, numbers) as of `device_views.packed`.
     """
 
     def __init__(
@@ -178,7 +178,8 @@ class Views(TorchDataset):
         epoch, index = key
         image, drawn = self._drawn(epoch, index)
         if self.on_device:
-            sample = [*(_tensor(draw.crop(image)) for draw in drawn), packed(drawn, self._radius)]
+            crops = [torch.from_numpy(draw.crop(image)) for draw in drawn]  # the device turns them, for nothing
+            sample = [*crops, packed(drawn, self._radius)]
         else:
             sample = [_tensor(draw(image)) for draw in drawn]
         if self.placed:

@@ -55,7 +55,8 @@ class History(L.Callback):
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         """Lightning has validated by then."""
-        loss, miou = float(cast(torch.Tensor, self._sum)) / self._steps, float(trainer.callback_metrics["val_miou"])
+        total = trainer.strategy.reduce(cast(torch.Tensor, self._sum), reduce_op="mean")
+        loss, miou = float(total) / self._steps, float(trainer.callback_metrics["val_miou"])
         self.points.append({"epoch": trainer.current_epoch + 1, "train_loss": loss, "val_miou": miou})
         self._sum, self._steps = None, 0
 

@@ -23,7 +23,8 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str, may_re
     folder is removed, unless there is something in it to go on with or to read.
     """
     folder, settings = Path(path), json.loads(json.dumps(settings))
-    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    # Of processes that train together, another may just be writing the settings.
+    is_new = not folder.exists() or (folder.is_dir() and all(".partial" in file.name for file in folder.iterdir()))
     made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
     if (folder / finished).exists():
         raise InputError(f"{folder} holds a finished run: choose another --out, or delete it")

@@ -138,6 +138,7 @@ def pretrain_run(
         bank=None if queries is None else CentreCrops(dataset, _probed(dataset), settings.size),
         queries=None if queries is None else CentreCrops(queries, _probed(queries), settings.size),
         placed=settings.placed,
+        on_device=hardware.views_on == "device",
     )
     curve, clock, scores = LossCurve(points=40), Clock(), Scores()
     # A classifier has one view of an image, and labels to tell how it does.

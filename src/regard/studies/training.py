@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -33,6 +33,8 @@ class Hardware:
     strategy:       how they are joined: "ddp" and Lightning's variants of it, or "fsdp", where each keeps its part of
                     every tensor (`sharding`).
     compile:        compile backbone and heads with torch.compile.
+    views_on:       where colours, blur and solarize of a pre-training's views are computed: by the loading processes,
+                    on the "cpu", or in batches on the "device" that trains. Both have the same draws.
     checkpoint_activations: compute activations again in the backward pass instead of keeping them: less memory.
     """
 
@@ -46,6 +48,7 @@ class Hardware:
     strategy: str = "auto"
     compile: bool = False
     checkpoint_activations: bool = False
+    views_on: Literal["cpu", "device"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.strategy not in ("auto", "fsdp") and not self.strategy.startswith("ddp"):
