@@ -28,7 +28,7 @@ def both(drawn: list[Draw], image: np.ndarray, view: View, radius: int) -> tuple
     """What follows the crop, by the CPU path and by that of a device."""
     crops = [draw.crop(image) for draw in drawn]
     on_cpu = torch.stack([tensor(draw.colour(crop)) for draw, crop in zip(drawn, crops, strict=True)])
-    return on_cpu.int(), finish(torch.stack([tensor(crop) for crop in crops]), packed(drawn, radius), view).int()
+    return on_cpu.int(), finish(torch.stack([torch.from_numpy(crop) for crop in crops]), packed(drawn, radius), view).int()
 
 
 @pytest.mark.parametrize("image", [NOISE, Scenes(1, size=64).image(0)], ids=["noise", "scene"])
@@ -111,7 +111,7 @@ def test_the_host_never_waits_for_the_device() -> None:
     rows = packed(drawn, blur_radius(views))[:1]
     with Watch() as watch:
         for view in views:
-            finish(torch.zeros(1, 3, view.size, view.size, dtype=torch.uint8), rows, view)
+            finish(torch.zeros(1, view.size, view.size, 3, dtype=torch.uint8), rows, view)
     waits = ("_local_scalar_dense", "nonzero", "masked_select", "item", "index.Tensor", "unique", "_to_copy.device")
     assert not [name for name in watch.seen if any(wait in name for wait in waits)]
     assert {"aten::where.self", "aten::gather"} <= watch.seen  # it has looked

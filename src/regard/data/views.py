@@ -104,7 +104,7 @@ class Draw:
         at the nearest pixel: at most half a pixel away, which is no more than that of the view.
         """
         top, left, height, width = self._box_in(image.shape[:2])
-        part = np.ascontiguousarray(image[top : top + height, left : left + width])
+        part = np.require(image[top : top + height, left : left + width], requirements="CW")  # W: torch warns without
         # Channels last, and the axis of the batch added by torch, as only so it takes them for that: twice as fast.
         batch = torch.from_numpy(part)[None].permute(0, 3, 1, 2)
         resized = interpolate(batch, (self.size, self.size), mode="bicubic", antialias=True)
