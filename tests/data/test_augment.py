@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from regard.data.augment import TrainTransform, draws, largest_share, resize, resize_pair, short_side
+from regard.data.augment import TrainTransform, draws, largest_share, resize_pair, short_side
 from regard.errors import InputError
 
 CELLS = 6  # down and across: 36 classes, each the number of its cell
@@ -177,4 +177,3 @@ def test_masks_are_resampled_by_pixel_centres() -> None:
     _, large = resize_pair(image, mask, (8, 8))
     assert np.array_equal(large[0], [0, 0, 1, 1, 2, 2, 3, 3])
     assert short_side((360, 480), 96) == (96, 128)
-    assert resize(image, (0, 0, 4, 4), (2, 3)).shape == (2, 3, 3)

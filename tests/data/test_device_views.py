@@ -28,7 +28,9 @@ def both(drawn: list[Draw], image: np.ndarray, view: View, radius: int) -> tuple
     """What follows the crop, by the CPU path and by that of a device."""
     crops = [draw.crop(image) for draw in drawn]
     on_cpu = torch.stack([tensor(draw.colour(crop)) for draw, crop in zip(drawn, crops, strict=True)])
-    return on_cpu.int(), finish(torch.stack([torch.from_numpy(crop) for crop in crops]), packed(drawn, radius), view).int()
+    return on_cpu.int(), finish(
+        torch.stack([torch.from_numpy(crop) for crop in crops]), packed(drawn, radius), view
+    ).int()
 
 
 @pytest.mark.parametrize("image", [NOISE, Scenes(1, size=64).image(0)], ids=["noise", "scene"])

@@ -28,6 +28,7 @@ from regard.data.views import (
     dino_views,
     draw_jitter,
     least_for,
+    resize,
     supervised_views,
 )
 from regard.errors import InputError
@@ -383,3 +384,10 @@ def test_a_broken_jpeg_is_named_and_can_still_be_skipped(tmp_path: Path, kept: f
     sample = Views(data, [PLAIN], seed=1)[0, 0]
     assert (tmp_path / "skipped.txt").read_text() == "a.jpg\n"
     assert np.array_equal(sample[0].permute(1, 2, 0), PLAIN(folder.image(1), draws(VIEW, 1, 0, 0, 0)))
+
+
+@pytest.mark.parametrize("size", [(23, 31), (150, 200), (197, 264), (2, 3)])
+def test_images_are_resized_as_pil_does_it(size: tuple[int, int]) -> None:
+    """Whole ones too, that are scored and probed. Both filters have 16-bit weights, and may round a half apart."""
+    expected = Image.fromarray(picture()).resize(size[::-1], Image.Resampling.BICUBIC)
+    assert np.abs(resize(picture(), size).astype(int) - np.asarray(expected)).max() <= 1

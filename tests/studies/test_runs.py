@@ -91,9 +91,9 @@ def test_what_is_no_image_is_one_line(image, message: str) -> None:
 
 def test_a_prediction_is_what_one_line_gives(run, pixels) -> None:
     """The short side is brought to that of the training, and the logits to the size of the image."""
-    from regard.data.augment import resize
+    from regard.data.views import resize
 
-    small = resize(pixels, (0, 0, 60, 90), (32, 48))
+    small = resize(pixels, (32, 48))
     with torch.no_grad():
         logits = run.model(normalize(torch.from_numpy(small).permute(2, 0, 1)[None]))
         logits = F.interpolate(logits, size=(60, 90), mode="bilinear", align_corners=False)[0]

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from regard.backbones import Backbone, build_backbone, device_of, normalize
 from regard.cli.common import Accelerator, natural
-from regard.data.augment import resize, short_side
+from regard.data.augment import short_side
 from regard.data.reading import read_image
 from regard.data.video import frame_count, is_video, read_video
+from regard.data.views import resize
 from regard.studies.folders import write_whole
 from regard.studies.training import Hardware
 
@@ -53,7 +54,7 @@ def read_pictures(files: dict[Path, Path]) -> Iterator[tuple[Path, Callable[[], 
 
 def fed(image: Picture, size: int) -> Picture:
     """As the backbone is to see it: brought to this short side."""
-    return resize(image, (0, 0, *image.shape[:2]), short_side(image.shape[:2], size))
+    return resize(image, short_side(image.shape[:2], size))
 
 
 def as_batch(image: Picture, model: Backbone) -> Float[Tensor, "1 3 h w"]:

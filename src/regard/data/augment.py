@@ -1,7 +1,5 @@
 """Joint transforms of image and mask for segmentation, over uint8 arrays with OpenCV; and where all draws come from.
 
-A departure from torchvision on PIL: shrinking uses area averaging, where PIL uses an antialiased bicubic filter.
-
 Nothing here keeps a random state: all draws come from a generator that the caller makes with `draws`, out of (seed,
 epoch, image, view). So the number of workers, of ranks, or a restart changes nothing.
 """
@@ -13,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from regard.data.views import Image, draw_jitter
+from regard.data.views import Image, draw_jitter, resize
 from regard.errors import InputError
 
 Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
@@ -29,14 +27,6 @@ def draws(*key: int) -> np.random.Generator:
     Keys of different length are told apart only by their purpose: NumPy takes (1, 2) and (1, 2, 0) for the same.
     """
     return np.random.default_rng(key)
-
-
-def resize(image: Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image:
-    """A box of the image at another (height, width): area averaging to shrink, bicubic to enlarge."""
-    top, left, height, width = box
-    part = image[top : top + height, left : left + width]
-    shrinks = size[0] * size[1] < height * width
-    return cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 @dataclass(frozen=True)
@@ -119,7 +109,7 @@ def largest_share(mask: Mask, ignore_index: int) -> float:
 def centre_crop(image: Image, size: int) -> Image:
     """The middle square, `size` pixels wide, of the image brought to a short side of 256/224 of that."""
     height, width = short_side(image.shape[:2], round(size * 256 / 224))
-    image = resize(image, (0, 0, *image.shape[:2]), (height, width))
+    image = resize(image, (height, width))
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
 
@@ -134,5 +124,4 @@ def resize_pair(image: Image, mask: Mask, size: tuple[int, int]) -> tuple[Image,
     """Image (smoothly) and mask (nearest, by pixel centres, so that no class is invented) at one (height, width)."""
     if image.shape[:2] == size:
         return image, mask
-    whole = (0, 0, *image.shape[:2])
-    return resize(image, whole, size), cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return resize(image, size), cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, UInt8
 
 from regard.backbones import device_of, normalize
-from regard.data.augment import resize, short_side
+from regard.data.augment import short_side
 from regard.data.datasets import MaskDataset
+from regard.data.views import resize
 from regard.evaluation.scores import confusion, scores
 from regard.studies.runs import Run
 
@@ -103,7 +104,7 @@ def error_map(
 
 @torch.inference_mode()
 def _attention(run: Run, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, Any]:
-    small = resize(image, (0, 0, *image.shape[:2]), short_side(image.shape[:2], run.size))
+    small = resize(image, short_side(image.shape[:2], run.size))
     batch = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))).unsqueeze(0).to(device_of(run.model))
     maps = run.model.backbone(normalize(batch), attention=True).attention
     large = [level for level, a in enumerate(maps) if min(a.weights.shape[-2:]) >= SMALLEST_GRID]

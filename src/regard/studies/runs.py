@@ -18,9 +18,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import device_of, from_description
 from regard.backbones.weights import MODEL_FILE
-from regard.data.augment import resize, short_side
+from regard.data.augment import short_side
 from regard.data.datasets import MaskDataset
 from regard.data.modules import loading
+from regard.data.views import resize
 from regard.errors import InputError
 from regard.evaluation.scores import (
     BOUNDARY,
@@ -187,7 +188,7 @@ def _at_scales(pixels: UInt8[np.ndarray, "h w 3"], size: int, inference: Inferen
     shape, made = pixels.shape[:2], []
     for scale in inference.scales:
         fed = short_side(shape, max(1, round(size * scale)))
-        small = resize(pixels, (0, 0, *shape), fed) if fed != shape else pixels
+        small = resize(pixels, fed) if fed != shape else pixels
         made.append(torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))))
     return made
 

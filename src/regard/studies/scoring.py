@@ -25,12 +25,12 @@ from regard.attention.metrics import BINS, EDGES
 from regard.attention.views import LEAST_SHARED
 from regard.backbones import Backbone, describe, device_of, from_description, normalize
 from regard.backbones.base import Kind
-from regard.data.augment import ORDER, VIEW, draws, resize, resize_pair, short_side
+from regard.data.augment import ORDER, VIEW, draws, resize_pair, short_side
 from regard.data.datasets import VOC2012, Dataset, MaskDataset
 from regard.data.modules import loading
 from regard.data.reading import read_mask
 from regard.data.samples import Cached
-from regard.data.views import View
+from regard.data.views import View, resize
 from regard.errors import InputError
 from regard.evaluation.heads import GROUPS, POINTS, HeadScores
 from regard.studies.runs import Run
@@ -67,7 +67,7 @@ class Protocol:
                 self.void(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)) for mask in masks
             ]
         size = short_side(image.shape[:2], self.size)
-        small = resize(image, (0, 0, *image.shape[:2]), size) if image.shape[:2] != size else image
+        small = resize(image, size) if image.shape[:2] != size else image
         return small, [resize_pair(image, mask, size)[1] for mask in masks]
 
     def void(self, mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
