@@ -186,8 +186,8 @@ def architecture(name: str, extra: dict[str, Any], options: argparse.Namespace) 
 
 def fit_ours(
     case: tuple[str, str, dict[str, Any]], loader: Any, watches: Sequence[L.Callback], options: argparse.Namespace
-) -> float:
-    """One fit as `regard pretrain` sets it up; the share of the time in which the next batch was waited for."""
+) -> list[float]:
+    """One fit as `regard pretrain` sets it up; how long the next batch was waited for, of each step, in seconds."""
     method, name, extra = case
     settings = settings_of(method, options, options.batch)
     module = build_method(build_backbone(name, **architecture(name, extra, options)), settings)
@@ -198,10 +198,8 @@ def fit_ours(
         callbacks = [LossCurve(points=40), Clock(), Scores(), StepSeed(0), CollapseMonitor(print)]
         trainer: Any = make_trainer(1, out, hardware, [*watches, *callbacks, Pictures(out / "pictures", 1)], "")
         trainer.profiler = SimpleProfiler()
-        start = time.perf_counter()
         trainer.fit(module, **loader)
-        waited = trainer.profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]
-        return sum(waited[1:]) / (time.perf_counter() - start - waited[0])  # the first: workers start
+        return trainer.profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]
 
 
 def fit_theirs(
@@ -276,6 +274,10 @@ class Times:
         """As the dataset."""
         return self.dataset.image(i % len(self.dataset))
 
+    def encoded(self, i: int) -> bytes:
+        """As the dataset."""
+        return self.dataset.encoded(i % len(self.dataset))
+
 
 def compare(name: str, data: bool, paths: Sequence[Path], options: argparse.Namespace) -> dict[str, Any]:
     """One row: fits of both in turn, the one or the other first."""
@@ -292,7 +294,8 @@ def compare(name: str, data: bool, paths: Sequence[Path], options: argparse.Name
             if whose == "lightly":
                 fit_theirs(case, theirs, watch, options)
             else:
-                waits.append(fit_ours(case, ours, [watch], options))
+                waited = fit_ours(case, ours, [watch], options)[warmup : warmup + steps]
+                waits.append(sum(waited) / (watch.seconds * steps))
             seconds[whose].append(watch.seconds)
             gc.collect()
     return {

@@ -1,7 +1,7 @@
 """How long does a step take, and how does that grow with the batch, the resolution and the processes?
 
-Barlow Twins with its published projector, our whole step through Lightning, on views of scenes that are kept in memory
-(the data path is benchmarks/views.py). One thread a process, so that two processes have what one has, twice. To the
+Barlow Twins with its published projector, our whole step through Lightning, on the same batch again and again (the data
+path is benchmarks/views.py). One thread a process, so that two processes have what one has, twice. To the
 seconds of a step over one process's images is fitted, by non-negative least squares on relative errors,
 
     ResNet: fixed + per_pixel * images * pixels
@@ -30,13 +30,11 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 from side_by_side import show, spread, table, write
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.backbones import Backbone, build_backbone
-from regard.data.modules import PretrainData
-from regard.data.samples import Cached
-from regard.data.scenes import Scenes
-from regard.studies.pretraining import PretrainSettings, build_method, build_views, prepare
+from regard.studies.pretraining import PretrainSettings, build_method, prepare
 from regard.studies.training import Hardware, StepSeed, make_trainer
 
 BACKBONES = {"resnet50": "resnet50", "vit-s/16": "vit_small_patch16_224"}
@@ -72,16 +70,17 @@ class Steps(L.Callback):
 def measure(point: dict[str, Any], out: Path) -> None:
     """The seconds of some steps of one point, into a file; Lightning starts this again for the other processes."""
     torch.set_num_threads(1)
-    size, batch = point["size"], point["images"] * point["processes"]
-    settings = PretrainSettings(size=size, epochs=WARMUP + point["steps"] + 1, batch_size=batch)
-    hardware = Hardware(point["accelerator"], workers=0, bar=False, devices=point["processes"])
+    size, images = point["size"], point["images"]
+    settings = PretrainSettings(size=size, epochs=1, batch_size=images * point["processes"])
+    hardware = Hardware(point["accelerator"], bar=False, devices=point["processes"])
     module = build_method(build(point["backbone"], size), settings)
     prepare(module, hardware)
-    data = PretrainData(Cached(Scenes(batch, size=size)), build_views(settings), batch)
+    views = [torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8) for _ in range(2)]
+    batches = DataLoader([views] * (WARMUP + point["steps"] + 1), batch_size=None)  # type: ignore[arg-type]
     steps = Steps()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(settings.epochs, Path(folder), hardware, [steps, StepSeed(0)], "")
-        trainer.fit(module, data)
+        trainer = make_trainer(1, Path(folder), hardware, [steps, StepSeed(0)], "")
+        trainer.fit(module, batches)
         if trainer.is_global_zero:
             out.write_text(json.dumps(steps.seconds))
 

@@ -9,10 +9,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import window_reverse
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from contracts import check_backbone
 from regard.backbones import build_backbone, describe, from_description, normalize, save_backbone
-from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD, _kept_per_channel
 from regard.errors import InputError
 
 TINY_VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -340,6 +343,42 @@ def test_statistics_are_applied_in_every_backbone(name: str) -> None:
     expected = backbone((pixels - 0.3) / 0.4).pooled
     backbone.statistics = ((0.3,) * 3, (0.4,) * 3)
     torch.testing.assert_close(backbone((pixels - mean) / std).pooled, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_constants_of_channels_are_copied_once_and_never_those_of_a_tracer() -> None:
+    """Of normalising, and of statistics of a backbone's own; on a device where nothing else has asked for them."""
+    backbone = tiny("resnet18")
+    backbone.statistics = ((0.31,) * 3, (0.41,) * 3)
+
+    def prepared(device: str) -> torch.Tensor:
+        return backbone.pad(normalize(torch.full((1, 3, 64, 64), 7, dtype=torch.uint8, device=device)))
+
+    _kept_per_channel.cache_clear()
+    with FakeTensorMode():
+        assert type(prepared("cpu")) is FakeTensor
+    expected = prepared("cpu")
+    assert type(expected) is torch.Tensor
+    torch.testing.assert_close(expected, torch.full_like(expected, (7 / 255 - 0.31) / 0.41), rtol=0, atol=1e-6)
+    with FakeTensorMode():  # nor is a real one given to a tracer
+        assert type(prepared("cpu")) is FakeTensor
+    prepared("meta")
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device="meta")
+    with Watch() as watch:
+        backbone.pad(normalize(images))
+    assert watch.devices == {"meta"}
+
+
+class Watch(TorchDispatchMode):
+    """Notes every device that an operation reads from or writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.devices |= {x.device.type for x in tree_leaves((args, kwargs, made)) if isinstance(x, torch.Tensor)}
+        return made
 
 
 CANNOT_BE_READ = [

@@ -214,6 +214,17 @@ def test_class_folders_number_their_classes_by_name(tmp_path):
     assert val.label(0) == 2
 
 
+def test_class_folders_may_share_images_by_links(tmp_path):
+    for name in ("shared/1.png", "data/a/2.png", "data/b/3.png"):
+        write(tmp_path / name)
+    for name in "ab":
+        (tmp_path / "data" / name / "more").symlink_to(tmp_path / "shared")
+    (tmp_path / "data/c").symlink_to(tmp_path / "data/a")
+    folders = ClassFolders(tmp_path / "data")
+    assert folders.paths == ["a/2.png", "a/more/1.png", "b/3.png", "b/more/1.png", "c/2.png", "c/more/1.png"]
+    assert [folders.label(i) for i in range(6)] == [0, 0, 1, 1, 2, 2]
+
+
 def test_class_folders_that_do_not_fit_are_named(tmp_path):
     write(tmp_path / "dog/1.png")
     with pytest.raises(InputError) as error:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from regard.backbones import normalize
 from regard.data.augment import draws
 from regard.data.device_views import blur_radius, finish, packed
 from regard.data.modules import PretrainData
@@ -95,28 +97,43 @@ def test_the_order_of_changes_is_each_images_own() -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Notes every operation."""
+    """Notes every operation, and every device that one reads from or writes to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[str] = set()
+        self.devices: set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
         self.seen.add(func.name())
-        return func(*args, **(kwargs or {}))
+        self.devices |= {x.device.type for x in tree_leaves((args, kwargs, made)) if isinstance(x, Tensor)}
+        return made
 
 
-def test_the_host_never_waits_for_the_device() -> None:
-    """No operation gives a number to the host, or a result whose shape depends on values."""
-    views = RECIPES[1]
-    drawn = [view.draw((40, 48), draws(9, i)) for i, view in enumerate(views)]
-    rows = packed(drawn, blur_radius(views))[:1]
+@pytest.mark.parametrize("views", RECIPES, ids=["barlow_twins", "dino", "supervised"])
+def test_the_host_never_waits_for_the_device(views: tuple[View, ...]) -> None:
+    """On a device whose tensors have no values: to read one, or to make a shape of one, raises. Nothing is copied from
+    the host either, or computed there on the way.
+    """
+    data = PretrainData(Scenes(4, size=64), views, 4, on_device=True)
+    (batch,) = data.train_dataloader()
+    moved = [item.to("meta") for item in batch]
     with Watch() as watch:
-        for view in views:
-            finish(torch.zeros(1, view.size, view.size, 3, dtype=torch.uint8), rows, view)
-    waits = ("_local_scalar_dense", "nonzero", "masked_select", "item", "index.Tensor", "unique", "_to_copy.device")
-    assert not [name for name in watch.seen if any(wait in name for wait in waits)]
-    assert {"aten::where.self", "aten::gather"} <= watch.seen  # it has looked
+        finished = data.on_after_batch_transfer(moved, 0)
+    assert [view.shape for view in finished] == [(4, 3, view.size, view.size) for view in views]
+    assert watch.devices == {"meta"}
+    assert {"aten::_to_copy", "aten::where.self" if views[0].jitter else "aten::permute"} <= watch.seen  # it has looked
+
+
+def test_finished_views_are_channels_last_as_they_came() -> None:
+    """Also behind the hue, which takes the channels apart: convolutions need not turn them again."""
+    for view in itertools.chain(*RECIPES):
+        drawn = [view.draw((40, 48), draws(9, i)) for i in range(4)]
+        crops = torch.zeros(4, view.size, view.size, 3, dtype=torch.uint8)
+        made = finish(crops, packed(drawn, blur_radius([view])), view)
+        assert made.is_contiguous(memory_format=torch.channels_last)
+        assert normalize(made).is_contiguous(memory_format=torch.channels_last)
 
 
 def batches(on_device: bool, **options) -> list[list[Tensor]]:

@@ -201,6 +201,20 @@ def test_a_source_changes_with_its_files_and_with_what_was_decided(tmp_path):
     assert fingerprint(source, out) != before
 
 
+def test_files_whose_names_are_not_utf_8_count_like_others(tmp_path):
+    odd = os.fsdecode(b"\xff.png")
+    write(tmp_path, "1.png")
+    before = fingerprint(open_source(tmp_path))
+    try:
+        (tmp_path / "1.png").rename(tmp_path / odd)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 alone")
+    source = open_source(tmp_path)
+    assert fingerprint(source) != before
+    noted = dataclasses.replace(source, notes=(f"{odd} is ignored",))
+    assert fingerprint(noted) != fingerprint(source)
+
+
 # ---- the held-out fifth
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,16 @@ from regard.data.listing import held_out, hold_out, holds_images, kept_listing, 
 from regard.errors import InputError
 
 OLD = 10**9 * 1_000_000_000  # 2001: a time of change that no test can give to a folder by changing it
+LATER = 10 * listing.FRESH
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory) -> None:
+    """All is listed a while after it was made: no test can set back the time of change that a disk notes itself."""
+    now = time.time_ns
     monkeypatch.setenv("REGARD_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(listing, "LEAST_KEPT", 3)
+    monkeypatch.setattr(listing.time, "time_ns", lambda: now() + LATER)
 
 
 @pytest.fixture
@@ -65,6 +70,26 @@ def test_links_are_followed_and_those_that_lead_back_up_are_not(tree: Path, tmp_
     (tree / "link.jpg").symlink_to(tree / "a.jpg")
     assert list_images(tree) == sorted([*naive(tree), "linked/sub/w.jpg"])
     assert "link.jpg" in list_images(tree)
+
+
+def test_folders_may_share_images_by_links_where_they_are_classes(tmp_path) -> None:
+    """Of other folders an image is listed once: else it could be held out, and trained on by another name."""
+    for path in ("shared/1.jpg", "shared/2.jpg", "a/3.jpg", "b/4.jpg"):
+        touch(tmp_path / path)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in "ab":
+        (tmp_path / name / "s").symlink_to(tmp_path / "shared")
+        (tmp_path / name).rename(tree / name)
+    (tree / "a/up").symlink_to(tree)
+    (tree / "a/s/round").symlink_to(tree / "a")
+    (tree / "c").symlink_to(tree / "a")
+    of_a = ["3.jpg", "s/1.jpg", "s/2.jpg"]
+    of_b = ["4.jpg", "s/1.jpg", "s/2.jpg", "s/round/3.jpg"]  # what b holds by way of shared/round, once
+    expected = [f"{name}/{path}" for name, paths in (("a", of_a), ("b", of_b), ("c", of_a)) for path in paths]
+    for _ in range(2):  # from the disk; and as it was kept, apart from the listing of other folders
+        assert list_images(tree, by_class=True) == expected
+        assert list_images(tree) == [*(f"a/{path}" for path in of_a), "b/4.jpg"]
 
 
 def test_files_are_not_looked_at_one_by_one(tree: Path, monkeypatch) -> None:
@@ -135,9 +160,33 @@ def test_a_link_that_comes_to_lead_elsewhere_is_noticed(tree: Path, tmp_path) ->
 
 def test_folders_that_have_just_changed_are_not_trusted(tree: Path) -> None:
     """Two changes within one tick of the disk's clock give a folder one time: the second would not be noticed."""
-    os.utime(tree / "b")
+    soon = time.time_ns() + LATER
+    os.utime(tree / "b", ns=(soon, soon))
     list_images(tree)
     assert not kept_listing(tree).exists()
+
+
+def test_folders_that_have_just_changed_are_not_trusted_where_their_times_were_set_back(
+    tree: Path, monkeypatch
+) -> None:
+    now = os.stat(tree / "b").st_ctime_ns
+    monkeypatch.setattr(listing.time, "time_ns", lambda: now + listing.FRESH)
+    assert os.stat(tree / "b").st_mtime_ns == OLD
+    list_images(tree)
+    assert not kept_listing(tree).exists()
+    monkeypatch.setattr(listing.time, "time_ns", lambda: now + LATER)
+    list_images(tree)
+    assert kept_listing(tree).exists()
+
+
+def test_a_change_is_noticed_where_the_times_of_folders_are_set_back(tree: Path) -> None:
+    """As rsync -a, tar and cp -a leave them."""
+    list_images(tree)
+    assert kept_listing(tree).is_file()
+    time.sleep(0.05)  # some ticks of the disk's clock
+    touch(tree / "b/new.jpg")
+    age(tree)
+    assert "b/new.jpg" in list_images(tree)
 
 
 def test_folders_without_a_time_are_not_trusted(tree: Path) -> None:
@@ -162,7 +211,7 @@ def test_a_broken_cache_is_ignored_and_written_anew(tree: Path) -> None:
         file.write_bytes(broken)
         assert list_images(tree) == naive(tree)
         assert file.read_bytes() == whole
-    np.savez(file, times=np.zeros(2, np.int64), folders=np.zeros(1, np.uint8), images=np.zeros(1, np.uint8))
+    np.savez(file, times=np.zeros((2, 2), np.int64), folders=np.zeros(1, np.uint8), images=np.zeros(1, np.uint8))
     assert list_images(tree) == naive(tree)
 
 
@@ -192,7 +241,7 @@ def test_recognising_a_layout_lists_its_images_once(tmp_path, monkeypatch) -> No
             touch(tmp_path / f"train/{kind}/{i}.jpg")
             touch(tmp_path / f"val/{kind}/{i}.jpg")
     listed, whole = [], listing._listed
-    monkeypatch.setattr(listing, "_listed", lambda root: listed.append(root) or whole(root))
+    monkeypatch.setattr(listing, "_listed", lambda root, by_class: listed.append(root) or whole(root, by_class))
     source = open_source(tmp_path)
     assert source.layout == "class folders"
     assert listed == [tmp_path / "train", tmp_path / "val"]

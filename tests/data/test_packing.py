@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,14 +14,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from regard.cli import main
+from regard.data.chunk_cache import ChunkCache
 from regard.data.datasets import LabelDataset, MaskDataset
 from regard.data.layout import Source, check_readable, fingerprint, open_source
-from regard.data.packed import PACK_FILE, UNFINISHED_FILE, Packed
-from regard.data.packing import pack
+from regard.data.packed import PACK_FILE, UNFINISHED_FILE, Packed, PackedLabels, finished
+from regard.data.packing import LOCK_FILE, pack
 from regard.data.reading import read_image
+from regard.data.store import Store
+from regard.data.survey import survey
 from regard.errors import InputError
 
 
@@ -249,19 +254,20 @@ def interrupted(source: Source, to: Path, monkeypatch) -> None:
             pack(source, to, 1)
 
 
+@pytest.mark.parametrize("which", [0, -1])
 @pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
-def test_a_last_chunk_that_is_not_whole_is_written_again(harm, tmp_path, monkeypatch):
+def test_a_chunk_that_is_not_whole_is_written_again(harm, which, tmp_path, monkeypatch):
     source = open_source(many(tmp_path / "source"))
     pack(source, tmp_path / "whole", 1)
     interrupted(source, tmp_path / "cut", monkeypatch)
     chunks = sorted((tmp_path / "cut/train").glob("*.bin"))
     assert 1 < len(chunks) < 5
     assert not list(tmp_path.rglob("*.partial"))
-    content = chunks[-1].read_bytes()
+    content = chunks[which].read_bytes()
     if harm == "gone":
-        chunks[-1].unlink()
+        chunks[which].unlink()
     else:
-        chunks[-1].write_bytes(content[:-7] if harm == "cut" else content[:-7] + b"changed")
+        chunks[which].write_bytes(content[:-7] if harm == "cut" else content[:-7] + b"changed")
     pack(source, tmp_path / "cut", 1)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
@@ -344,6 +350,7 @@ def test_where_a_pack_cannot_go(tmp_path, capsys):
         (tmp_path / "full", "is no pack, and holds notes.txt: an empty or a new folder would work"),
         (source, "is within"),
         (source / "deep/pack", "is within"),
+        (tmp_path / "file/pack", "can't be written: Not a directory"),
         ("https://user:secret@host/pack?token=secret", "https://host/pack can be read from, not written to"),
     ):
         said = fails(capsys, "pack", str(source), str(to))
@@ -363,7 +370,7 @@ def test_a_pack_that_is_broken_is_named(tmp_path, capsys):
     here = str(tmp_path / "pack")
     content = (tmp_path / "pack/train/chunk-0-1.bin").read_bytes()
     (tmp_path / "pack/train/chunk-0-1.bin").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "1 of 40 images are wrong" in fails(capsys, "check", here)
+    assert "1 of 5 chunks are wrong" in fails(capsys, "check", here)
     (tmp_path / "pack/train/chunk-0-1.bin").write_bytes(bytes(len(content)))
     with pytest.raises(InputError, match=r"chunk-0-1.bin is broken"):
         everything(open_source(here), "train")
@@ -373,10 +380,152 @@ def test_a_pack_that_is_broken_is_named(tmp_path, capsys):
     (tmp_path / "pack/train/chunk-0-1.bin").unlink()
     with pytest.raises(InputError, match=r"chunk-0-1.bin can't be read"):
         everything(open_source(here), "train")
-    (tmp_path / "pack" / PACK_FILE).write_text('{"version": 2}')
-    assert "is a pack of version 2, and this regard reads 1: update it" in fails(capsys, "info", here)
-    (tmp_path / "pack" / PACK_FILE).write_text("{")
-    assert f"{PACK_FILE} is broken" in fails(capsys, "info", here)
+    (tmp_path / "pack" / PACK_FILE).write_text('{"version": 1, "kind": "images", "splits": {}}')
+    said = fails(capsys, "info", here)
+    assert f"{here} is a pack of version 1, and this regard reads 2: packing again, or the newest regard" in said
+
+
+CHANGES = {
+    "a sum that is a path": ("chunk", {"sha256": "../../" + "0" * 58}),
+    "a name that is a path": ("chunk", {"file": "../chunk-0-0.bin"}),
+    "no images": ("chunk", {"images": 0}),
+    "a number of bytes that is a text": ("chunk", {"bytes": "12"}),
+    "a negative number": ("chunk", {"bytes": -1}),
+    "a field of another time": ("chunk", {"colour": 1}),
+    "skipped images that are none": ("chunk", {"skipped": 3}),
+    "a kind that is none": ("all", {"kind": "sounds"}),
+    "classes that are no names": ("all", {"classes": [1]}),
+    "a palette of other length": ("all", {"palette": [[1, 2, 3]] * 7}),
+    "no colours": ("all", {"palette": [[1, 2, 300]]}),
+    "no splits": ("all", {"splits": {}}),
+    "a split that is a path": ("splits", {"../train": {"chunks": [], "holders": []}}),
+    "counts that do not add up": ("split", {"holders": [1, 2, 3]}),
+    "a split without chunks": ("split", {"chunks": []}),
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "{", "[]", "{}", '{"version": 2}', "[" * 100_000])
+def test_a_list_that_can_not_be_one_is_named_and_nothing_of_it_used(change, tmp_path):
+    pack(open_source(pairs(tmp_path / "source")), tmp_path / "pack")
+    file, text = tmp_path / "pack" / PACK_FILE, change
+    if change in CHANGES:
+        said = json.loads(file.read_text())
+        where, new = CHANGES[change]
+        of = {"all": said, "splits": said["splits"], "split": said["splits"]["train"]}
+        of["chunk"] = of["split"]["chunks"][0]
+        of[where].update(new)
+        text = json.dumps(said)
+    file.write_text(text)
+    with pytest.raises(InputError, match=f"{PACK_FILE} is broken: to pack into another folder would work"):
+        open_source(tmp_path / "pack")
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"version": 2, "from": "a"}'])
+def test_a_packing_json_of_somebody_else_makes_no_pack(text, tmp_path, capsys):
+    images(tmp_path / "source")
+    (tmp_path / "source" / UNFINISHED_FILE).write_text(text)
+    assert open_source(tmp_path / "source").layout == "images"
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / UNFINISHED_FILE).write_text(text)
+    said = fails(capsys, "pack", str(tmp_path / "source"), str(tmp_path / "to"))
+    assert f"is no pack, and holds {UNFINISHED_FILE}" in said
+    assert (tmp_path / "to" / UNFINISHED_FILE).read_text() == text
+
+
+def test_a_list_does_not_say_where_the_images_were(tmp_path):
+    pack(open_source(images(tmp_path / "source")), tmp_path / "pack")
+    assert str(tmp_path) not in (tmp_path / "pack" / PACK_FILE).read_text()
+
+
+def test_the_images_of_each_class_are_counted_when_they_are_packed(tmp_path, monkeypatch):
+    source = open_source(classes(tmp_path / "source"))
+    shutil.rmtree(tmp_path / "source/train/bees")
+    save(tmp_path / "source/train/bees/0.png", noise(3))
+    (tmp_path / "source/train/cats/1.png").write_bytes(b"broken")
+    source = open_source(tmp_path / "source")
+    pack(source, tmp_path / "pack", on_bad_image="skip")
+    packed = open_source(tmp_path / "pack")
+    monkeypatch.setattr(PackedLabels, "label", None)  # no label is asked for
+    assert {split: of.holders.tolist() for split, of in survey(packed, 1).items()} == {
+        "train": [5, 1, 4],
+        "val": [2, 2, 2],
+    }
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone", "index.json"])
+def test_a_finished_pack_that_is_not_whole_is_mended(harm, tmp_path, capsys):
+    arguments = ["data", "pack", str(many(tmp_path / "source")), str(tmp_path / "pack"), "--chunk_mb", "1"]
+    main([*arguments, "--on_bad_image", "skip"])
+    before = files(tmp_path / "pack")
+    chunk = tmp_path / "pack/train/chunk-0-1.bin"
+    content = chunk.read_bytes()
+    if harm == "index.json":
+        (tmp_path / "pack/train/index.json").unlink()
+    elif harm == "gone":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(content[:-7] if harm == "cut" else content[:-7] + b"changed")
+    capsys.readouterr()
+    main(arguments)
+    assert files(tmp_path / "pack") == before
+    assert ("packed in" in capsys.readouterr().out) == (harm != "index.json")
+    main(arguments)
+    assert "were there already, and whole" in capsys.readouterr().out
+
+
+def test_a_chunk_is_mended_without_what_was_skipped_and_only_with_what_was_in_it(tmp_path):
+    many(tmp_path / "source")
+    (tmp_path / "source/007.png").write_bytes(b"broken")
+    source = open_source(tmp_path / "source")
+    pack(source, tmp_path / "pack", 1, "skip")
+    before = files(tmp_path / "pack")
+    for chunk in (tmp_path / "pack/train").glob("*.bin"):
+        chunk.unlink()
+    pack(source, tmp_path / "pack", 1)
+    assert files(tmp_path / "pack") == before
+    (tmp_path / "pack/train/chunk-0-0.bin").unlink()
+    times = {path: path.stat() for path in (tmp_path / "source").iterdir()}
+    for path, status in times.items():  # other pixels in a file of the same name, size and time
+        content = path.read_bytes()
+        path.write_bytes(content[:-200] + bytes(100) + content[-100:] if len(content) > 200 else content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(InputError, match=r"chunk-0-0.bin is not whole, and what was in it can't be read any more"):
+        pack(open_source(tmp_path / "source"), tmp_path / "pack", 1)
+    assert not (tmp_path / "pack/train/chunk-0-0.bin").exists()
+
+
+def test_two_calls_do_not_pack_into_one_folder(tmp_path, capsys):
+    images(tmp_path / "source")
+    with FileLock(tmp_path / "pack" / LOCK_FILE):
+        said = fails(capsys, "pack", str(tmp_path / "source"), str(tmp_path / "pack"))
+        assert f"{tmp_path / 'pack'} is being packed into: its end, or another folder, would work" in said
+        assert os.listdir(tmp_path / "pack") == [LOCK_FILE]
+    pack(open_source(tmp_path / "source"), tmp_path / "pack")
+    assert LOCK_FILE not in os.listdir(tmp_path / "pack")
+
+
+def test_what_goes_on_with_a_pack_is_a_command_that_does(tmp_path, monkeypatch):
+    source = open_source(many(tmp_path / "my source"))
+    interrupted(source, tmp_path / "my pack", monkeypatch)
+    with pytest.raises(InputError) as raised:
+        open_source(tmp_path / "my pack")
+    command = str(raised.value).partition(": ")[2].removesuffix(" goes on")
+    main(shlex.split(command)[1:])
+    assert len(open_source(tmp_path / "my pack").splits["train"]) == 40
+
+
+def test_a_local_pack_needs_no_home_for_a_cache(tmp_path, monkeypatch):
+    pack(open_source(images(tmp_path / "source")), tmp_path / "pack")
+
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    packed = Packed(Store(tmp_path / "pack"), "train", finished(Store(tmp_path / "pack")))  # type: ignore[arg-type]
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert packed.image(0).ndim == 3
+    monkeypatch.delenv("REGARD_CACHE", raising=False)
+    with pytest.raises(InputError, match="has no home folder for chunks: a folder in REGARD_CACHE would work"):
+        ChunkCache(Store("http://host/pack")).path("a", 1, "0")
 
 
 def test_data_info_and_check_work_on_a_pack(tmp_path, capsys):

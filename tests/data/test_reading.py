@@ -1,13 +1,16 @@
 """Decoding JPEGs: the pixels that OpenCV gives, and fewer of them where fewer are enough."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import ExifTags, Image
 
 from regard.data.reading import decode_image, jpeg_size, read_image
+from regard.data.scenes import Scenes
 from regard.errors import InputError
 
 
@@ -92,6 +95,32 @@ def test_other_files_come_whole_and_what_cannot_be_read_is_named() -> None:
         for least in (None, (4, 4)):
             with pytest.raises(InputError, match=r"x\.jpg can't be read: not an image, or broken"):
                 decode_image(data, "x.jpg", least)
+
+
+def test_repeated_colours_are_as_near_to_interpolated_ones_as_is_said() -> None:
+    for image, mean, largest in ((smooth(300, 400), 0.15, 5), (Scenes(1, size=256).image(0), 1.5, 50)):
+        data = jpeg(image, quality=95, subsampling=2)
+        size = image.shape[0], image.shape[1]
+        difference = np.abs(decode_image(data, "a.jpg", size).astype(int) - decode_image(data, "a.jpg"))
+        assert 0 < difference.mean() <= mean
+        assert difference.max() <= largest
+
+
+@pytest.mark.parametrize("least", [None, (4, 4)])
+def test_a_header_that_claims_too_many_pixels_allocates_nothing(least: tuple[int, int] | None, monkeypatch) -> None:
+    """65,500 x 65,500 would be 12.9 GB. A frame's header is: mark, length, bits, height, width."""
+    data = jpeg(smooth(40, 60))
+    frame = data.index(b"\xff\xc0") + 5
+    assert data[frame : frame + 4] == struct.pack(">HH", 40, 60)
+    forged = data[:frame] + struct.pack(">HH", 65500, 65500) + data[frame + 4 :]
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("simplejpeg was asked for the pixels")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
+    assert jpeg_size(forged) is None
+    with pytest.raises(InputError, match=r"x\.jpg can't be read"):
+        decode_image(forged, "x.jpg", least)
 
 
 def test_a_file_is_read_as_its_bytes_are(tmp_path) -> None:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.object_stores import KEYS, Site, gs_server, s3_server, web_server
 from regard.data import remote, store
 from regard.data.chunk_cache import ChunkCache
+from regard.data.layout import open_source
 from regard.data.store import Store, is_remote
 from regard.errors import InputError
 
@@ -82,15 +83,19 @@ def test_what_is_put_is_read_again(writable, tmp_path) -> None:
     file = tmp_path / "file"
     file.write_bytes(BYTES)
     assert not writable.exists("train/a.bin")
-    writable.put(file, "train/a.bin")
+    writable.put(file.read_bytes(), "train/a.bin")
     assert writable.exists("train/a.bin")
     assert not writable.exists("train/a")
     assert writable.read("train/a.bin") == BYTES
     writable.fetch("train/a.bin", tmp_path / "new" / "copy", len(BYTES), SHA)
     assert (tmp_path / "new" / "copy").read_bytes() == BYTES
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy"]
+    assert writable.digest("train/a.bin", len(BYTES)) == SHA
+    for name, size in (("train/a.bin", len(BYTES) - 1), ("train/a.bin", len(BYTES) + 5), ("train/b.bin", 5)):
+        assert (writable.holds(name, size), writable.digest(name, size)) == (False, None)
+    assert writable.holds("train/a.bin", len(BYTES))
     file.write_bytes(b"other")
-    writable.put(file, "train/a.bin")
+    writable.put(file.read_bytes(), "train/a.bin")
     assert writable.read("train/a.bin") == b"other"
 
 
@@ -99,7 +104,7 @@ def test_a_large_file_goes_up_whole(s3, gs, tmp_path) -> None:
     file = tmp_path / "file"
     file.write_bytes(BYTES * 20)
     for scheme in ("s3", "gs"):
-        Store(f"{scheme}://bucket/large").put(file, "a.bin")
+        Store(f"{scheme}://bucket/large").put(BYTES * 20, "a.bin")
         assert Store(f"{scheme}://bucket/large").read("a.bin") == BYTES * 20
 
 
@@ -111,7 +116,7 @@ def test_the_web_is_read_by_ranges_and_not_written(site, tmp_path) -> None:
     web.fetch("train/a.bin", tmp_path / "copy", len(BYTES), SHA)
     assert (tmp_path / "copy").read_bytes() == BYTES
     assert site.ranges_asked == ["bytes=0-89999", "bytes=90000-179999", "bytes=180000-269999", "bytes=270000-299999"]
-    assert "can only be read from" in line(web.put, tmp_path / "copy", "a")
+    assert "can only be read from" in line(web.put, b"a", "a")
 
 
 def test_names_are_quoted_once(site) -> None:
@@ -212,12 +217,45 @@ def test_a_user_and_a_query_open_a_site_and_are_not_shown(site, tmp_path) -> Non
     site.cuts, site.statuses = [], []
     note(web.fetch, "train/a.bin", copy, len(BYTES) + 1, SHA)
     note(web.read, "train/b.bin")
-    note(web.put, copy, "a")
+    note(web.put, b"a", "a")
     note(Store(url.replace("127.0.0.1", "nowhere.invalid")).read, "a")
     for wrong in ("s3://key:{}@bucket/a", "gs://bucket/a?token={}", "ftp://user:{}@host/a", "https://user:{}@/a"):
         note(Store, wrong.format(secret))
     assert len(shown) == 15
     assert not [text for text in shown if secret in text]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIAKEY:abc/{}@bucket/x",
+        "s3://AKIAKEY:{}",
+        "s3://AKIAKEY:ab?{}@bucket/x",
+        "gs://bucket/x#{}@y",
+        "http://joe:S3C/{}@host/x",
+        "http://joe:S3C#{}@host/x",
+        "http://joe:S3C?{}@host/x",
+        "http://joe:{}@RET@host/x",
+        "https://joe:{}@[::1/p1",
+        "ftp://joe:{}@host/p1",
+        "https:/joe:{}@host/p1",
+        "https:/host/p1?token={}",
+        "git+https://joe:{}@host/p1",
+    ],
+)
+def test_a_secret_in_a_url_that_is_wrong_is_not_shown(url) -> None:
+    for secret in ("S3CRET", "S3CRET/MORE"):
+        said = line(open_source, url.format(secret))
+        assert "S3C" not in said
+        assert "joe" not in said
+        assert "AKIAKEY" not in said
+        assert "MORE" not in said
+        assert "would work" in said or "known:" in said or "from the environment" in said
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/v#1", "gs://bucket/v#1", "http://host/v#1"])
+def test_what_follows_a_hash_is_not_dropped(url) -> None:
+    assert line(Store, url).startswith(f"{url[:-2]} is followed by a #, which ends a URL: ")
 
 
 def test_what_can_not_be_reached_is_one_line_within_seconds(tmp_path) -> None:
@@ -241,7 +279,7 @@ def test_s3_says_what_is_wrong(s3, monkeypatch, tmp_path) -> None:
     assert "there is no such bucket" in line(Store("s3://absent/a").exists, "b")
     assert "s3://bucket/a/b is not there" in line(Store("s3://bucket/a").read, "b")
     (tmp_path / "a").write_bytes(b"a")
-    assert "there is no such bucket" in line(Store("s3://absent/a").put, tmp_path / "a", "b")
+    assert "there is no such bucket" in line(Store("s3://absent/a").put, b"a", "b")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -253,7 +291,7 @@ def test_gs_says_what_is_wrong(gs, monkeypatch, tmp_path) -> None:
     assert "there is no such bucket" in line(Store("gs://absent/a").exists, "b")
     assert "gs://bucket/a/b is not there" in line(Store("gs://bucket/a").read, "b")
     (tmp_path / "a").write_bytes(b"a")
-    assert "there is no such bucket" in line(Store("gs://absent/a").put, tmp_path / "a", "b")
+    assert "there is no such bucket" in line(Store("gs://absent/a").put, b"a", "b")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -465,6 +503,32 @@ def test_the_least_recently_used_goes_first(site, tmp_path) -> None:
     assert held(tmp_path) == 3000
 
 
+def test_a_lock_goes_with_its_chunk(site, tmp_path) -> None:
+    cache, made = make_cache(site, tmp_path, 2000), chunks(site, 5)
+    for chunk in made:
+        cache.path(*chunk)
+    left = {f"{chunk[2]}-1000" for chunk in made[3:]}
+    assert {path.name for path in tmp_path.iterdir()} == left | {f"{name}.lock" for name in left} | {".lock"}
+
+
+def test_a_chunk_that_went_bad_is_discarded_and_a_good_one_is_not(site, tmp_path) -> None:
+    cache, made = make_cache(site, tmp_path), chunks(site, 2)
+    for chunk in made:
+        file = cache.path(*chunk)
+    file.write_bytes(bytes(1000))
+    for chunk in made:
+        cache.discard(*chunk[1:])
+    cache.discard(1000, "0" * 64)  # and one that is not there
+    assert [(tmp_path / f"{chunk[2]}-1000").exists() for chunk in made] == [True, False]
+
+
+def test_a_later_gcsfs_without_the_tries_that_are_left_out_still_opens(gs, monkeypatch) -> None:
+    from gcsfs.core import GCSFileSystem
+
+    monkeypatch.delattr(GCSFileSystem, "_request")
+    assert remote.open_gs().protocol
+
+
 def test_what_killed_processes_had_begun_makes_room(site, tmp_path) -> None:
     cache, (a, b, c) = make_cache(site, tmp_path, 2000), chunks(site, 3)
     for chunk in (a, b):
@@ -616,7 +680,7 @@ def test_workers_go_on_with_a_store_that_was_used_before(request, site, tmp_path
         url = f"{scheme}://bucket/{tmp_path.name}"
         for name, _, _ in made:
             (tmp_path / name).write_bytes(site.files[f"pack/{name}"])
-            Store(url).put(tmp_path / name, name)
+            Store(url).put(site.files[f"pack/{name}"], name)
     cache = ChunkCache(Store(url), tmp_path / "cache", 10**6)
     cache.path(*made[0])
     cache.prefetch(made[1:4])  # may be under way while the workers are made

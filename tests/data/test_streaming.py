@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from object_stores import gs_server, s3_server, web_server
+from object_stores import Site, gs_server, s3_server, web_server
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,6 +21,7 @@ from regard.data.layout import open_source
 from regard.data.modules import WINDOW, EpochSampler
 from regard.data.packed import Packed
 from regard.data.packing import _Target, pack
+from regard.data.store import ROUNDS, Store
 from regard.errors import InputError
 
 HERE = Path(__file__).parent
@@ -207,6 +208,102 @@ def test_a_pack_in_google_cloud_storage_and_on_the_web(tmp_path, monkeypatch):
         same(packed_of(f"{site.url}/toy"), packed_of(tmp_path / "pack"))
 
 
+@pytest.fixture
+def web(tmp_path, monkeypatch) -> Iterator[Site]:
+    """40 images in five chunks on a web server, at /toy."""
+    pytest.importorskip("aiohttp", reason="needs aiohttp (regard[stream])")
+    monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "cache"))
+    pack(open_source(noise_images(tmp_path / "source", 40)), tmp_path / "pack", 1)
+    with web_server() as site:
+        serve(site, tmp_path / "pack")
+        yield site
+
+
+def serve(site: Site, folder: Path) -> None:
+    for path in folder.rglob("*.*"):
+        site.files["toy/" + str(path.relative_to(folder))] = path.read_bytes()
+
+
+def chunks_asked(site: Site) -> list[str]:
+    return [path for path, _ in site.asked if path.endswith(".bin")]
+
+
+def test_a_check_is_of_the_pack_and_not_of_the_cache(web, capsys):
+    url = f"{web.url}/toy"
+    same(packed_of(url), packed_of(url))  # all is in the cache
+    main(["data", "check", url])
+    content = web.files["toy/train/chunk-0-1.bin"]
+    web.files["toy/train/chunk-0-1.bin"] = content[:-1] + bytes([content[-1] ^ 1])
+    del web.files["toy/train/chunk-0-3.bin"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["data", "check", url])
+    said = capsys.readouterr()
+    assert "2 of 5 chunks are wrong" in said.err
+    assert "chunk-0-1.bin" in said.out + said.err
+    assert "chunk-0-3.bin" in said.out + said.err
+
+
+def test_a_check_that_can_not_be_made_finds_nothing_wrong(web, capsys):
+    url = f"{web.url}/toy"
+    splits = packed_of(url)
+    web.statuses = [403] * 20
+    with pytest.raises(InputError, match=r"chunk-0-0.bin is refused \(403\)"):
+        splits.is_whole(splits.parts[0])
+
+
+def test_a_chunk_that_goes_bad_in_the_cache_is_fetched_again(web, tmp_path):
+    remote, local = packed_of(f"{web.url}/toy"), packed_of(tmp_path / "pack")
+    remote.image(0)
+    (kept,) = [path for path in (tmp_path / "cache/chunks").iterdir() if path.suffix == "" and path.name[0] != "."]
+    for begin, end in ((0, 8), (8, kept.stat().st_size)):  # what says where the records are, and all that follows
+        content = bytearray(kept.read_bytes())
+        content[begin:end] = bytes(end - begin)
+        kept.write_bytes(content)
+        web.asked.clear()
+        np.testing.assert_array_equal(packed_of(f"{web.url}/toy").image(0), local.image(0))
+        assert chunks_asked(web) == ["toy/train/chunk-0-0.bin"]
+    same(remote, local)
+
+
+def test_a_chunk_that_is_wrong_in_the_bucket_is_not_fetched_for_ever(web):
+    remote = packed_of(f"{web.url}/toy")
+    web.files["toy/train/chunk-0-0.bin"] = bytes(remote.parts[0].bytes)
+    with pytest.raises(InputError, match=r"chunk-0-0.bin is not what was packed .* remove it there and pack again"):
+        remote.image(0)
+    assert len(chunks_asked(web)) == ROUNDS
+
+
+def test_a_look_at_few_labelled_images_fetches_few_chunks(web, tmp_path, capsys):
+    for name in ("ants", "bees"):
+        noise_images(tmp_path / "classes" / name, 15)
+    pack(open_source(tmp_path / "classes"), tmp_path / "labelled", 1)
+    web.files.clear()
+    serve(web, tmp_path / "labelled")
+    main(["data", "info", f"{web.url}/toy", "--limit", "1"])
+    assert set(chunks_asked(web)) == {"toy/train/chunk-0-0.bin"}
+    assert capsys.readouterr().err.count(" 15 ") == 2
+
+
+def test_nothing_of_somebody_else_is_written_over_in_a_bucket(bucket, tmp_path):
+    source = open_source(noise_images(tmp_path / "source", 2))
+    for name in ("train/index.json", "train/chunk-0-0.bin", "packing.json", "regard.json"):
+        Store(f"{bucket}/{name[:9]}").put(b"mine", name)
+        with pytest.raises(InputError, match=f"is no pack, and holds {name}|regard.json is broken"):
+            pack(source, f"{bucket}/{name[:9]}")
+        assert Store(f"{bucket}/{name[:9]}").read(name) == b"mine"
+
+
+def test_a_pack_in_a_bucket_that_lacks_a_chunk_is_mended_without_fetching_the_others(bucket, tmp_path):
+    source = open_source(noise_images(tmp_path / "source", 30))
+    pack(source, bucket, 1)
+    store, parts = Store(bucket), packed_of(bucket).parts
+    store.put(b"short", f"train/{parts[1].file}")
+    assert pack(source, bucket, 1).new
+    assert not pack(source, bucket, 1).new
+    assert store.digest(f"train/{parts[1].file}", parts[1].bytes) == parts[1].sha256
+
+
 def test_a_pack_to_a_bucket_goes_on_where_it_was_cut_short(bucket, tmp_path, monkeypatch):
     source = open_source(noise_images(tmp_path / "source", 40))
     written: list[str] = []
@@ -221,7 +318,9 @@ def test_a_pack_to_a_bucket_goes_on_where_it_was_cut_short(bucket, tmp_path, mon
     monkeypatch.setattr(_Target, "write", fragile)
     with pytest.raises(KeyboardInterrupt):
         pack(source, bucket, 1)
-    with pytest.raises(InputError, match=f"{bucket} is not packed to its end: regard data pack .* {bucket} goes on"):
+    with pytest.raises(
+        InputError, match=f"{bucket} is not packed to its end: regard data pack .* {bucket} --chunk_mb 1 goes on"
+    ):
         open_source(bucket)
     pack(source, bucket, 1)
     assert written.count("train/chunk-0-2.bin") == 1

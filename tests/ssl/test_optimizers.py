@@ -79,7 +79,11 @@ def test_each_gradient_is_clipped_by_its_own_norm() -> None:
     clip_each(trained[-1:], 3.0)  # nothing to clip
 
 
-@pytest.mark.parametrize("make", [adamw, sgd])
+def lars(groups: list[dict], fused: bool = True) -> LARS:
+    return LARS(groups)
+
+
+@pytest.mark.parametrize("make", [adamw, sgd, lars])
 def test_a_fused_step_takes_the_state_of_any_layout(make) -> None:
     """A fused kernel pairs memory, not places: the state of a contiguous training follows its channels_last weight."""
     weight, gradients = torch.randn(4, 5, 3, 3), [torch.randn(4, 5, 3, 3) for _ in range(4)]
@@ -98,6 +102,8 @@ def test_a_fused_step_takes_the_state_of_any_layout(make) -> None:
     after = nn.Parameter(before.detach().contiguous(memory_format=torch.channels_last))
     second = make([{"params": [after], "lr": 0.1}])
     second.load_state_dict(first.state_dict())
+    states = [value for value in second.state[after].values() if isinstance(value, Tensor) and value.ndim]
+    assert {state.stride() for state in states} == {after.stride()}
     for gradient in gradients[2:]:
         step(plain, expected, gradient)
         step(after, second, gradient)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,12 +27,16 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads"
 
 
 def start(*arguments: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True)
+    environment, command = os.environ | {"OMP_NUM_THREADS": "1"}, [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    _, errors = process.communicate(timeout=400)
+def finish(process: subprocess.Popen, status: int = 0, timeout: float = 400) -> str:
+    try:
+        _, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the processes that it has started too
+        raise
     assert process.returncode == status, errors[-3000:]
     return errors
 
@@ -123,6 +128,36 @@ def test_a_segmentation_cut_among_processes_learns_what_it_learns_in_one(tmp_pat
         if "stages.3.downsample" in name or name == "head.norm.running_mean":
             continue
         torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(32,), (32, 40, 48, 32, 40, 48, 32)], ids=["one image", "of three sizes"])
+def test_a_segmentation_cut_among_processes_is_validated_as_in_one(sizes: tuple[int, ...], tmp_path) -> None:
+    """To the last bit, with equal weights. Of one image, the second process has none; of seven, in batches of four and
+    three, it makes three forward passes where the first one makes four: no pass may wait for another process. The
+    second epoch trains behind a validation.
+    """
+    for split, of_split in (("train", (32,) * 8), ("val", sizes)):
+        for i, size in enumerate(of_split):
+            scenes = Scenes(len(of_split), size=size, seed=len(split))
+            for kind, array in (("images", scenes.image(i)), ("masks", scenes.mask(i).astype(np.uint8))):
+                folder = tmp_path / "data" / kind / split
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(folder / f"{i}.png")
+    command = [
+        "-m", "regard", "segment", "--data", tmp_path / "data", "--backbone", "vit_tiny_patch16_224",
+        "--backbone_options", json.dumps(VIT), "--head", "linear", "--size", 32, "--batch_size", 4, "--epochs", 2,
+        "--workers", 0, "--accelerator", "cpu", "--lr", 0, "--backbone_lr", 0,
+    ]  # fmt: skip
+    runs = [
+        start(*command, "--out", tmp_path / "1"),
+        start(*command, "--out", tmp_path / "2", "--devices", 2, "--strategy", "fsdp"),
+    ]
+    for run in runs:
+        finish(run, timeout=150)
+    one, two = (json.loads((tmp_path / n / "run.json").read_text())["curve"] for n in "12")
+    assert [point["val_miou"] for point in one] == [point["val_miou"] for point in two]
+    assert len(one) == 2
 
 
 def test_blocks_are_those_of_the_network() -> None:

@@ -77,6 +77,14 @@ def test_mixed_precision_trains_to_nearly_the_same_loss(tmp_path) -> None:
     assert mixed != plain
 
 
+def test_views_finished_on_the_device_train_to_nearly_the_same_loss(tmp_path) -> None:
+    """The same draws, whose pixels differ by a rounding here and there."""
+    on_cpu = losses(tmp_path / "cpu", lr=1e-3)
+    on_device = losses(tmp_path / "device", lr=1e-3, views_on="device")
+    assert on_device == pytest.approx(on_cpu, rel=0.01)
+    assert on_device != on_cpu
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_networks_train_to_the_same_loss(tmp_path) -> None:

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regard.data.layout import open_source
+from regard.data.packed import OPEN
+from regard.data.packing import pack
 from regard.data.scenes import Scenes
 from regard.studies.feature_cache import SAMPLES_FILE, TENSORS_FILE, TensorFile
 
@@ -70,6 +73,33 @@ def test_peak_memory_does_not_grow_with_the_images(command: str, trees, tmp_path
     print(f"{command}: {few / 2**20:.1f} MB for {FEW} images, {(many - few) / 2**20:+.2f} MB for {MANY}")
     allowed = EACH * (MANY - FEW) + SLACK
     assert many - few < allowed
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory) -> dict[int, Path]:
+    """Packs of few and many images in chunks of 1 MB, of which five fill one: few has more chunks than stay mapped."""
+    top, scenes = tmp_path_factory.mktemp("packs"), Scenes(8, 256)
+    (top / "of").mkdir()
+    for i in range(8):
+        Image.fromarray(scenes.image(i)).save(top / f"of/{i}.png", compress_level=0)
+    for count in (FEW, MANY):
+        for split, images in (("train", count), ("val", 16)):
+            for i in range(images):
+                link(top / f"of/{i % 8}.png", top / f"source{count}/{split}/{i % 4}/{i:05}.png")
+        pack(open_source(top / f"source{count}"), top / str(count), 1)
+        chunks = list((top / f"{count}/train").glob("*.bin"))
+        assert len(chunks) > OPEN
+    return {count: top / str(count) for count in (FEW, MANY)}
+
+
+@pytest.mark.slow  # two processes, each up to 15 s
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("command", ["embed", "pretrain"])  # in order, and shuffled
+def test_peak_memory_does_not_grow_with_the_chunks_of_a_pack(command: str, packs, tmp_path) -> None:
+    """What is mapped counts as resident: it would be 77 MB more, were all that was read to stay so."""
+    few, many = (peak(command, packs[count], tmp_path / str(count)) for count in (FEW, MANY))
+    print(f"{command}: {few / 2**20:.1f} MB for {FEW} packed images, {(many - few) / 2**20:+.2f} MB for {MANY}")
+    assert many - few < EACH * (MANY - FEW) + SLACK
 
 
 @pytest.mark.slow  # two processes, each up to 15 s

@@ -16,6 +16,7 @@ from regard.attention.views import LEAST_SHARED
 from regard.backbones import build_backbone, save_backbone
 from regard.cli import main
 from regard.data.datasets import VOC2012, ImageFolder
+from regard.data.modules import WINDOW
 from regard.data.scenes import Scenes
 from regard.data.views import View
 from regard.studies.runs import load_run
@@ -191,6 +192,28 @@ def test_chosen_images_are_evenly_spaced_and_in_a_fixed_random_order() -> None:
     assert order == Chosen(Scenes(100, 32)).numbers
     assert sorted(order) == [*range(100)]
     assert np.mean(np.abs(np.diff(order)) == 1) < 0.1  # the image before is seldom the neighbour
+
+
+class InChunks(Scenes):
+    """Scenes in chunks of ten."""
+
+    @property
+    def chunks(self) -> list[int]:
+        return [10] * (len(self) // 10)
+
+    def prefetch(self, numbers) -> None: ...
+
+
+def test_images_of_a_large_pack_are_chosen_window_after_window() -> None:
+    """A chunk is read in one window alone, and a pack of a window is scored as its images in a folder are."""
+    assert Chosen(InChunks(160, 32), 80).numbers == Chosen(Scenes(160, 32), 80).numbers
+    order = np.array(Chosen(InChunks(400, 32)).numbers)
+    assert sorted(order) == [*range(400)]
+    windows = order // (10 * WINDOW)
+    assert (np.diff(windows) >= 0).all()
+    within = order[windows == 0]
+    assert np.mean(np.abs(np.diff(within)) == 1) < 0.1
+    assert (within != np.sort(within)).any()
 
 
 def test_classes_of_whole_images_are_not_masks(tmp_path) -> None:

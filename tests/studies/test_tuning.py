@@ -19,6 +19,7 @@ import regard.studies.tuning as tuning
 from regard.backbones import Backbone, build_backbone, normalize
 from regard.cli import main
 from regard.data.modules import PretrainData
+from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.ssl.barlow_twins import BarlowTwins, barlow_twins_loss
 from regard.studies.pretraining import PretrainSettings, Watch, build_method, build_views
@@ -208,6 +209,16 @@ def test_pictures_name_choice_and_units() -> None:
 def test_several_processes_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="--tune works with one process"):
         tune("lr", tmp_path, hardware={"devices": 2})
+
+
+def test_trials_make_views_where_the_run_will(tmp_path: Path) -> None:
+    """What a batch takes, of time and of memory, depends on it."""
+    settings = PretrainSettings(size=32, batch_size=8, options={"widths": (16, 16), "optimizer": "adamw"})
+    backbone = build_backbone("resnet18", channels=(8, 8, 16, 16))
+    for where in ("cpu", "device"):
+        hardware = Hardware("cpu", bar=False, views_on=where)
+        _, data, _ = tuning._start(Scenes(16, size=32), backbone, settings, tmp_path, 0, hardware, 3)
+        assert data.on_device == (where == "device")
 
 
 def test_ctrl_c_leaves_nothing_and_the_next_call_starts_again(tmp_path) -> None:

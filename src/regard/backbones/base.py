@@ -22,6 +22,9 @@ from regard.errors import InputError
 
 # RGB in [0, 1]. Images come normalised by these; weights that were trained with others say so (`Backbone.statistics`).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The same of bytes, as byte * scale + shift.
+BYTE_SCALE = tuple(1 / (255 * std) for std in IMAGENET_STD)
+BYTE_SHIFT = tuple(-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, RGB in [0, 1]
 Kind = Literal["cls", "pooled", "received"]
@@ -228,9 +231,8 @@ class Backbone(nn.Module, ABC):
         next multiple of `self.multiple`.
         """
         if self.statistics is not None:
-            ours = (images.new_tensor(value).view(-1, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
-            theirs = (images.new_tensor(value).view(-1, 1, 1) for value in self.statistics)
-            (mean, std), (their_mean, their_std) = ours, theirs
+            mean, std = (_per_channel(values, images, images.dtype) for values in (IMAGENET_MEAN, IMAGENET_STD))
+            their_mean, their_std = (_per_channel(values, images, images.dtype) for values in self.statistics)
             images = (images * std + mean - their_mean) / their_std
         height, width = images.shape[-2:]
         rows, columns = self.padded_size(height, width)
@@ -266,16 +268,21 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def normalize(images: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
     """RGB bytes as a backbone takes them: float32, minus the ImageNet mean, over the ImageNet standard deviation."""
-    shift, scale = _normalizing(images.device)
+    shift, scale = (_per_channel(values, images, torch.float32) for values in (BYTE_SHIFT, BYTE_SCALE))
     return torch.addcmul(shift, images, scale)
 
 
+def _per_channel(values: tuple[float, ...], images: Tensor, dtype: torch.dtype) -> Float[Tensor, "channels 1 1"]:
+    """A constant for each channel, on the device of the images; kept, as the host waits for each such copy."""
+    if torch.compiler.is_compiling() or type(images) is not Tensor:  # a tracer's tensors, which must not be kept
+        return torch.tensor(values, dtype=dtype, device=images.device).view(-1, 1, 1)
+    return _kept_per_channel(values, images.device, dtype)
+
+
 @cache
-def _normalizing(device: torch.device) -> tuple[Tensor, Tensor]:
-    """-mean / std and 1 / (255 std) of the channels, (3, 1, 1), copied once: the host waits for each such copy."""
+def _kept_per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # what is made within cannot be used without
-        mean, std = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
-        return (-mean / std).float().to(device), (1 / (255 * std)).float().to(device)
+        return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -40,31 +40,36 @@ def info(source: str, out: str | None = None, limit: int | None = None) -> str:
 
 
 def check(source: str, out: str | None = None) -> str:
-    """Read every image and mask, and list all that is wrong; exit status 2 where anything is. Sums packs, too.
+    """Read every image and mask, and list all that is wrong; exit status 2 where anything is.
+
+    Of a pack, the sums of its chunks come first, and where one is wrong, its images are not read.
 
     Args:
         source: A path, `scenes`, or the s3://, gs:// or https:// URL of a pack.
         out: A file for the list, as JSON.
     """
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from rich.table import Table
 
-    from regard.data.check import Problem, check
+    from regard.data.check import Checked, Problem, check
+    from regard.data.layout import open_source
     from regard.data.packed import broken_chunks
     from regard.studies.folders import write_json
 
-    found = check(source)
-    sums = "its bytes are not those that were packed: a whole copy of the pack, or packing again, would work"
-    broken = tuple(Problem(split, file, sums) for split, file in broken_chunks(source))
-    found = replace(found, problems=(*broken, *found.problems))
-    what = "pairs" if found.paired else "images"
+    chunks = broken_chunks(source)
+    sums = "its bytes are not those that were packed: to remove it and pack again, or a whole copy of it, would work"
+    if broken := tuple(Problem(split, file, sums) for split, file in chunks[0]):
+        found, what = Checked(open_source(source).describe(), chunks[1], False, broken), "chunks"
+    else:
+        found = check(source)
+        what = "pairs" if found.paired else "images"
     if out:
         listed = [asdict(problem) for problem in found.problems]
         write_json(Path(out), {"data": found.data, what: found.count, "wrong": found.wrong, "problems": listed})
     if not found.problems:
         return f"nothing is wrong with the {found.count:,} {what} of {found.data}"
-    table = Table("split", "image", "what is wrong")
+    table = Table("split", what.removesuffix("s"), "what is wrong")
     for problem in found.problems:
         table.add_row(problem.split, problem.name, problem.what)
     console().print(table)
@@ -108,6 +113,7 @@ def pack(source: str, to: str, chunk_mb: int = 64, on_bad_image: Literal["raise"
     """
     from regard.data.layout import open_source
     from regard.data.packing import pack
+    from regard.data.store import is_remote
 
     opened = open_source(source)
     say(opened.describe())
@@ -115,7 +121,10 @@ def pack(source: str, to: str, chunk_mb: int = 64, on_bad_image: Literal["raise"
     if made.skipped:
         named = ", ".join(made.skipped[:10]) + (", ..." if len(made.skipped) > 10 else "")
         say(f"{len(made.skipped):,} images are left out, since they or their masks can't be used: {named}")
-    state = f"packed in {made.where}" if made.new else f"were there already, and whole, in {made.where}"
+    as_seen = (
+        "all of the right size" if is_remote(made.where) else "and whole"
+    )  # a bucket's are not fetched to be summed
+    state = f"packed in {made.where}" if made.new else f"were there already, {as_seen}, in {made.where}"
     size = f"{made.images:,} images, {made.bytes / 1e6:,.1f} MB in {made.chunks:,} chunks"
     return f"{size}, {state}: regard {'segment' if opened.has_masks else 'pretrain'} --data {made.where} ..."
 

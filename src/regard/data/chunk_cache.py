@@ -5,11 +5,13 @@ and a chunk of a pack that was made anew is never taken for the old one. What is
 whole, so the bound holds for several processes at any time.
 """
 
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from queue import SimpleQueue
@@ -42,12 +44,23 @@ class ChunkCache:
 
     def __init__(self, store: Store, folder: Path | None = None, limit: int | None = None) -> None:
         self.store = store
-        self.folder = folder or Path(os.environ.get("REGARD_CACHE") or "~/.cache/regard").expanduser() / "chunks"
+        self._chosen = folder
         self.limit = _bound() if limit is None else limit
         self._ahead: tuple[int, SimpleQueue[Chunk]] | None = None  # the process it is of, what is to be fetched
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ahead": None}
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the chunks are. InputError where nothing says: of a local store, nobody asks."""
+        if self._chosen:
+            return self._chosen
+        try:
+            root = Path(os.environ.get("REGARD_CACHE") or "~/.cache/regard").expanduser()
+        except RuntimeError as error:
+            raise InputError("this user has no home folder for chunks: a folder in REGARD_CACHE would work") from error
+        return root / "chunks"
 
     def path(self, name: str, size: int, sha256: str) -> Path:
         """Where a chunk is on this machine, once it is there; it counts as used now.
@@ -67,6 +80,13 @@ class ChunkCache:
             what = f"{self.folder} can't be written: {error.strerror or type(error).__name__}"
             raise InputError(f"{what}; another folder in REGARD_CACHE would work") from error
         return file
+
+    def discard(self, size: int, sha256: str) -> None:
+        """Remove a chunk of a remote store if it has other bytes by now than were fetched, for `path` to bring anew."""
+        file = self.folder / f"{sha256}-{size}"
+        with suppress(FileNotFoundError), _lock_of(file), file.open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
+                file.unlink()
 
     def prefetch(self, chunks: Iterable[Chunk]) -> None:
         """Have chunks fetched in the background, in this order: as many as fit into half of the bound.
@@ -146,13 +166,12 @@ def _use(file: Path, size: int) -> bool:
 
 
 def _remove(path: Path) -> bool:
-    """Whether a chunk is deleted: not while it is being fetched; what a process that is gone had begun is."""
-    if path.suffix != ".partial":
-        path.unlink(missing_ok=True)
-        return True
+    """Whether a chunk is deleted, with its lock: not while it is being fetched; what a killed process had begun is."""
+    lock = _lock_of(path.with_suffix(""))
     try:
-        with _lock_of(path.with_suffix("")).acquire(timeout=0):
+        with lock.acquire(timeout=0):
             path.unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)  # only while it is held: who waits for it sees it gone
             return True
     except Timeout:
         return False

@@ -103,7 +103,9 @@ class ClassFolders(ImageFolder):
     """root/<class>/**/image. `classes` fixes the names and their order: val must number them as train does."""
 
     def __init__(self, root: str | Path, classes: Sequence[str] | None = None):
-        images = list_images(Path(root))  # at one go: a listing of each class would be too small to be kept
+        images = list_images(
+            Path(root), by_class=True
+        )  # at one go: a listing of each class would be too small to be kept
         found = {folder: images[images.below(folder)] for folder in subfolders(root)}
         self.classes = tuple(found if classes is None else classes)
         if empty := [folder for folder, paths in found.items() if not paths]:

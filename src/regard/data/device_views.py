@@ -33,8 +33,11 @@ def blur_radius(views: Sequence[View]) -> int:
 def finish(
     pixels: UInt8[Tensor, "batch side side 3"], rows: Float[Tensor, "batch numbers"], view: View
 ) -> UInt8[Tensor, "batch 3 side side"]:
-    """Cropped and flipped views of one distribution, with colour, grey, blur and solarize of the rows of `packed`."""
-    image = pixels.permute(0, 3, 1, 2).float()  # channels_last, as convolutions like them, and so it stays
+    """Cropped and flipped views of one distribution, with colour, grey, blur and solarize of the rows of `packed`.
+
+    In channels_last, as they came.
+    """
+    image = pixels.permute(0, 3, 1, 2).float()
     per_image = rows[..., None, None, None]  # (batch, numbers, 1, 1, 1)
     if view.jitter:
         image = torch.where(per_image[:, JITTERED] > 0, _jittered(image, rows), image)
@@ -44,7 +47,7 @@ def finish(
         image = _blurred(image, rows[:, TAPS:])
     if view.solarize:
         image = torch.where(per_image[:, SOLARIZED] > 0, torch.minimum(image, 255 - image), image)
-    return image.to(torch.uint8)
+    return image.to(torch.uint8, memory_format=torch.channels_last)  # as convolutions like them; the hue parts channels
 
 
 def _row(draw: Draw, radius: int) -> list[float]:

@@ -204,8 +204,9 @@ def _by_class(root: Path) -> bool:
 
 def _folder(src: str | Path) -> Path:
     """The resolved folder; InputError for what isn't one."""
-    if re.match(r"\w{2,}:/", str(src)):  # two letters, since C:/ is a disk
-        raise InputError(f"{src} is no URL: a pack at s3://BUCKET/FOLDER, gs:// or https://, or a folder, would work")
+    if scheme := re.match(r"[\w+.-]{2,}:/", str(src)):  # two letters, since C:/ is a disk
+        shown = f"{scheme[0]}..." if "@" in str(src) else str(src).partition("?")[0]  # without user, password, query
+        raise InputError(f"{shown} is no URL: a pack at s3://BUCKET/FOLDER, gs:// or https://, or a folder, would work")
     root = Path(src).expanduser().resolve()
     if root.is_dir():
         return root
@@ -264,14 +265,14 @@ def fingerprint(source: Source, *besides: Path) -> str:
         digest.update(repr(parts).encode())
         return digest.hexdigest()
     left_out = {folder.resolve() for folder in besides}
-    digest.update("".join(f"{note}\n" for note in source.notes).encode())
+    digest.update(os.fsencode("".join(f"{note}\n" for note in source.notes)))
     for root in _roots(source):
         for folder, folders, files in os.walk(root, followlinks=True):
             folders[:] = sorted(name for name in folders if Path(folder, name).resolve() not in left_out)
             for file in sorted(files):
                 status = os.stat(os.path.join(folder, file))
                 path = os.path.relpath(os.path.join(folder, file), root)
-                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                digest.update(os.fsencode(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 

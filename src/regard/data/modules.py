@@ -1,5 +1,6 @@
 """What a Trainer is fed: batches of views for pre-training, batches of images and masks for segmentation."""
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -18,6 +20,7 @@ from regard.data.device_views import finish
 from regard.data.packed import Chunked
 from regard.data.samples import CentreCrops, TrainPairs, Views, WholePairs
 from regard.data.views import View
+from regard.errors import InputError
 
 MOST_WHOLE = 16  # whole images in a forward pass of validation: without gradients, what a GPU of any size can hold
 
@@ -39,6 +42,9 @@ class EpochSampler(Sampler):
                  permuted, each rank takes a contiguous run of their images, as long as the others', and images are
                  shuffled within windows of 16 chunks of it. So no two ranks read the same chunk but where their runs
                  meet; and the images of a step depend on the number of ranks.
+    before:      of a resumed first epoch that lies in chunks: (ranks, images that each has seen) of those who began it,
+                 where they were others than now. What none of them has seen comes in their order, dealt out anew in
+                 contiguous parts; `skip` counts within this rank's part.
     """
 
     def __init__(
@@ -51,9 +57,10 @@ class EpochSampler(Sampler):
         epoch: int = 0,
         skip: int = 0,
         chunked: Chunked | None = None,
+        before: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.count, self.used, self.seed, self.epoch = count, count - count % batch, seed, epoch
-        self.rank, self.world, self.skip, self.chunked = rank, world, skip, chunked
+        self.rank, self.world, self.skip, self.chunked, self.before = rank, world, skip, chunked, tuple(before)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -65,63 +72,150 @@ class EpochSampler(Sampler):
         return len(range(self.rank, self.used, self.world))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        skip, before, self.skip, self.before = self.skip, self.before, 0, ()
         if self.chunked is not None:
-            seen, self.skip = self.skip, 0
-            return self._by_chunks(self.chunked, self.epoch, seen)
+            return self._by_chunks(self.chunked, self.epoch, skip, before)
         order = draws(ORDER, self.seed, self.epoch).permutation(self.count)[self.rank : self.used : self.world]
-        order, self.skip = order[self.skip :], 0
-        return ((self.epoch, int(index)) for index in order)
+        return ((self.epoch, int(index)) for index in order[skip:])
 
-    def _by_chunks(self, chunked: Chunked, epoch: int, seen: int) -> Iterator[tuple[int, int]]:
-        """(epoch, index) behind those seen, window by window, each made when it comes; the next one is fetched then."""
-        windows, asked = self._windows(chunked.chunks, epoch), 0
-        for number, window in enumerate(windows):
-            images = sum(stop - start for _, start, stop in window)
-            if seen >= images:
-                seen -= images
-                continue
-            for coming in windows[max(asked, number) : number + 2]:
-                chunked.prefetch([chunk for chunk, _, _ in coming])
+    def _by_chunks(
+        self, chunked: Chunked, epoch: int, skip: int, before: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
+        """(epoch, index) behind those seen, window by window; the chunks of the next one are fetched meanwhile."""
+        ends, asked = np.cumsum(chunked.chunks), 0
+        lots = _cut(self._run(chunked.chunks, epoch, before), skip)
+        for number, lot in enumerate(lots):
+            for coming in lots[asked : number + 2]:
+                chunked.prefetch(dict.fromkeys(np.searchsorted(ends, coming, side="right").tolist()))
             asked = number + 2
-            indices = np.concatenate([np.arange(start, stop) for _, start, stop in window])
-            shuffled = draws(WITHIN, self.seed, epoch, self.rank, number).permutation(indices)
-            yield from ((epoch, index) for index in shuffled[seen:].tolist())
-            seen = 0
+            yield from ((epoch, index) for index in lot.tolist())
 
-    def _windows(self, chunks: Sequence[int], epoch: int) -> list[list[tuple[int, int, int]]]:
-        """This rank's run, as lots of `WINDOW` pieces of chunks: (chunk, first image, the one behind the last)."""
-        rng, share = draws(ORDER, self.seed, epoch), self.used // self.world
+    def _run(self, chunks: Sequence[int], epoch: int, before: Sequence[tuple[int, int]]) -> list[Int[np.ndarray, " _"]]:
+        """This rank's images in their order, as lots that are read one after the other."""
+        if not before:
+            return self._shuffled(chunks, epoch, self.rank, self.world)
+        worlds = [world for world, _ in before]
+        runs = [self._shuffled(chunks, epoch, rank, worlds[0]) for rank in range(worlds[0])]
+        for (_, seen), world in zip(before, [*worlds[1:], self.world], strict=True):
+            rest = [lot for run in runs for lot in _cut(run, seen)]
+            share = sum(map(len, rest)) // world
+            runs = [_cut(rest, rank * share, (rank + 1) * share) for rank in range(world)]
+        return runs[self.rank]
+
+    def _shuffled(self, chunks: Sequence[int], epoch: int, rank: int, world: int) -> list[Int[np.ndarray, " _"]]:
+        """A rank's run as its windows, each shuffled."""
+        return [
+            draws(WITHIN, self.seed, epoch, rank, number).permutation(
+                np.concatenate([np.arange(start, stop) for start, stop in window])
+            )
+            for number, window in enumerate(self._windows(chunks, epoch, rank, world))
+        ]
+
+    def _windows(self, chunks: Sequence[int], epoch: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
+        """A rank's run, as lots of `WINDOW` pieces of chunks: (first image, the one behind the last)."""
+        rng, share = draws(ORDER, self.seed, epoch), self.used // world
         order = rng.permutation(len(chunks))
         lengths = np.asarray(chunks)
         ends = np.cumsum(lengths[order])  # where each chunk ends in the order
         shifts = np.cumsum(lengths)[order] - ends  # from a place in the order to the number of the image there
         # What does not fill a batch is left out. It is no end of a chunk each time, since the runs begin anywhere.
-        place = (int(rng.integers(self.count)) + self.rank * share) % self.count
+        place = (int(rng.integers(self.count)) + rank * share) % self.count
         pieces = []
         while share > 0:
             at = int(np.searchsorted(ends, place, side="right"))
             stop = min(int(ends[at]), place + share)
-            pieces.append((int(order[at]), place + int(shifts[at]), stop + int(shifts[at])))
+            pieces.append((place + int(shifts[at]), stop + int(shifts[at])))
             share -= stop - place
             place = stop % self.count
         return [pieces[first : first + WINDOW] for first in range(0, len(pieces), WINDOW)]
 
 
+def _cut(lots: Sequence[Int[np.ndarray, " _"]], start: int, stop: int | None = None) -> list[Int[np.ndarray, " _"]]:
+    """The lots without what lies before `start`, or from `stop` on, counted over all of them."""
+    ends = np.cumsum([len(lot) for lot in lots]).tolist()
+    stop = max([*ends, 0]) if stop is None else stop
+    cut = [
+        lot[max(0, start - end + len(lot)) : max(0, stop - end + len(lot))] for lot, end in zip(lots, ends, strict=True)
+    ]
+    return [lot for lot in cut if len(lot)]
+
+
 class _Resumable(L.LightningDataModule):
-    """Remembers in a checkpoint how many batches of the epoch are done, so that a resumed run goes on behind them."""
+    """Remembers in a checkpoint how many batches of the epoch are done, so that a resumed run goes on behind them.
 
-    done = 0
+    Where images lie in chunks, their order depends on the number of processes. A run that goes on with another number
+    takes what is left of the epoch in the order of those who began it, and every image still comes once.
+    """
 
-    def state_dict(self) -> dict[str, int]:
-        """The position in the epoch; 0 where the epoch is whole."""
+    batch_size: int
+    accumulate: int
+    seed: int
+    done = 0  # batches of the epoch that is gone on with
+    begun: tuple[tuple[int, int], ...] = ()  # `EpochSampler.before`, of that epoch
+    resumed = 0  # which epoch that is
+
+    @property
+    def trained_on(self) -> Dataset:
+        """What is trained on."""
+        raise NotImplementedError
+
+    @property
+    def share(self) -> int:
+        """Images per forward pass of one process."""
+        return self.batch_size // (self.world * self.accumulate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the epoch, and what its order depends on; `done` is 0 where the epoch is whole."""
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        done = progress.processed
-        return {"done": 0 if done == self.trainer.num_training_batches else done}
+        done = 0 if progress.processed == self.trainer.num_training_batches else progress.processed
+        return {
+            "done": done,
+            "epoch": self.epoch,
+            "world": self.world,
+            "begun": [list(part) for part in self._begun] if done else [],
+            "chunks": self._chunks_digest,
+        }
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there. Raises InputError in mid-epoch where the images would come in an order that is not known:
+        the chunks are others than those that the epoch was begun with.
+        """
         self.done = state_dict["done"]
+        world, chunks = state_dict.get("world", self.world), state_dict.get("chunks", self._chunks_digest)
+        if self.done and chunks != self._chunks_digest:
+            raise InputError(
+                "the run was stopped in the middle of an epoch, and its data is not in the same chunks any more: "
+                "the data as it was, or a new --out, would work"
+            )
+        self.resumed = state_dict.get("epoch", 0)
+        self.begun = tuple((ranks, seen) for ranks, seen in state_dict.get("begun", ()))
+        if self.done and chunks and world != self.world:
+            self.begun = (*self.begun, (world, self._seen(world, self.begun)))
+
+    def _seen(self, world: int, begun: Sequence[tuple[int, int]]) -> int:
+        """Images of the epoch that each of `world` processes has seen, behind those who began it."""
+        done = self.done * (self.batch_size // (world * self.accumulate))
+        return done - sum(ranks * seen for ranks, seen in begun) // world
+
+    @property
+    def _begun(self) -> tuple[tuple[int, int], ...]:
+        """Who began the epoch of now, where they were others."""
+        return self.begun if self.epoch == self.resumed else ()
+
+    @property
+    def _chunks_digest(self) -> str:
+        """Changes with the lengths of the chunks; "" where images do not lie in any."""
+        chunked = _chunked(self.trained_on)
+        return "" if chunked is None else hashlib.sha256(repr(tuple(chunked.chunks)).encode()).hexdigest()
+
+    def sampler(self, batch: int) -> EpochSampler:
+        """The order of the epochs from here on, `batch` images per step."""
+        dataset, begun = self.trained_on, self._begun
+        skip = self._seen(self.world, begun)
+        return EpochSampler(
+            len(dataset), self.seed, batch, self.rank, self.world, self.epoch, skip, _chunked(dataset), begun
+        )
 
     @property
     def rank(self) -> int:
@@ -170,26 +264,16 @@ class PretrainData(_Resumable):
         self.probes = [probe for probe in (bank, queries) if probe is not None]
 
     @property
-    def share(self) -> int:
-        """Images per forward pass of one process."""
-        return self.batch_size // (self.world * self.accumulate)
+    def trained_on(self) -> Dataset:
+        """What is trained on."""
+        return self.dataset
 
     def train_dataloader(self) -> DataLoader:
         """Whole batches only: the batch is part of the losses."""
-        skip = self.done * self.share
         return DataLoader(
             Views(self.dataset, self.views, self.seed, self.labelled, self.placed, self.on_device),
             self.share,
-            sampler=EpochSampler(
-                len(self.dataset),
-                self.seed,
-                self.batch_size,
-                self.rank,
-                self.world,
-                self.epoch,
-                skip,
-                _chunked(self.dataset),
-            ),
+            sampler=self.sampler(self.batch_size),
             drop_last=True,
             **loading(self.workers),
         )
@@ -241,9 +325,9 @@ class SegmentationData(_Resumable):
         self.batch_size, self.workers, self.seed, self.accumulate = batch_size, workers, seed, accumulate
 
     @property
-    def share(self) -> int:
-        """Images per forward pass of one process."""
-        return self.batch_size // (self.world * self.accumulate)
+    def trained_on(self) -> Dataset:
+        """What is trained on."""
+        return self.train
 
     def train_pairs(self) -> TorchDataset:
         """(epoch, index) -> a sample."""
@@ -252,15 +336,7 @@ class SegmentationData(_Resumable):
     def train_dataloader(self) -> DataLoader:
         """Shuffled by (seed, epoch); as many batches for each process."""
         step = self.batch_size if len(self.train) >= self.batch_size else 1
-        skip = self.done * self.share
-        return DataLoader(
-            self.train_pairs(),
-            self.share,
-            sampler=EpochSampler(
-                len(self.train), self.seed, step, self.rank, self.world, self.epoch, skip, _chunked(self.train)
-            ),
-            **loading(self.workers),
-        )
+        return DataLoader(self.train_pairs(), self.share, sampler=self.sampler(step), **loading(self.workers))
 
     def val_dataloader(self) -> DataLoader:
         """Every validation image once, in order: of many processes, each a part."""

@@ -11,28 +11,39 @@ each chunk is a random sample: class folders are listed by class.
 import hashlib
 import json
 import os
-import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
 from regard.data.datasets import Dataset, LabelDataset, MaskDataset
 from regard.data.layout import Source, fingerprint
-from regard.data.packed import FIELDS, PACK_FILE, UNFINISHED_FILE, VERSION, Chunk
+from regard.data.packed import (
+    CHUNK_MB,
+    FIELDS,
+    PACK_FILE,
+    UNFINISHED_FILE,
+    Chunk,
+    Contents,
+    Split,
+    finished,
+    unfinished,
+)
 from regard.data.reading import decode_image
 from regard.data.store import Store, is_remote
 from regard.errors import InputError
 
 MOST_MB = 1024  # of a chunk: its offsets are uint32, and it is made in memory
+LOCK_FILE = ".packing.lock"  # while a pack is written
 TYPES = {"name": "str", "image": "bytes", "mask": "bytes", "label": "int"}  # of the fields, in LitData's words
 DIFFERENCES = {"content": "its files", "chunk_mb": "--chunk_mb"}  # what a pack may differ in, in people's words
 
@@ -52,80 +63,92 @@ class Pack:
     new: bool
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A chunk that is written, how many images of the order are behind it, and those that were skipped for it."""
-
-    chunk: Chunk
-    through: int
-    skipped: list[str]
-
-
-def pack(source: Source, to: str | Path, chunk_mb: int = 64, on_bad_image: Literal["raise", "skip"] = "raise") -> Pack:
+def pack(
+    source: Source, to: str | Path, chunk_mb: int = CHUNK_MB, on_bad_image: Literal["raise", "skip"] = "raise"
+) -> Pack:
     """Pack every split of `source` into `to`, a folder or the URL of one in a bucket; shows a progress bar.
 
     chunk_mb: bytes of a chunk, in units of 2**20; one image at least is in each.
 
-    Where `to` holds a part of the same pack, goes on behind its last whole chunk, and what comes out is the same to the
-    byte. Every image is decoded once, to see that it can be. Raises InputError for one that can't be, and for a mask
-    that doesn't fit, unless they are to be skipped; where `to` holds anything else; and where it can't be written to.
+    Where `to` holds the same pack or a part of it, makes those of its chunks again that are not whole, goes on behind
+    the last one, and what comes out is the same to the byte. On a disk every sum is compared for that; in a bucket,
+    where that would fetch all of it, every size, and the sum of each split's last chunk.
+
+    Every image is decoded once, to see that it can be. Raises InputError for one that can't be, and for a mask that
+    doesn't fit, unless they are to be skipped; where `to` holds anything else; where it can't be written to; and where
+    another call writes to the same folder (in a bucket that is not noticed).
     """
     if not 1 <= chunk_mb <= MOST_MB:
         raise InputError(f"chunks of {chunk_mb} MB can't be made: 1 to {MOST_MB} would work")
     target = _Target(to)
     _check_apart(source, target)
-    plan = _plan(source, target, chunk_mb)
-    if (finished := target.read_json(PACK_FILE)) is not None:
-        _check_same(finished, plan, target)
-        return _summary(target, finished, new=False)
-    if (begun := target.read_json(UNFINISHED_FILE)) is None:
-        target.check_empty()
-        begun = plan | {"from": source.root, "splits": {}}
-    _check_same(begun, plan, target)
-    steps = {split: _whole(begun["splits"].get(split, ()), f"{split}/", target) for split in source.splits}
+    with target.alone():
+        return _pack(source, target, chunk_mb, on_bad_image == "skip")
 
-    def note() -> None:
-        so_far = {split: [asdict(step) for step in of] for split, of in steps.items()}
-        target.write_json(UNFINISHED_FILE, begun | {"splits": so_far})
 
-    note()  # before the first chunk, so that a folder with chunks is known for what it is
-    total, done = sum(map(len, source.splits.values())), sum(of[-1].through for of in steps.values() if of)
+def _pack(source: Source, target: "_Target", chunk_mb: int, skip: bool) -> Pack:
+    plan = _plan(source, chunk_mb)
+    whole = finished(target.store)
+    if there := whole or unfinished(target.store):
+        _check_same(there, plan, target)
+        splits = {split: there.splits.get(split, Split(())) for split in source.splits}
+    else:
+        target.check_empty(source.splits)
+        splits = {split: Split(()) for split in source.splits}
+        target.note(UNFINISHED_FILE, plan, splits)  # so that a folder with chunks is known for what it is
+    new = whole is None
+    total = sum(map(len, source.splits.values()))
+    done = sum(of.chunks[-1].through for of in splits.values() if of.chunks)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("packing", total=total, completed=done)
         for split, dataset in source.splits.items():
             shuffled = np.random.default_rng(0).permutation(len(dataset))
             order = shuffled if split == "train" else np.arange(len(dataset))
-            with closing(_records(dataset, order, steps[split], on_bad_image == "skip")) as records:
+            new |= _mend(dataset, order, splits[split].chunks, f"{split}/", target)
+            start = splits[split].chunks[-1].through if splits[split].chunks else 0
+            with closing(_records(dataset, order, start, skip)) as records:
                 shown = _each(records, lambda: progress.advance(bar))
-                for step in _chunks(shown, steps[split], chunk_mb << 20, f"{split}/", target):
-                    steps[split].append(step)
-                    note()
-            if not steps[split]:
+                for chunk, held in _chunks(shown, len(splits[split].chunks), chunk_mb << 20, f"{split}/", target):
+                    splits[split] = _longer(splits[split], chunk, held, plan)
+                    target.note(UNFINISHED_FILE, plan, splits)
+            if not splits[split].chunks:
                 raise InputError(f"no image of {split} of {source.root} can be read: JPEGs or PNGs would work")
-            target.write_json(f"{split}/index.json", _index([step.chunk for step in steps[split]], plan["kind"]))
-    described = plan | {"splits": {split: _described(of) for split, of in steps.items()}}
-    target.write_json(PACK_FILE, described)
-    target.remove(UNFINISHED_FILE)
-    return _summary(target, described, new=True)
+            if whole is None or not target.store.exists(f"{split}/index.json"):
+                target.write_json(f"{split}/index.json", _index(splits[split].chunks, plan.kind))
+    if whole is None:
+        target.note(PACK_FILE, replace(plan, source=""), splits)  # where it was is nobody's business
+        target.remove(UNFINISHED_FILE)
+    return _summary(target, splits, new)
 
 
-def _plan(source: Source, target: "_Target", chunk_mb: int) -> dict[str, Any]:
+def _plan(source: Source, chunk_mb: int) -> Contents:
     """What a pack is made of: a call goes on only with one that was begun with the same."""
-    return {
-        "version": VERSION,
-        "kind": "masks" if source.has_masks else "labels" if source.has_labels else "images",
-        "classes": list(source.classes),
-        "palette": source.palette.tolist(),
-        "ignore_index": source.ignore_index,
-        "chunk_mb": chunk_mb,
-        "content": fingerprint(source),
-    }
+    return Contents(
+        kind="masks" if source.has_masks else "labels" if source.has_labels else "images",
+        classes=tuple(source.classes),
+        palette=tuple(map(tuple, source.palette.tolist())),
+        ignore_index=source.ignore_index,
+        chunk_mb=chunk_mb,
+        content=fingerprint(source),
+        source=source.root,
+        splits={},
+    )
 
 
-def _check_same(there: dict[str, Any], plan: dict[str, Any], target: "_Target") -> None:
-    if differs := [DIFFERENCES.get(key, key) for key, value in plan.items() if there.get(key) != value]:
+def _check_same(there: Contents, plan: Contents, target: "_Target") -> None:
+    ours, theirs = ({**vars(of), "splits": None, "source": None} for of in (plan, there))
+    if differs := [DIFFERENCES.get(key, key) for key, value in ours.items() if theirs[key] != value]:
         what = f"{target.shown} holds a pack of other content or settings (it differs in {', '.join(differs)})"
         raise InputError(f"{what}: another folder would work, or this one emptied")
+
+
+def _longer(of: Split, chunk: Chunk, held: Sequence[bytes], plan: Contents) -> Split:
+    """A split with one more chunk, of these records."""
+    if plan.kind != "labels":
+        return Split((*of.chunks, chunk))
+    labels = [int.from_bytes(record[-8:], "little", signed=True) for record in held]  # the last field of a record
+    more = np.bincount(labels, minlength=len(plan.classes))
+    return Split((*of.chunks, chunk), tuple((more + (np.array(of.holders) if of.holders else 0)).tolist()))
 
 
 def _check_apart(source: Source, target: "_Target") -> None:
@@ -136,21 +159,29 @@ def _check_apart(source: Source, target: "_Target") -> None:
             raise InputError(f"{target.folder} is within {root}, which it is to be made of: one beside it would work")
 
 
-def _whole(noted: Sequence[dict[str, Any]], folder: str, target: "_Target") -> list[_Step]:
-    """The steps up to the last one whose chunk is there as it was noted."""
-    steps = [_Step(Chunk(**step["chunk"]), step["through"], step["skipped"]) for step in noted]
-    while steps and not target.holds(folder + steps[-1].chunk.file, steps[-1].chunk.sha256):
-        steps.pop()
-    return steps
+def _mend(dataset: Dataset, order: np.ndarray, chunks: Sequence[Chunk], folder: str, target: "_Target") -> bool:
+    """Make those chunks again that are not there as they are listed; whether there were any."""
+    last, mended = len(chunks) - 1, False
+    for number, chunk in enumerate(chunks):
+        if target.has_whole(folder, chunk, summed=number == last):
+            continue
+        part = order[chunks[number - 1].through if number else 0 : chunk.through]
+        content = _chunk([record for _, skipped, record, _ in _records(dataset, part, 0, skip=True) if skipped is None])
+        if hashlib.sha256(content).hexdigest() != chunk.sha256:
+            what = f"{target.shown}/{folder}{chunk.file} is not whole, and what was in it can't be read any more"
+            raise InputError(f"{what}: the images that were packed, or another folder, would work")
+        target.write(folder + chunk.file, content)
+        mended = True
+    return mended
 
 
-def _records(dataset: Dataset, order: np.ndarray, steps: list[_Step], skip: bool) -> Generator[Read, None, None]:
-    """The images of the order behind `steps`. InputError for one that can't be packed, unless it is to be skipped.
+def _records(dataset: Dataset, order: np.ndarray, start: int, skip: bool) -> Generator[Read, None, None]:
+    """The images of the order from `start` on. InputError for one that can't be packed, unless it is to be skipped.
 
-    Threads read and decode ahead: no further than their number, so that memory does not grow with the images.
+    Threads read and decode ahead: two images for each, so that memory does not grow with the images.
     """
     threads = 2 * (os.cpu_count() or 1)  # decoding lets go of the interpreter's lock; a network disk is waited for
-    start, waiting = steps[-1].through if steps else 0, deque[tuple[int, int, Future]]()
+    waiting = deque[tuple[int, int, Future]]()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for place in range(start, len(order) + 2 * threads):
@@ -203,23 +234,21 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _chunks(
-    records: Iterator[Read],
-    steps: Sequence[_Step],
-    limit: int,
-    folder: str,
-    target: "_Target",
-) -> Iterator[_Step]:
-    """Write the records as chunks, each closed by the first record that would take it past `limit` bytes."""
+    records: Iterator[Read], number: int, limit: int, folder: str, target: "_Target"
+) -> Iterator[tuple[Chunk, list[bytes]]]:
+    """Write the records as chunks, each closed by the first record that would take it past `limit` bytes.
+
+    number: of the first chunk. Gives each with its records, when it is written.
+    """
     held: list[bytes] = []
     skipped: list[str] = []
-    size, labelled, number, through = 0, False, len(steps), 0
+    size, labelled, through = 0, False, 0
 
-    def write(through: int) -> _Step:
+    def write(through: int) -> tuple[Chunk, list[bytes]]:
         content, file = _chunk(held), f"chunk-0-{number}.bin"
         target.write(folder + file, content)
-        return _Step(
-            Chunk(file, len(held), len(content), hashlib.sha256(content).hexdigest(), labelled), through, skipped
-        )
+        sha256 = hashlib.sha256(content).hexdigest()
+        return Chunk(file, len(held), len(content), sha256, labelled, through, tuple(skipped)), held
 
     for place, unreadable, record, some in records:
         if unreadable is not None:
@@ -263,21 +292,10 @@ def _index(chunks: Sequence[Chunk], kind: str) -> dict[str, Any]:
     return {"chunks": listed, "config": config, "updated_at": content[:16]}
 
 
-def _described(steps: Sequence[_Step]) -> dict[str, Any]:
-    """A split in regard.json."""
-    return {
-        "images": sum(step.chunk.images for step in steps),
-        "skipped": [name for step in steps for name in step.skipped],
-        "chunks": [asdict(step.chunk) for step in steps],
-    }
-
-
-def _summary(target: "_Target", described: dict[str, Any], new: bool) -> Pack:
-    splits = described["splits"].values()
-    chunks = [chunk for split in splits for chunk in split["chunks"]]
-    skipped = tuple(name for split in splits for name in split["skipped"])
-    images, size = sum(split["images"] for split in splits), sum(chunk["bytes"] for chunk in chunks)
-    return Pack(target.shown, images, len(chunks), size, skipped, new)
+def _summary(target: "_Target", splits: Mapping[str, Split], new: bool) -> Pack:
+    chunks = [chunk for split in splits.values() for chunk in split.chunks]
+    images, size = sum(chunk.images for chunk in chunks), sum(chunk.bytes for chunk in chunks)
+    return Pack(target.shown, images, len(chunks), size, tuple(name for chunk in chunks for name in chunk.skipped), new)
 
 
 class _Target:
@@ -292,41 +310,56 @@ class _Target:
         self.store = Store(to if self.folder is None else self.folder)
         self.shown = self.store.shown
 
-    def check_empty(self) -> None:
-        """InputError where the folder on disk holds anything: it may be somebody's."""
-        if self.folder and self.folder.is_dir() and (there := sorted(os.listdir(self.folder))):
-            raise InputError(f"{self.folder} is no pack, and holds {there[0]}: an empty or a new folder would work")
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """What a file holds; None where there is none."""
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others who pack out of the folder on disk. InputError where one is in it, or it can't be written to."""
+        if self.folder is None:
+            yield
+            return
+        lock = FileLock(self.folder / LOCK_FILE)
         try:
-            return json.loads(self.store.read(name)) if self.store.exists(name) else None
-        except ValueError as error:
-            raise InputError(f"{self.shown}/{name} is broken: packing into another folder would work") from error
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"{self.folder} is being packed into: its end, or another folder, would work") from None
+        except OSError as error:
+            raise InputError(f"{self.folder} can't be written: {error.strerror or type(error).__name__}") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (self.folder / LOCK_FILE).unlink()
+            lock.release()
+
+    def check_empty(self, splits: Iterable[str]) -> None:
+        """InputError where a folder on disk holds anything, or one of a bucket what would be written over."""
+        if self.folder:
+            there = sorted(set(os.listdir(self.folder)) - {LOCK_FILE})
+        else:
+            names = [
+                UNFINISHED_FILE,
+                *(f"{split}/{file}" for split in splits for file in ("index.json", "chunk-0-0.bin")),
+            ]
+            there = [name for name in names if self.store.exists(name)]
+        if there:
+            raise InputError(f"{self.shown} is no pack, and holds {there[0]}: an empty or a new folder would work")
+
+    def has_whole(self, folder: str, chunk: Chunk, summed: bool) -> bool:
+        """Whether a chunk is there: with its sum on a disk or where that is asked for, else with its size."""
+        if self.folder or summed:
+            return self.store.digest(folder + chunk.file, chunk.bytes) == chunk.sha256
+        return self.store.holds(folder + chunk.file, chunk.bytes)
+
+    def note(self, name: str, plan: Contents, splits: Mapping[str, Split]) -> None:
+        """A list of what is packed."""
+        self.write_json(name, {**vars(plan), "splits": {split: asdict(of) for split, of in splits.items()}})
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         self.write(name, json.dumps(content, separators=(",", ":")).encode() + b"\n")
 
     def write(self, name: str, content: bytes) -> None:
         """A file, whole or not at all; in the place of one of that name."""
-        if self.folder is None:
-            with tempfile.TemporaryDirectory(prefix="regard-") as scratch:
-                file = Path(scratch) / "chunk"
-                file.write_bytes(content)
-                self.store.put(file, name)
-            return
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")  # the same for the next call, which writes over a killed one's
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def holds(self, name: str, sha256: str) -> bool:
-        """Whether a file is there, and is of that sum."""
-        return self.store.exists(name) and hashlib.sha256(self.store.read(name)).hexdigest() == sha256
+        self.store.put(content, name)
 
     def remove(self, name: str) -> None:
         """Take a file away from disk. In a bucket it stays: it counts for nothing beside `PACK_FILE`."""

@@ -69,7 +69,8 @@ def open_gs() -> Any:
             if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):  # what it names can't be read
                 raise
             store = make(token="anon")
-    store._request = partial(inspect.unwrap(GCSFileSystem._request), store)  # without the six tries around it
+    if plain := getattr(GCSFileSystem, "_request", None):  # gcsfs's own, which a later one may not have
+        store._request = partial(inspect.unwrap(plain), store)  # without the six tries around it
     return store
 
 
@@ -100,9 +101,9 @@ def open_remote(kind: str, shown: str) -> Any:
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether an error of a file system says that there is no such file, and not that there is no such bucket."""
+    """Whether an error of a file system says that there is no such file, or no such part of it; not of a bucket."""
     status, code = _answer(error)
-    return status == 404 and code != "NoSuchBucket"
+    return status in (404, 416) and code != "NoSuchBucket"
 
 
 def lacks_bucket(files: Any, kind: str, path: str) -> bool:

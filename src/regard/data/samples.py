@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from regard.data.augment import (
 )
 from regard.data.datasets import Dataset, LabelDataset, MaskDataset
 from regard.data.device_views import blur_radius, packed
+from regard.data.packed import Chunked
 from regard.data.reading import decode_image, jpeg_size
 from regard.data.views import Draw, View, least_for
 from regard.errors import InputError
@@ -103,8 +105,14 @@ class Fraction:
         return self.numbers[range(len(self))[i] % len(self.numbers)]
 
 
+Read = TypeVar("Read")
+AS_NAMED: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be UTF-8
+
+
 class SkipUnreadable:
     """A dataset that gives the next readable image, and its label, in the place of one that cannot be read.
+
+    Where the images lie in chunks, they do so here.
 
     record: a file that gets the name of each such image, a line each; shared by all loading processes of a run.
     share:  of the images, how many may be unreadable. One more is an InputError: then it is not a stray bad file.
@@ -114,6 +122,8 @@ class SkipUnreadable:
         self.dataset, self.record, self.share = dataset, record, share
         self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
         self._instead: dict[int, int] = {}
+        if isinstance(dataset, Chunked):
+            self.chunks, self.prefetch = dataset.chunks, dataset.prefetch
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -124,23 +134,27 @@ class SkipUnreadable:
 
     def image(self, i: int) -> np.ndarray:
         """Image `i`, or the next one that can be read."""
+        return self.read(i, self.dataset.image)
+
+    def read(self, i: int, read: Callable[[int], Read]) -> Read:
+        """What `read` gives of image `i`, or of the next one of which it gives anything and raises no InputError."""
         while True:
             index = self._instead.get(i, i)
             try:
-                return self.dataset.image(index)
+                return read(index)
             except InputError as error:
                 self._note(self.dataset.name(index), error)
                 self._instead[i] = (index + 1) % len(self)
 
     def label(self, i: int) -> int:
-        """The label of what `image(i)` gave; to be called after it."""
+        """The label of the image that was read for `i`; to be called after it."""
         return cast(LabelDataset, self.dataset).label(self._instead.get(i, i))
 
     def _note(self, name: str, error: InputError) -> None:
         known = skipped(self.record)
         if name not in known:
             known.append(name)
-            with self.record.open("a") as file:
+            with self.record.open("a", **AS_NAMED) as file:
                 file.write(name + "\n")
         if len(known) > self.share * len(self):
             raise InputError(
@@ -151,7 +165,7 @@ class SkipUnreadable:
 
 def skipped(record: Path) -> list[str]:
     """The images named in a record of `SkipUnreadable`."""
-    return sorted(set(record.read_text().splitlines())) if record.is_file() else []
+    return sorted(set(record.read_text(**AS_NAMED).split("\n")) - {""}) if record.is_file() else []
 
 
 class Views(TorchDataset):
@@ -198,13 +212,25 @@ class Views(TorchDataset):
         def draw(shape: tuple[int, int]) -> list[Draw]:
             return [view.draw(shape, draws(VIEW, self.seed, epoch, index, n)) for n, view in enumerate(self.views)]
 
-        encoded = getattr(self.dataset, "encoded", None)  # as packed images and those in folders have it
-        data = b"" if encoded is None else encoded(index)
-        if (shape := jpeg_size(data)) is not None:
-            drawn = draw(shape)
-            return decode_image(data, self.dataset.name(index), least_for(drawn)), drawn
-        image = self.dataset.image(index)
-        return image, draw(image.shape[:2])
+        def decoded(dataset: Dataset, number: int) -> tuple[np.ndarray, list[Draw]]:
+            data = cast(Any, dataset).encoded(number)
+            drawn = None if (shape := jpeg_size(data)) is None else draw(shape)
+            image = decode_image(data, dataset.name(number), None if drawn is None else least_for(drawn))
+            return image, drawn or draw(image.shape[:2])
+
+        def read(dataset: Dataset, number: int) -> tuple[np.ndarray, list[Draw]]:
+            if not hasattr(dataset, "encoded"):  # packed images and those in folders have it
+                image = dataset.image(number)
+                return image, draw(image.shape[:2])
+            try:
+                return decoded(dataset, number)
+            except InputError:
+                dataset.image(number)  # of a pack, a chunk that went bad on this machine is mended; else this raises
+                return decoded(dataset, number)
+
+        if isinstance(self.dataset, SkipUnreadable):
+            return self.dataset.read(index, partial(read, self.dataset.dataset))
+        return read(self.dataset, index)
 
 
 class CentreCrops(TorchDataset):

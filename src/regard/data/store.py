@@ -7,13 +7,13 @@ block, also in a later process. A server that knows no ranges sends the whole fi
 import hashlib
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from regard.data.remote import KINDS, Passing, explain, is_absent, lacks_bucket, no_bucket, open_remote
@@ -61,15 +61,27 @@ class Store:
         if not self.remote:
             self.shown = self._url
             return
-        parts = urlsplit(self._url)
-        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
-        if parts.scheme not in KINDS:
-            raise unknown("kind of URL", f"{parts.scheme}://", [f"{scheme}://" for scheme in KINDS])
-        self._kind = KINDS[parts.scheme]
-        if not parts.netloc.rpartition("@")[2]:
-            raise InputError(f"{self.shown} names no bucket or host: {parts.scheme}://NAME/FOLDER would work")
-        if self._kind != "http" and ("@" in parts.netloc or parts.query):
-            raise InputError(f"{self.shown} takes no user, password or query: credentials come from the environment")
+        scheme = str(url).partition("://")[0].lower()
+        if scheme not in KINDS:
+            raise unknown("kind of URL", f"{scheme}://", [f"{scheme}://" for scheme in KINDS])
+        self._kind = KINDS[scheme]
+        try:
+            parts = urlsplit(self._url)
+        except ValueError:
+            raise InputError(f"that {scheme}:// URL can't be read: {scheme}://NAME/FOLDER would work") from None
+        user, _, host = parts.netloc.rpartition("@")
+        # Before anything is shown: a secret with a / in it ends what counts as the host, and would pass for a path.
+        if self._kind != "http" and ("@" in self._url or ":" in host or parts.query):
+            raise InputError(f"{scheme}:// takes no user, password or query: credentials come from the environment")
+        if self._url.count("@") != bool(user) or "@" in user:
+            what = f"that {scheme}:// URL has an @ that does not end its user and password"
+            raise InputError(f"{what}: %40 in its place, and %2F, %3F and %23 for /, ? and # in a password, would work")
+        self.shown = f"{scheme}://{host}{parts.path}".rstrip("/")
+        if not host:
+            raise InputError(f"{self.shown} names no bucket or host: {scheme}://NAME/FOLDER would work")
+        if parts.fragment:
+            instead = "%23 in its place" if self._kind == "http" else "a folder without one"
+            raise InputError(f"{self.shown} is followed by a #, which ends a URL: {instead} would work")
 
     def __repr__(self) -> str:
         return f"Store({self.shown!r})"
@@ -94,19 +106,45 @@ class Store:
         ask = partial(self._ask, "cat_file", name, absent=b"", start=0, end=1)
         return self._patiently(lambda _: ask(), name, TRIES_TO_READ) != b""
 
-    def put(self, path: Path, name: str) -> None:
-        """Write the file at `path` as `name`: whole, or not at all."""
+    def digest(self, name: str, size: int) -> str | None:
+        """The SHA-256 of a file of `size` bytes, which is read in blocks; None where it is not there, or of another."""
+        if not self.holds(name, size):
+            return None
+        digest, begun = hashlib.sha256(), 0
+        while begun < size:
+            part = self._patiently(partial(self._part, name, begun, size), name, TRIES)
+            digest.update(part)
+            begun += len(part)
+        return digest.hexdigest()
+
+    def holds(self, name: str, size: int) -> bool:
+        """Whether there is a file of that name and of `size` > 0 bytes. InputError as of `exists`."""
+        if not self.remote:
+            return self.exists(name) and self.path(name).stat().st_size == size
+        ask = partial(self._ask, "cat_file", name, absent=b"", start=size - 1, end=size + 1)
+        return len(self._patiently(lambda _: ask(), name, TRIES_TO_READ)) == 1
+
+    def put(self, data: bytes, name: str) -> None:
+        """Write a file: whole, or not at all; in the place of one of that name."""
         if self.remote and self._kind == "http":
             raise InputError(f"{self.shown} can only be read from: s3://, gs:// or a folder would work")
         if self.remote:
-            data = path.read_bytes()
             # In one request: a bucket shows nothing of a file before all of it is there, and keeps no parts of one.
             self._patiently(lambda _: self._ask("pipe_file", name, data, chunksize=len(data) + 1), name, TRIES)
             return
         target = self.path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, partial_of(target))
-        partial_of(target).replace(target)
+        begun = partial_of(target)  # the same for the next call, which writes over a killed one's
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with begun.open("wb") as file:
+                file.write(data)
+                _to_disk(file)
+            begun.replace(target)
+        except OSError as error:
+            raise InputError(f"{target} can't be written: {error.strerror or type(error).__name__}") from error
+        finally:
+            with suppress(OSError):
+                begun.unlink()
 
     def fetch(self, name: str, to: Path, size: int, sha256: str) -> None:
         """Bring a file of `size` bytes and a known SHA-256 to `to`, by way of TO.partial, which stays if that fails.
@@ -118,6 +156,7 @@ class Store:
         try:
             with begun.open("a+b") as file:
                 self._complete(name, file, size, sha256)
+                _to_disk(file)
         except InputError:
             if not begun.stat().st_size:
                 begun.unlink()
@@ -139,7 +178,7 @@ class Store:
                 return
             file.truncate(0)
         what = f"{self.shown}/{name} is not what was packed (its SHA-256 is another, {ROUNDS} times)"
-        raise InputError(f"{what}: packing it again would work")
+        raise InputError(f"{what}: to remove it there and pack again would work")
 
     def _part(self, name: str, begun: int, size: int, tried: int) -> bytes:
         """The bytes of a file from `begun` on: a block, or all there are where the server knows no ranges."""
@@ -199,4 +238,10 @@ class Store:
         parts = urlsplit(self._url)
         if self._kind != "http":
             return f"{parts.netloc}{parts.path.rstrip('/')}/{name}"
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}", fragment=""))
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    """Have a file's bytes on the disk before its name is: a machine that goes down leaves it whole or not there."""
+    file.flush()
+    os.fsync(file.fileno())

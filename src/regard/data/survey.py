@@ -13,6 +13,7 @@ from jaxtyping import Int64
 
 from regard.data.datasets import Dataset, LabelDataset, MaskDataset
 from regard.data.layout import Source
+from regard.data.packed import PackedLabels
 from regard.data.threads import in_threads
 from regard.errors import InputError
 
@@ -115,7 +116,9 @@ def _sum(dataset: Dataset, seen: Iterable[Seen], classes: int) -> Survey:
         if values is not None:
             pixels += values
             images += values > 0
-    if isinstance(dataset, LabelDataset):
+    if isinstance(dataset, PackedLabels):
+        images = dataset.holders  # counted when they were packed: to ask for each label would fetch all chunks
+    elif isinstance(dataset, LabelDataset):
         labels = np.fromiter((dataset.label(i) for i in range(len(dataset))), np.int64)
         images = np.bincount(labels, minlength=classes)
     void = int(pixels[dataset.ignore_index])

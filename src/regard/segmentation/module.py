@@ -1,7 +1,7 @@
 """A segmentation model (backbone, fusion, head) and how it is trained."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from regard.segmentation.heads import build_head
 from regard.segmentation.inference import count_pixels, predict_at
 
 SCHEDULES = ("poly", "cosine")
+FUSED_ADAMW = partial(torch.optim.AdamW, fused=True)
 
 
 class SegmentationModel(nn.Module):
@@ -102,6 +103,7 @@ class SegmentationTask(L.LightningModule):
                      biases and norms have no weight decay.
     schedule:        "poly", to the power 0.9 as in DeepLab (Chen et al. 2017), or "cosine".
     warmup:          share of the steps.
+    adamw:           makes the optimizer of parameter groups: torch's, or one that goes on from any memory layout.
 
     Training batches are [uint8 crops, or the tensors of their features from a cache; int64 masks].
     Validation gives `val_miou` and `val_accuracy` over the whole set, masks at their own size.
@@ -125,6 +127,7 @@ class SegmentationTask(L.LightningModule):
         schedule: str = "poly",
         layer_decay: float = 1.0,
         guidance: Guidance = Guidance(),
+        adamw: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = FUSED_ADAMW,
     ) -> None:
         super().__init__()
         guidance.check(model.backbone)
@@ -146,6 +149,7 @@ class SegmentationTask(L.LightningModule):
         self.model, self.classes, self.ignore_index = model, classes, ignore_index
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.warmup, self.schedule, self.layer_decay = warmup, schedule, layer_decay
+        self.adamw = adamw
 
     def training_step(self, batch: list[Any], batch_index: int) -> Tensor:
         """The loss of one batch."""
@@ -213,7 +217,7 @@ class SegmentationTask(L.LightningModule):
         """AdamW with a rate for each part, and a schedule by step."""
         rest = [*self.model.fusion.parameters(), *self.model.head.parameters()]
         groups = [{"params": rest, "lr": self.lr}, *self._backbone_groups()]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay, fused=True)
+        optimizer = self.adamw([{"weight_decay": self.weight_decay} | group for group in groups if group["params"]])
         total = int(self.trainer.estimated_stepping_batches)
         factor = partial(rate_factor, total=total, warmup=max(1, round(self.warmup * total)), schedule=self.schedule)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

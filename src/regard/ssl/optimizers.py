@@ -1,6 +1,8 @@
 """LARS (You et al. 2017) as the Barlow Twins authors use it, torch's fused optimisers, and the parameter groups of all.
 
-A step never waits for the device, and takes few launches: `torch._foreach_*` and fused kernels go over whole groups.
+A step never waits for the device. `torch._foreach_*` and fused kernels go over whole groups in a few launches, but for
+one thing: to scale each tensor by a number of its own, which only the device knows, is a launch a tensor (in LARS and
+`clip_each`).
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -25,6 +27,7 @@ class LARS(torch.optim.Optimizer):
         self, params, lr: float = 0.0, weight_decay: float = 1e-6, momentum: float = 0.9, eta: float = 0.001
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eta": eta})
+        self.register_load_state_dict_post_hook(lay_out_state)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -104,6 +107,7 @@ def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
     """Give each tensor of the state the strides of its parameter: those of a checkpoint may be of another layout.
 
     Fused kernels walk through memory and do not look at strides: on a GPU they refuse, on a CPU they pair wrong values.
+    Those over groups do look, and take a launch a tensor where strides differ.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

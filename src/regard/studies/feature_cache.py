@@ -14,6 +14,7 @@ of no use any more are not removed: delete the folder at will.
 
 import hashlib
 import json
+import os
 import shutil
 from array import array
 from collections.abc import Iterator
@@ -287,5 +288,5 @@ def _names(dataset: Any) -> str:
     """Changes with the images of a split, and their order."""
     digest = hashlib.sha256()
     for i in range(len(dataset)):
-        digest.update(("\n" * (i > 0) + dataset.name(i)).encode())
+        digest.update(os.fsencode("\n" * (i > 0) + dataset.name(i)))
     return digest.hexdigest()

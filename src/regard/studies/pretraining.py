@@ -23,6 +23,7 @@ from regard.data.datasets import ClassFolders, Dataset, LabelDataset
 from regard.data.layout import WORDS, Source
 from regard.data.listing import held_out
 from regard.data.modules import PretrainData
+from regard.data.packed import Chunked
 from regard.data.samples import CentreCrops, SkipUnreadable, skipped
 from regard.data.views import View, barlow_twins_views, dino_views, supervised_views
 from regard.errors import InputError, unknown
@@ -135,7 +136,9 @@ def pretrain_run(
         seed,
         settings.accumulate,
         labelled=settings.method == "supervised",
-        bank=None if queries is None else CentreCrops(dataset, _probed(dataset), settings.size),
+        bank=None
+        if queries is None
+        else CentreCrops(dataset, _probed(dataset, isinstance(dataset, Chunked)), settings.size),
         queries=None if queries is None else CentreCrops(queries, _probed(queries), settings.size),
         placed=settings.placed,
         on_device=hardware.views_on == "device",
@@ -180,8 +183,13 @@ def pretrain_run(
     return description
 
 
-def _probed(dataset: Dataset) -> range:
-    """`BANK` images at most, evenly spaced: class folders are in order of class, and of each this takes its share."""
+def _probed(dataset: Dataset, shuffled: bool = False) -> range:
+    """`BANK` images at most, evenly spaced: class folders are in order of class, and of each this takes its share.
+
+    shuffled: they are in a random order, as the train split of a pack is: the first, which are in the fewest chunks.
+    """
+    if shuffled:
+        return range(min(len(dataset), BANK))
     return range(0, len(dataset), -(-len(dataset) // BANK))
 
 

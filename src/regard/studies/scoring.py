@@ -27,7 +27,8 @@ from regard.backbones import Backbone, describe, device_of, from_description, no
 from regard.backbones.base import Kind
 from regard.data.augment import ORDER, VIEW, draws, resize_pair, short_side
 from regard.data.datasets import VOC2012, Dataset, MaskDataset
-from regard.data.modules import loading
+from regard.data.modules import WINDOW, loading
+from regard.data.packed import Chunked
 from regard.data.reading import read_mask
 from regard.data.samples import Cached
 from regard.data.views import View, resize
@@ -153,6 +154,9 @@ def _numbers(blocks: str | Sequence[int] | None, backbone: Backbone) -> Sequence
 class Chosen:
     """At most `most` images of a dataset, evenly spaced and in a fixed random order: neighbours in a listing are often
     frames of one video, and the image before stands for an unrelated one.
+
+    Of a pack it is random within windows of `WINDOW` chunks, one window after the other, so that each chunk is fetched
+    once; of a pack that is no larger, the order is that of any other dataset.
     """
 
     def __init__(self, dataset: Dataset, most: int | None = None) -> None:
@@ -160,7 +164,11 @@ class Chosen:
         self.classes = dataset.classes if isinstance(dataset, MaskDataset) else ()  # those of masks
         count = min(most or len(dataset), len(dataset))
         order = draws(ORDER, 0, count).permutation(count)
-        self.numbers = array("q", (order * len(dataset) // count).tobytes())  # a fifth of what a list would take
+        numbers = order * len(dataset) // count
+        if isinstance(dataset, Chunked):
+            windows = np.searchsorted(np.cumsum(dataset.chunks), numbers, side="right") // WINDOW
+            numbers = numbers[np.argsort(windows, kind="stable")]
+        self.numbers = array("q", numbers.tobytes())  # a fifth of what a list would take
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -29,6 +29,7 @@ from regard.evaluation.charts import heads_chart
 from regard.segmentation.heads import build_head
 from regard.segmentation.losses import balanced_weights, build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask, has_unused
+from regard.ssl.optimizers import adamw
 from regard.ssl.pretraining import Pretraining
 from regard.studies.averaging import make_averaging
 from regard.studies.choosing_heads import CHOICE_FILE, check_choice, chosen_levels, remembered_choice
@@ -277,6 +278,7 @@ def _task(
         settings.schedule,
         settings.layer_decay,
         settings.guidance,
+        adamw,
     )
 
 
@@ -289,7 +291,9 @@ class _CountOnce(L.Callback):
 
 
 def _prepare(model: SegmentationModel, hardware: Hardware) -> None:
-    """Compile, and save memory, as asked."""
+    """Lay out convolutions as kernels take them; compile, and save memory, as asked."""
+    if not model.backbone.heads:  # a convnet; transformers have one convolution, and gain nothing
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if hardware.checkpoint_activations:
         try:
             model.backbone.model.set_grad_checkpointing(True)

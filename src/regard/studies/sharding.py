@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from regard.segmentation.module import SegmentationTask
@@ -31,7 +31,8 @@ BLOCKS = ("blocks", "layer1", "layer2", "layer3", "layer4")  # timm's containers
 class FullySharded(DDPStrategy):
     """For `Trainer(strategy=...)`: each process keeps its part of every tensor, and gathers a block when it is run.
 
-    When a training ends, the networks are whole again in every process: in main memory, and without any trace of this.
+    While it is validated, each process has all of the weights (without gradients and optimizer states). When a training
+    ends, the networks are whole again in every process: in main memory, and without any trace of this.
     """
 
     def setup(self, trainer: L.Trainer) -> None:
@@ -53,12 +54,30 @@ class FullySharded(DDPStrategy):
                 fully_shard(block, mesh=mesh, reshard_after_forward=True)
             fully_shard(child, mesh=mesh, reshard_after_forward=True)
 
+    def on_validation_start(self) -> None:
+        """Gather all at once: processes make different numbers of forward passes, so none may be a collective."""
+        with torch.inference_mode(False), torch.no_grad():  # what is made within inference mode cannot be trained
+            for part in self._parts():
+                part.set_reshard_after_forward(False, recurse=False)
+                part.unshard()
+
+    def on_validation_end(self) -> None:
+        """Cut again."""
+        for part in self._parts():
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
     def on_train_end(self) -> None:
         """Put whole networks in the place of the cut ones."""
         for name, hollow in self._hollow.items():
             hollow.load_state_dict(_whole(self._owner.get_submodule(name).state_dict()), assign=True)
             setattr(self._owner, name, hollow)
         self.optimizers = []  # of parts that are gone
+
+    def _parts(self) -> list[FSDPModule]:
+        """What is gathered at a time; nothing where nothing was cut."""
+        assert self.lightning_module is not None
+        return [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:

@@ -158,7 +158,8 @@ def _start(
     prepare(module, hardware)
     data = _Trials(
         dataset, build_views(settings), settings.batch_size, hardware.workers, seed, settings.accumulate,
-        labelled=settings.method == "supervised", placed=settings.placed, steps=steps, bar=hardware.bar,
+        labelled=settings.method == "supervised", placed=settings.placed, on_device=hardware.views_on == "device",
+        steps=steps, bar=hardware.bar,
     )  # fmt: skip
     return module, data, Tuner(make_trainer(-1, scratch, replace(hardware, bar=False), [], "", settings.accumulate))
 
