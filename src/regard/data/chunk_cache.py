@@ -108,7 +108,7 @@ class ChunkCache:
 
     def _fetch_ahead(self, chunks: "SimpleQueue[Chunk]") -> None:
         while True:
-            with suppress(InputError):
+            with suppress(Exception):  # a thread that says why would speak after the end of a process, too
                 self.path(*chunks.get())
 
     def _bring(self, name: str, file: Path, size: int, sha256: str) -> None:

@@ -115,7 +115,7 @@ class _Trials(PretrainData):
 
     def __init__(self, *args: Any, steps: int, bar: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.begun: dict[int, list[float]] = {}  # batch size -> seconds
+        self.started: dict[int, list[float]] = {}  # batch size -> seconds
         self.peak: dict[int, int] = {}  # batch size -> bytes
         self.bar = Progress(console=Console(stderr=True), transient=True, disable=not bar)
         self.task = self.bar.add_task("tuning", total=steps * self.accumulate)
@@ -134,10 +134,10 @@ class _Trials(PretrainData):
                 callback.beta, callback.progress_bar_refresh_rate = 0.0, 0
         if self.trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
-            if self.batch_size not in self.begun:
+            if self.batch_size not in self.started:
                 torch.cuda.reset_peak_memory_stats()
             self.peak[self.batch_size] = torch.cuda.max_memory_allocated()
-        self.begun.setdefault(self.batch_size, []).append(time.perf_counter())
+        self.started.setdefault(self.batch_size, []).append(time.perf_counter())
         self.bar.advance(self.task)
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
@@ -245,15 +245,15 @@ def _try_batches(
         )  # fmt: skip
     assert largest is not None
     trials = []
-    for size, begun in sorted(data.begun.items()):
+    for size, begun in sorted(data.started.items()):
         if size <= largest:  # of those that did not fit, some steps did
             timed = begun[parts : BATCH_STEPS * parts]
             speed = size / parts * (len(timed) - 1) / (timed[-1] - timed[0])
             trials.append({"batch_size": size, "images_per_second": speed, "peak_bytes": data.peak.get(size)})
     if not trials:
-        raise _too_large(min(data.begun))
+        raise _too_large(min(data.started))
     choice, best = smallest_near_best(trials)
-    failed = [size for size in data.begun if size > largest]
+    failed = [size for size in data.started if size > largest]
     if failed:
         end = f"{min(failed)} does not fit into memory"
     else:
