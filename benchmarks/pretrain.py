@@ -5,7 +5,7 @@ lightly's heads, losses, teacher update and transforms (torchvision on PIL image
 or callbacks, and torch's defaults. Ours is what `regard pretrain` runs: its callbacks, loggers and schedules, and
 `prepare`. Fits take turns; a figure is seconds a step, from the end of the warm-up to the end of the last step.
 
-    python benchmarks/pretrain.py                     a CPU: about 10 minutes on two idle cores, batch 8
+    python benchmarks/pretrain.py                     a CPU: at batch 4, over ten minutes on two idle cores
     python benchmarks/pretrain.py --compile           a GPU: batch 256; both sides compiled
     python benchmarks/pretrain.py --size 32 --batch 4 --widths 64 --out_dim 64 --steps 1 --rounds 1      a try
 
@@ -51,8 +51,8 @@ from regard.data.modules import PretrainData
 from regard.data.scenes import Scenes
 from regard.ssl.monitors import CollapseMonitor, Pictures
 from regard.studies.curves import Clock, LossCurve, Scores
-from regard.studies.pretraining import PretrainSettings, build_method, build_views, prepare
-from regard.studies.training import Hardware, StepSeed, make_trainer
+from regard.studies.pretraining import PretrainSettings, build_method, build_views
+from regard.studies.training import Hardware, StepSeed, make_trainer, prepare
 
 NARROW = {"channels": (8, 16, 16, 16)}  # a ResNet-18 that costs next to nothing
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {

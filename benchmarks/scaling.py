@@ -10,7 +10,7 @@ seconds of a step over one process's images is fitted, by non-negative least squ
 where `fixed` is what does not depend on the images: optimizer, projector weights, callbacks. The largest point is left
 out of the fit and predicted. FLOPs of an image, forward and backward of both views, are counted.
 
-    python benchmarks/scaling.py --out results/scaling.json          # about 15 minutes on two slow cores
+    python benchmarks/scaling.py --out results/scaling.json
 """
 
 import json
@@ -34,8 +34,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.backbones import Backbone, build_backbone
-from regard.studies.pretraining import PretrainSettings, build_method, prepare
-from regard.studies.training import Hardware, StepSeed, make_trainer
+from regard.studies.pretraining import PretrainSettings, build_method
+from regard.studies.training import Hardware, StepSeed, make_trainer, prepare
 
 BACKBONES = {"resnet50": "resnet50", "vit-s/16": "vit_small_patch16_224"}
 POINTS = [(96, 4), (96, 16), (160, 4), (160, 8), (224, 4), (224, 8)]  # side, images of a process; last: held out

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from regard.backbones import normalize
 from regard.data.augment import draws
-from regard.data.device_views import blur_radius, finish, packed
+from regard.data.device_views import blur_radius, finish, numbers_of
 from regard.data.modules import PretrainData
 from regard.data.samples import CentreCrops
 from regard.data.scenes import Scenes
@@ -31,7 +31,7 @@ def both(drawn: list[Draw], image: np.ndarray, view: View, radius: int) -> tuple
     crops = [draw.crop(image) for draw in drawn]
     on_cpu = torch.stack([tensor(draw.colour(crop)) for draw, crop in zip(drawn, crops, strict=True)])
     return on_cpu.int(), finish(
-        torch.stack([torch.from_numpy(crop) for crop in crops]), packed(drawn, radius), view
+        torch.stack([torch.from_numpy(crop) for crop in crops]), numbers_of(drawn, radius), view
     ).int()
 
 
@@ -131,7 +131,7 @@ def test_finished_views_are_channels_last_as_they_came() -> None:
     for view in itertools.chain(*RECIPES):
         drawn = [view.draw((40, 48), draws(9, i)) for i in range(4)]
         crops = torch.zeros(4, view.size, view.size, 3, dtype=torch.uint8)
-        made = finish(crops, packed(drawn, blur_radius([view])), view)
+        made = finish(crops, numbers_of(drawn, blur_radius([view])), view)
         assert made.is_contiguous(memory_format=torch.channels_last)
         assert normalize(made).is_contiguous(memory_format=torch.channels_last)
 

@@ -14,8 +14,8 @@ from regard.backbones import build_backbone
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.ssl.barlow_twins import BarlowTwins
-from regard.studies.pretraining import PretrainSettings, prepare, pretrain_run
-from regard.studies.training import Hardware, make_trainer
+from regard.studies.pretraining import PretrainSettings, pretrain_run
+from regard.studies.training import Hardware, make_trainer, prepare
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 

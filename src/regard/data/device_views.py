@@ -20,7 +20,7 @@ FACTORS, STEPS, BLENDS, BEFORE_HUE, JITTERED, GREYED, SOLARIZED, TAPS = slice(0,
 UNCHANGED = Jitter(1.0, 1.0, 1.0, 0.0, (BRIGHTNESS, CONTRAST, SATURATION, HUE))
 
 
-def packed(drawn: Sequence[Draw], radius: int) -> Float[Tensor, "views numbers"]:
+def numbers_of(drawn: Sequence[Draw], radius: int) -> Float[Tensor, "views numbers"]:
     """What `finish` needs to know of the draws of one image, a row each. radius: as `blur_radius` gives it."""
     return torch.tensor([_row(draw, radius) for draw in drawn], dtype=torch.float32)
 
@@ -33,7 +33,7 @@ def blur_radius(views: Sequence[View]) -> int:
 def finish(
     pixels: UInt8[Tensor, "batch side side 3"], rows: Float[Tensor, "batch numbers"], view: View
 ) -> UInt8[Tensor, "batch 3 side side"]:
-    """Cropped and flipped views of one distribution, with colour, grey, blur and solarize of the rows of `packed`.
+    """Cropped and flipped views of one distribution, with colour, grey, blur and solarize of the rows of `numbers_of`.
 
     In channels_last, as they came.
     """

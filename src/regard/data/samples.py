@@ -24,7 +24,7 @@ from regard.data.augment import (
     short_side,
 )
 from regard.data.datasets import Dataset, LabelDataset, MaskDataset
-from regard.data.device_views import blur_radius, packed
+from regard.data.device_views import blur_radius, numbers_of
 from regard.data.packed import Chunked
 from regard.data.reading import decode_image, jpeg_size
 from regard.data.views import Draw, View, least_for
@@ -173,7 +173,7 @@ class Views(TorchDataset):
     image, (views, 5) as `View.placed`; last, if `labelled`, the class index.
 
     on_device: views are cropped and flipped alone, (size, size, 3) each, and behind them comes what is still to be
-               done, (views, numbers) as of `device_views.packed`.
+               done, (views, numbers) as of `device_views.numbers_of`.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Views(TorchDataset):
         image, drawn = self._drawn(epoch, index)
         if self.on_device:
             crops = [torch.from_numpy(draw.crop(image)) for draw in drawn]  # the device turns them, for nothing
-            sample = [*crops, packed(drawn, self._radius)]
+            sample = [*crops, numbers_of(drawn, self._radius)]
         else:
             sample = [_tensor(draw(image)) for draw in drawn]
         if self.placed:

@@ -79,12 +79,8 @@ class Pretraining(L.LightningModule):
         return int(self.trainer.estimated_stepping_batches)
 
     def on_fit_start(self) -> None:
-        """Where activations are computed again in the backward pass, batch norms must not count those batches twice."""
-        if any(getattr(module, "grad_checkpointing", False) for module in self.modules()):
-            for norm in self.modules():
-                if isinstance(norm, _BatchNorm):
-                    norm.register_forward_pre_hook(_pause_statistics)
-                    norm.register_forward_hook(_go_on_with_statistics)
+        """Batches count once."""
+        count_once(self)
 
     def on_validation_epoch_start(self) -> None:
         """No features yet."""
@@ -114,6 +110,15 @@ class Pretraining(L.LightningModule):
     @staticmethod
     def _without_padding(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return features[labels >= 0], labels[labels >= 0]
+
+
+def count_once(networks: nn.Module) -> None:
+    """Where activations are computed again in the backward pass, batch norms must not count those batches twice."""
+    if any(getattr(module, "grad_checkpointing", False) for module in networks.modules()):
+        for norm in networks.modules():
+            if isinstance(norm, _BatchNorm):
+                norm.register_forward_pre_hook(_pause_statistics)
+                norm.register_forward_hook(_go_on_with_statistics)
 
 
 def _pause_statistics(norm: Any, inputs: tuple[Tensor, ...]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -36,7 +35,7 @@ from regard.studies.averaging import make_averaging
 from regard.studies.curves import Clock, LossCurve, Scores
 from regard.studies.folders import CHECKPOINTS, SKIPPED_FILE, write_json
 from regard.studies.logs import wandb_logger
-from regard.studies.training import Hardware, StepSeed, check_sharding, fit, make_trainer
+from regard.studies.training import Hardware, StepSeed, check_sharding, fit, make_trainer, prepare
 
 PRETRAIN_FILE = "pretrain.json"
 SKIPPED_QUERIES_FILE = "skipped-val.txt"
@@ -157,6 +156,7 @@ def pretrain_run(
         watch.knn_every or scoring_interval(settings.epochs),
         loggers,
     )
+    check_activations(module, hardware)
     prepare(module, hardware)
     fit(trainer, module, data, out)
     if queries is not None and (averaging or scores.epoch != settings.epochs):
@@ -271,19 +271,7 @@ def check_batch(settings: PretrainSettings, hardware: Hardware, images: int) -> 
         )
 
 
-def prepare(module: Pretraining, hardware: Hardware) -> None:
-    """Lay out convolutions as kernels take them; compile, and save memory, as asked."""
-    if not module.backbone.heads:  # a convnet; transformers have one convolution, and gain nothing
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if hardware.checkpoint_activations:
-        if module.guidance:
-            raise InputError(
-                "guidance reads attention maps, which are gone with checkpointed activations: leave it off"
-            )
-        try:
-            module.backbone.model.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError) as error:  # timm asserts where a model has none
-            raise InputError(f"{module.backbone.name} cannot checkpoint activations: leave it off") from error
-    if hardware.compile:
-        for child in module.children():
-            child.compile()
+def check_activations(module: Pretraining, hardware: Hardware) -> None:
+    """InputError where attention maps are needed whose activations would be gone."""
+    if hardware.checkpoint_activations and module.guidance:
+        raise InputError("guidance reads attention maps, which are gone with checkpointed activations: leave it off")

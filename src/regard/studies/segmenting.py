@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -30,7 +30,7 @@ from regard.segmentation.heads import build_head
 from regard.segmentation.losses import balanced_weights, build_loss
 from regard.segmentation.module import SegmentationModel, SegmentationTask, has_unused
 from regard.ssl.optimizers import adamw
-from regard.ssl.pretraining import Pretraining
+from regard.ssl.pretraining import count_once
 from regard.studies.averaging import make_averaging
 from regard.studies.choosing_heads import CHOICE_FILE, check_choice, chosen_levels, remembered_choice
 from regard.studies.curves import Clock, History
@@ -38,7 +38,7 @@ from regard.studies.feature_cache import cached_data
 from regard.studies.folders import CHECKPOINTS, write_json, write_whole
 from regard.studies.logs import wandb_logger
 from regard.studies.runs import RUN_FILE
-from regard.studies.training import Hardware, StepSeed, check_sharding, fit, make_trainer
+from regard.studies.training import Hardware, StepSeed, check_sharding, fit, make_trainer, prepare
 
 HEADS_PICTURE = "heads.png"
 
@@ -158,7 +158,7 @@ def segment_run(
     trainer = make_trainer(
         settings.epochs, out, hardware, watching, progress, settings.accumulate, loggers=loggers, unused=unused
     )
-    _prepare(model, hardware)
+    prepare(model, hardware)
     fit(trainer, task, data, out)
     best_epoch = None  # of `swa`, the average at the end is kept
     if settings.average != "swa":
@@ -287,21 +287,7 @@ class _CountOnce(L.Callback):
 
     def on_fit_start(self, trainer, pl_module) -> None:
         """Of the batch norms that train: shared ones have taken the place of others by now."""
-        Pretraining.on_fit_start(cast(Any, pl_module))
-
-
-def _prepare(model: SegmentationModel, hardware: Hardware) -> None:
-    """Lay out convolutions as kernels take them; compile, and save memory, as asked."""
-    if not model.backbone.heads:  # a convnet; transformers have one convolution, and gain nothing
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if hardware.checkpoint_activations:
-        try:
-            model.backbone.model.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError) as error:  # timm asserts where a model has none
-            raise InputError(f"{model.backbone.name} cannot checkpoint activations: leave it off") from error
-    if hardware.compile:
-        for child in model.children():
-            child.compile()
+        count_once(pl_module)
 
 
 def levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import numpy as np
@@ -15,7 +15,9 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
+from regard.backbones import Backbone
 from regard.errors import InputError, TrainingStopped
 from regard.ssl.distributed import SharedBatchStatistics
 from regard.studies.folders import CHECKPOINTS
@@ -96,6 +98,21 @@ def check_sharding(hardware: Hardware, averaging: Sequence[L.Callback]) -> None:
     """InputError where an average of the weights is asked for and no process has them whole."""
     if averaging and hardware.strategy == "fsdp":
         raise InputError("an average is of whole weights, and fsdp cuts them: leave out --average, or take ddp")
+
+
+def prepare(networks: nn.Module, hardware: Hardware) -> None:
+    """Lay out convolutions as kernels take them; compile, and save memory, as asked. networks: has a `backbone`."""
+    backbone = cast(Backbone, networks.backbone)
+    if not backbone.heads:  # a convnet; transformers have one convolution, and gain nothing
+        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if hardware.checkpoint_activations:
+        try:
+            cast(Any, backbone.model).set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:  # timm asserts where a model has none
+            raise InputError(f"{backbone.name} cannot checkpoint activations: leave it off") from error
+    if hardware.compile:
+        for child in networks.children():
+            child.compile()
 
 
 class StepSeed(L.Callback):

@@ -40,10 +40,10 @@ from regard.studies.pretraining import (
     Watch,
     build_method,
     build_views,
+    check_activations,
     check_batch,
-    prepare,
 )
-from regard.studies.training import Hardware, make_trainer
+from regard.studies.training import Hardware, make_trainer, prepare
 
 Tunable = Literal["lr", "batch_size"]
 
@@ -155,6 +155,7 @@ def _start(
     classes = len(dataset.classes) if isinstance(dataset, LabelDataset) else 0
     module = build_method(copy.deepcopy(backbone), settings, classes)
     module.fixed_lr = True
+    check_activations(module, hardware)
     prepare(module, hardware)
     data = _Trials(
         dataset, build_views(settings), settings.batch_size, hardware.workers, seed, settings.accumulate,
