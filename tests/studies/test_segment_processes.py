@@ -237,7 +237,7 @@ def test_a_convnet_is_channels_last_and_goes_on_from_a_contiguous_state(tmp_path
     layout, resumed = Layout(), Layout()
     train(tmp_path / "whole", layout)
     with monkeypatch.context() as patched:
-        patched.setattr(segmenting, "_prepare", lambda model, hardware: None)
+        patched.setattr(segmenting, "prepare", lambda model, hardware: None)
         with pytest.raises(Interrupted):
             train(tmp_path / "cut", Stop())
     train(tmp_path / "cut", resumed)
