@@ -68,7 +68,7 @@ class PublishedViews(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
         torch.manual_seed(int(np.random.SeedSequence((self.seed, *key)).generate_state(1)[0]))
         image = Image.fromarray(self.dataset.image(key[1]))
-        return [view(image) for view in self.views]
+        return [view(image).permute(1, 2, 0) for view in self.views]  # as ours come
 
 
 class PublishedData(PretrainData):

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from regard.backbones import build_backbone
-from regard.cli import COMMANDS, _spread_lists, build_parser, main
+from regard.cli import COMMANDS, _as_parsed, build_parser, main
 from regard.cli.common import outputs
 from regard.data.reading import read_image
 from regard.data.scenes import Scenes
@@ -52,10 +52,16 @@ assert not heavy, heavy
         ("--out c --images a -1.png", ["a", "-1.png"]),
         ('--images ["a","b"] --out c', ["a", "b"]),
         ("--images a --scales 0.5 1.0 --images b", ["a", "b"]),
+        ("--images a --config CONFIG", ["a"]),
+        ("--config=CONFIG --images a", ["a"]),
+        ("--config CONFIG", ["of the file"]),
     ],
 )
-def test_images_are_given_as_people_type_them(given: str, images: list[str]) -> None:
-    spread = _spread_lists(["predict", "--run", "x", "--out", "y", *given.split()])
+def test_images_are_given_as_people_type_them(given: str, images: list[str], tmp_path) -> None:
+    """An option counts, and not the file's, wherever it stands."""
+    (tmp_path / "config.yaml").write_text("images: [of the file]")
+    given = given.replace("CONFIG", str(tmp_path / "config.yaml"))
+    spread = _as_parsed(["predict", "--run", "x", "--out", "y", *given.split()])
     options = build_parser().parse_args(spread).predict
     assert options.images == images
     assert options.scales == ([0.5, 1.0] if "--scales" in given else None)

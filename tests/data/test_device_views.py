@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from regard.backbones import normalize
-from regard.data.augment import draws
+from regard.data.augment import centre_crop, draws
 from regard.data.device_views import blur_radius, finish, numbers_of
 from regard.data.modules import PretrainData
 from regard.data.samples import CentreCrops
@@ -151,7 +151,7 @@ def test_batches_look_the_same_to_a_method_on_either_path(placed: bool) -> None:
         assert not placed or torch.equal(ours[2], theirs[2])
 
 
-def test_images_to_validate_on_pass_as_they_are() -> None:
+def test_images_to_validate_on_are_those_of_the_dataset() -> None:
     class Labelled(Scenes):
         def label(self, i: int) -> int:
             return i
@@ -162,6 +162,8 @@ def test_images_to_validate_on_pass_as_they_are() -> None:
         data = PretrainData(scenes, views, 2, bank=crops, labelled=True, on_device=True)
         (loader,) = data.val_dataloader()
         for batch in loader:
-            assert data.on_after_batch_transfer(batch, 0) is batch
+            images, labels = data.on_after_batch_transfer(batch, 0)
+            expected = [centre_crop(scenes.image(int(label)), 32) for label in labels]
+            assert np.array_equal(images.permute(0, 2, 3, 1), expected)
         (images, labels), *_ = (data.on_after_batch_transfer(b, 0)[-2:] for b in data.train_dataloader())
         assert (images.dtype, images.ndim, labels.dtype, labels.ndim) == (torch.uint8, 4, torch.int64, 1)

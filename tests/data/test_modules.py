@@ -84,9 +84,12 @@ class Training:
                 self.data, self.data, TrainTransform(32, 255), BATCH, seed=5, accumulate=self.accumulate
             )
         progress = SimpleNamespace(processed=0)
-        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=progress)))
+        loop = SimpleNamespace(
+            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=progress)),
+            epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=self.epoch)),
+        )
         trainer = SimpleNamespace(
-            global_rank=rank, world_size=self.world, current_epoch=self.epoch, fit_loop=loop,
+            global_rank=rank, world_size=self.world, fit_loop=loop,
             num_training_batches=len(self.data) * self.accumulate // BATCH,
         )  # fmt: skip
         module.trainer = trainer  # type: ignore[assignment]
@@ -156,7 +159,7 @@ def test_the_epochs_behind_are_those_of_the_processes_there_are() -> None:
     sampler.set_epoch(4)
     whole = Training(InChunks(UNEVEN), 1, epoch=4).rest()
     assert [index for _, index in sampler] == whole[0]
-    run.modules[0].trainer.current_epoch = 4
+    run.modules[0].trainer.fit_loop.epoch_progress.current.processed = 4
     later = run.stop(5)
     assert Training(InChunks(UNEVEN), 1, epoch=4, saved=later).rest() == [whole[0][5 * 12 :]]
 
@@ -251,7 +254,7 @@ def test_an_unreadable_image_is_skipped_by_its_views_whatever_its_name(tmp_path)
     bad = list(folder.paths).index(odd)
     views = Views(SkipUnreadable(folder, tmp_path / "skipped.txt", share=0.5), barlow_twins_views(32), seed=1)
     for _ in range(2):
-        assert views[0, bad][0].shape == (3, 32, 32)
+        assert views[0, bad][0].shape == (32, 32, 3)
     assert skipped(tmp_path / "skipped.txt") == [odd]
     assert len(_names(folder)) == 64
 

@@ -126,9 +126,11 @@ def test_names_are_quoted_once(site) -> None:
 
 def test_a_server_without_ranges_sends_it_once(site, tmp_path) -> None:
     site.ranges = False
-    Store(f"{site.url}/pack").fetch("train/a.bin", tmp_path / "copy", len(BYTES), SHA)
+    web = Store(f"{site.url}/pack")
+    web.fetch("train/a.bin", tmp_path / "copy", len(BYTES), SHA)
     assert (tmp_path / "copy").read_bytes() == BYTES
     assert len(site.asked) == 1
+    assert (web.digest("train/a.bin", len(BYTES)), web.digest("train/a.bin", len(BYTES) - 1)) == (SHA, None)
 
 
 def test_a_cut_connection_goes_on_from_the_last_block(site, tmp_path) -> None:

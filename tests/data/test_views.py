@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +304,12 @@ def test_a_halved_image_gives_the_same_crop() -> None:
         assert apart(draw.crop(small), draw.crop(large)).mean() < 4
 
 
+def drawn_of(views: Sequence[View], shape: tuple[int, int], seed: int, epoch: int) -> list[Draw]:
+    """Those of the first image of a dataset: one after the other, from one generator."""
+    rng = draws(VIEW, seed, epoch, 0)
+    return [view.draw(shape, rng) for view in views]
+
+
 @pytest.fixture
 def photo(tmp_path: Path):
     """Writes an image of some size as a JPEG into a folder, and opens that."""
@@ -319,10 +326,10 @@ def test_views_of_a_jpeg_are_those_of_its_pixels(photo) -> None:
     views = barlow_twins_views(64)
     for epoch in range(5):
         found = Views(folder, views, seed=3)[epoch, 0]
-        drawn = [view.draw((150, 200), draws(VIEW, 3, epoch, 0, n)) for n, view in enumerate(views)]
+        drawn = drawn_of(views, (150, 200), 3, epoch)
         image = decode_image(folder.encoded(0), "", least_for(drawn))
         for draw, view in zip(drawn, found, strict=True):
-            assert np.array_equal(view.permute(1, 2, 0), draw(image))
+            assert np.array_equal(view, draw(image))
 
 
 def test_views_of_a_jpeg_are_near_the_published_ones(photo) -> None:
@@ -331,9 +338,8 @@ def test_views_of_a_jpeg_are_near_the_published_ones(photo) -> None:
     whole = np.asarray(Image.open(io.BytesIO(folder.encoded(0))))
     for epoch in range(12):
         found = Views(folder, views, seed=3)[epoch, 0]
-        for n, view in enumerate(views):
-            draw = view.draw((150, 200), draws(VIEW, 3, epoch, 0, n))
-            difference = apart(found[n].permute(1, 2, 0).numpy(), published(draw, whole))
+        for view, draw in zip(found, drawn_of(views, (150, 200), 3, epoch), strict=True):
+            difference = apart(view.numpy(), published(draw, whole))
             # Colours of half the resolution that are repeated, not interpolated: of this coloured noise up to 50, and 6
             # in the mean before the crop, which mostly takes means of it. Steps of hue come on top, as above.
             assert difference.max() <= 80
@@ -348,7 +354,7 @@ def test_a_jpeg_is_scaled_while_it_is_decoded_exactly_where_no_crop_is_enlarged_
     views = (replace(PLAIN, scale=(0.02, 1.0)),) * 2
     for epoch in range(60):
         Views(folder, views, seed=0)[epoch, 0]
-        drawn = [view.draw((512, 640), draws(VIEW, 0, epoch, 0, n)) for n, view in enumerate(views)]
+        drawn = drawn_of(views, (512, 640), 0, epoch)
         times = round(np.log2(512 / decoded[-1].shape[0]))
         assert decoded[-1].shape == (512 >> times, 640 >> times, 3)
         sides = [side / 2**times for draw in drawn for side in draw.box[2:]]
@@ -362,8 +368,8 @@ def test_a_view_of_a_scaled_jpeg_is_that_of_a_smaller_image(photo) -> None:
     folder, seen = photo(cv2.GaussianBlur(picture(512, 640), (0, 0), 3)), set()
     view, whole = replace(PLAIN, scale=(0.1, 1.0), flip=0.5), folder.image(0)
     for epoch in range(20):
-        found = Views(folder, [view], seed=0)[epoch, 0][0].permute(1, 2, 0).numpy()
-        draw = view.draw((512, 640), draws(VIEW, 0, epoch, 0, 0))
+        found = Views(folder, [view], seed=0)[epoch, 0][0].numpy()
+        (draw,) = drawn_of([view], (512, 640), 0, epoch)
         rows, columns = least_for([draw])
         times = max(times for times in range(4) if rows <= 512 >> times and columns <= 640 >> times)
         small = cv2.resize(whole, (640 >> times, 512 >> times), interpolation=cv2.INTER_AREA)
@@ -386,8 +392,8 @@ def test_images_of_other_kinds_are_right_too(tmp_path: Path, kind: str) -> None:
     folder = ImageFolder(tmp_path)
     assert folder.image(0).shape == ((200, 150, 3) if kind == "turned" else (150, 200, 3))
     view = replace(PLAIN, scale=(0.3, 1.0))
-    found = Views(folder, [view], seed=1)[0, 0][0].permute(1, 2, 0)
-    assert np.array_equal(found, view(folder.image(0), draws(VIEW, 1, 0, 0, 0)))
+    found = Views(folder, [view], seed=1)[0, 0][0]
+    assert np.array_equal(found, view(folder.image(0), draws(VIEW, 1, 0, 0)))
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.6])
@@ -401,8 +407,8 @@ def test_a_broken_jpeg_is_named_and_can_still_be_skipped(tmp_path: Path, kept: f
     data = SkipUnreadable(folder, tmp_path / "skipped.txt", share=0.5)
     sample = Views(data, [PLAIN], seed=1)[0, 0]
     assert (tmp_path / "skipped.txt").read_text() == "a.jpg\n"
-    draw = PLAIN.draw((150, 200), draws(VIEW, 1, 0, 0, 0))  # the next image is decoded as any other is
-    assert np.array_equal(sample[0].permute(1, 2, 0), draw(decode_image(folder.encoded(1), "", draw.least)))
+    (draw,) = drawn_of([PLAIN], (150, 200), 1, 0)  # the next image is decoded as any other is
+    assert np.array_equal(sample[0], draw(decode_image(folder.encoded(1), "", draw.least)))
 
 
 @pytest.mark.parametrize("size", [(23, 31), (150, 200), (197, 264), (2, 3)])

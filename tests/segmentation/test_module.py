@@ -1,5 +1,6 @@
 """Training and scoring a segmentation: void, frozen backbones, sizes."""
 
+import lightning as L
 import pytest
 import torch
 
@@ -66,6 +67,25 @@ def test_the_last_layer_that_is_used_learns_at_the_peak_rate(name: str, options:
     assert rates[found[first]] == min(rates.values()) < 0.01
     model(torch.randn(2, 3, 64, 64)).square().mean().backward()
     assert {parameter for parameter in found.values() if parameter.grad is not None} == set(rates)
+
+
+def test_every_part_learns_at_its_share_of_the_peak_at_each_step(tmp_path) -> None:
+    """Over accumulated steps too; a scheduler of torch would count these alike."""
+    seen = []
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+            seen.append([group["lr"] for group in optimizer.param_groups])
+
+    settings = SegmentSettings(
+        size=32, epochs=2, batch_size=4, accumulate=2, head="linear", lr=0.02, backbone_lr=0.01, warmup=0.5
+    )
+    scenes = Scenes(8, size=32)
+    hardware = Hardware("cpu", bar=False)
+    segment_run(scenes, scenes, small_resnet(), "none", settings, tmp_path, hardware=hardware, callbacks=[Watch()])
+    decay = [(1 - step / 4) ** 0.9 for step in range(4)]
+    expected = [factor * warmed for factor, warmed in zip(decay, (0.5, 1, 1, 1), strict=True)]
+    assert seen == [pytest.approx([0.02 * factor, 0.01 * factor]) for factor in expected]
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from regard.backbones import build_backbone, normalize
-from regard.data.augment import ORDER, VIEW, draws
-from regard.data.samples import CentreCrops
+from regard.data.augment import ORDER, draws
+from regard.data.samples import CentreCrops, Views
 from regard.data.scenes import Scenes
 from regard.data.views import barlow_twins_views
 from regard.errors import InputError
@@ -165,16 +165,12 @@ def statistics_by_hand(module: Pretraining, count: int) -> dict[str, torch.Tenso
     for name, norm in norms.items():
         norm.forward = partial(forward, norm, name)
     module.double()
-    dataset, views = Scenes(COUNT, size=32), barlow_twins_views(32)
+    made = Views(Scenes(COUNT, size=32), barlow_twins_views(32), SEED)
     order = draws(ORDER, SEED, EPOCHS).permutation(COUNT)
     with torch.no_grad():
         for start in range(0, count * BATCH, BATCH):
-            for n, view in enumerate(views):
-                crops = [
-                    view(dataset.image(int(i)), draws(VIEW, SEED, EPOCHS, int(i), n)).transpose(2, 0, 1)
-                    for i in order[start : start + BATCH]
-                ]
-                batch = torch.stack([torch.from_numpy(crop.copy()) for crop in crops])
+            for views in zip(*(made[EPOCHS, int(i)] for i in order[start : start + BATCH]), strict=True):
+                batch = torch.stack(views).permute(0, 3, 1, 2)
                 module.projector(module.backbone(normalize(batch).double()).pooled)
     return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
@@ -273,7 +269,8 @@ def test_the_last_score_is_that_of_the_backbone_that_is_kept(average: str, tmp_p
     for dataset in (bank, queries):
         crops = CentreCrops(dataset, range(len(dataset)), 32)
         with torch.no_grad():
-            pooled = kept(normalize(torch.stack([crops[i][0] for i in range(len(dataset))]))).pooled
+            images = torch.stack([crops[i][0] for i in range(len(dataset))]).permute(0, 3, 1, 2)
+            pooled = kept(normalize(images)).pooled
         features += [pooled, torch.tensor([crops[i][1] for i in range(len(dataset))])]
     top1, top5 = knn(*features, k=min(20, len(bank)))
     assert made["final"] == pytest.approx({"knn_top1": top1, "knn_top5": top5})

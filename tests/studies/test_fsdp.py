@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,8 @@ from regard.studies.pretraining import PretrainSettings, pretrain_run
 from regard.studies.sharding import _blocks, _hollow
 from regard.studies.training import Hardware
 
-RECORD = Path(__file__).parents[1] / "ssl" / "record_steps.py"
+TESTS = Path(__file__).parents[1]
+RECORD, SIGNALLED = TESTS / "ssl/record_steps.py", TESTS / "signalled.py"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
 
@@ -77,22 +77,16 @@ def test_a_run_cut_among_processes_goes_on_in_one(tmp_path) -> None:
     for split in ("train", "val"):
         make_class_folders(tmp_path / "data" / split)
     command = [
-        "-m", "regard", "pretrain", "--data", tmp_path / "data", "--backbone", "resnet18", "--backbone_options",
+        "pretrain", "--data", tmp_path / "data", "--backbone", "resnet18", "--backbone_options",
         '{"channels": [8, 16, 16, 24]}', "--method_options", '{"widths": [32, 32]}', "--optimizer", "lars", "--lr", 8,
         "--size", 32, "--batch_size", 16, "--epochs", 4, "--workers", 0, "--accelerator", "cpu", "--knn_every", 1,
     ]  # fmt: skip
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     shared = ["--devices", 2, "--strategy", "fsdp"]
-    stopped = start(*command, "--out", cut, *shared, "--checkpoint_minutes", 0)
-    deadline = time.monotonic() + 300
-    while not any((cut / "checkpoints").glob("resume-step=*.ckpt")):
-        assert time.monotonic() < deadline
-        assert stopped.poll() is None, stopped.communicate()
-        time.sleep(0.01)
-    stopped.send_signal(signal.SIGTERM)
-    assert "saved; the same command goes on" in finish(stopped, 128 + signal.SIGTERM)
-    runs = [start(*command, "--out", cut), start(*command, "--out", whole)]
-    finish(start(*command, "--out", tmp_path / "all", *shared))
+    stopped = start(SIGNALLED, "SIGTERM", 2, *command, "--out", cut, *shared, "--checkpoint_minutes", 0)
+    assert "at step 2: saved; the same command goes on" in finish(stopped, 128 + signal.SIGTERM)
+    runs = [start("-m", "regard", *command, "--out", out) for out in (cut, whole)]
+    finish(start("-m", "regard", *command, "--out", tmp_path / "all", *shared))
     for run in runs:
         finish(run)
     one = load_file(whole / "backbone.safetensors")
@@ -106,14 +100,16 @@ def test_a_run_cut_among_processes_goes_on_in_one(tmp_path) -> None:
             assert difference <= 5e-4 * float(expected.float().norm()) + 1e-6, (name, difference)
 
 
+SEGMENT = [
+    "segment", "--data", "scenes", "--backbone", "convnext_atto", "--backbone_options",
+    '{"dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}', "--head", "linear", "--size", 32, "--batch_size", 64,
+    "--accelerator", "cpu", "--lr", 1e-3,
+]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_segmentation_cut_among_processes_learns_what_it_learns_in_one(tmp_path) -> None:
-    options = {"dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}
-    command = [
-        "-m", "regard", "segment", "--data", "scenes", "--backbone", "convnext_atto", "--backbone_options",
-        json.dumps(options), "--head", "linear", "--size", 32, "--batch_size", 64, "--epochs", 1, "--workers", 0,
-        "--accelerator", "cpu", "--lr", 1e-3,
-    ]  # fmt: skip
+    command = ["-m", "regard", *SEGMENT, "--workers", 0, "--epochs", 1]
     runs = [
         start(*command, "--out", tmp_path / "1"),
         start(*command, "--out", tmp_path / "2", "--devices", 2, "--strategy", "fsdp"),
@@ -128,6 +124,21 @@ def test_a_segmentation_cut_among_processes_learns_what_it_learns_in_one(tmp_pat
         if "stages.3.downsample" in name or name == "head.norm.running_mean":
             continue
         torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+def test_a_segmentation_among_processes_goes_on_in_the_middle_of_an_epoch(tmp_path) -> None:
+    """Bit for bit: with the images that are left of it, and no others. Loading processes read ahead."""
+    command = [*SEGMENT, "--workers", 1, "--epochs", 2, "--devices", 2, "--strategy", "fsdp"]
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    stopped = start(SIGNALLED, "SIGTERM", 10, *command, "--out", cut, "--checkpoint_minutes", 0)
+    assert "at step 10: saved" in finish(stopped, 128 + signal.SIGTERM)  # of 8 an epoch
+    for out in (cut, whole):
+        finish(start("-m", "regard", *command, "--out", out))
+    ours, theirs = (load_file(out / "model.safetensors") for out in (cut, whole))
+    assert all(torch.equal(ours[name], expected) for name, expected in theirs.items())
+    curves = [json.loads((out / "run.json").read_text())["curve"] for out in (cut, whole)]
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.slow

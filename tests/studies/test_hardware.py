@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from regard.backbones import build_backbone
+from regard.cli import main
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.ssl.barlow_twins import BarlowTwins
@@ -67,6 +68,61 @@ def test_checkpointed_activations_are_computed_twice() -> None:
 def test_a_strategy_that_takes_tensors_apart_is_refused(strategy: str) -> None:
     with pytest.raises(InputError, match="use ddp, or fsdp"):
         Hardware(strategy=strategy)
+
+
+def test_a_strategy_that_is_not_known_is_one_line() -> None:
+    with pytest.raises(InputError, match="unknown strategy 'ddpx': did you mean 'ddp'"):
+        Hardware(strategy="ddpx")
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+SRUN = {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("started", "devices", "message"),
+    [
+        (TORCHRUN, 1, "torchrun starts 2 processes, and --devices 1 --nodes 1 makes 1"),
+        (TORCHRUN | {"WORLD_SIZE": "1"}, 2, "torchrun starts 1 processes, and --devices 2"),
+        (SRUN, 1, "SLURM starts 8 processes, and --devices 1 --nodes 1 makes 1: as many tasks"),
+        (SRUN | {"SLURM_NTASKS": "1"}, 8, "SLURM starts 1 processes, and --devices 8"),
+    ],
+)
+def test_as_many_processes_are_started_as_are_meant(started, devices, message, tmp_path, capsys, monkeypatch) -> None:
+    """Else each would train alone, and write where the others do."""
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    command = ["--data", "scenes", "--backbone", "resnet18", "--accelerator", "cpu", "--devices", str(devices)]
+    for name in ("pretrain", "segment"):
+        with pytest.raises(SystemExit) as stop:
+            main([name, *command, "--out", str(tmp_path / name)])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_torchrun_goes_before_the_srun_that_started_it(tmp_path, monkeypatch) -> None:
+    two_machines = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+    for name, value in (SRUN | TORCHRUN | two_machines).items():
+        monkeypatch.setenv(name, value)
+    hardware = Hardware("cpu", bar=False, devices=2, nodes=2)
+    hardware.check_processes()
+    trainer = make_trainer(1, tmp_path, hardware, [], "")
+    assert (trainer.world_size, trainer.global_rank, trainer.local_rank) == (4, 3, 1)
+
+
+def test_too_little_gpu_memory_is_one_line_and_the_folder_is_free_again(tmp_path, capsys, monkeypatch) -> None:
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(BarlowTwins, "forward", full)
+    monkeypatch.setattr(BarlowTwins, "training_step", full)
+    command = ["pretrain", "--data", "scenes", "--backbone", "resnet18", "--accelerator", "cpu", "--workers", "0"]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--size", "32", "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert "out of GPU memory: a smaller --batch_size" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_mixed_precision_trains_to_nearly_the_same_loss(tmp_path) -> None:

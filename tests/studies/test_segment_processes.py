@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from regard.studies import segmenting
 from regard.studies.segmenting import Cache, SegmentSettings, segment_run
 from regard.studies.training import Hardware
 
+REGARD, SIGNALLED = ("-m", "regard"), Path(__file__).parents[1] / "signalled.py"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 CONVNEXT = {"dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}
 RESNET = {"channels": [8, 16, 16, 24]}
@@ -49,9 +50,11 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-def start(data: Path, out: Path, devices: int, backbone: str, options: dict, *more: object) -> subprocess.Popen:
+def start(
+    data: Path, out: Path, devices: int, backbone: str, options: dict, *more: object, program: Sequence = REGARD
+) -> subprocess.Popen:
     command = [
-        sys.executable, "-m", "regard", "segment", "--data", data, "--backbone", backbone,
+        sys.executable, *program, "segment", "--data", data, "--backbone", backbone,
         "--backbone_options", json.dumps(options), "--head", "linear", "--size", 32, "--batch_size", 8, "--epochs", 3,
         "--workers", 0, "--accelerator", "cpu", "--devices", devices, "--out", out, *more,
     ]  # fmt: skip
@@ -128,18 +131,16 @@ def test_a_run_of_two_processes_goes_on_with_one(data: Path, tmp_path) -> None:
     """Stopped by a signal in the middle of an epoch; the head sees two heads of each level, as was chosen before."""
     options = ["--fusion", "gate", "--heads_kept", 2, "--batch_size", 2, "--epochs", 2]
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    stopped = start(data, cut, 2, "vit_tiny_patch16_224", VIT, *options, "--checkpoint_minutes", 0)
-    deadline = time.monotonic() + 300
-    while not any((cut / "checkpoints").glob("resume-step=*0.ckpt")):
-        assert time.monotonic() < deadline
-        assert stopped.poll() is None
-        time.sleep(0.01)
-    stopped.send_signal(signal.SIGTERM)
-    assert "saved; the same command goes on" in finish(stopped, 128 + signal.SIGTERM)
+    signalled = [SIGNALLED, "SIGTERM", 10]
+    options_of_cut = [*options, "--checkpoint_minutes", 0]
+    stopped = start(data, cut, 2, "vit_tiny_patch16_224", VIT, *options_of_cut, program=signalled)
+    assert "at step 10: saved; the same command goes on" in finish(stopped, 128 + signal.SIGTERM)
     assert not (cut / "model.safetensors").exists()
     finish(start(data, cut, 1, "vit_tiny_patch16_224", VIT, *options))
     finish(start(data, whole, 1, "vit_tiny_patch16_224", VIT, *options))
     assert_near(cut, whole)
+    losses = [[point["train_loss"] for point in run_of(out)["curve"]] for out in (cut, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert run_of(cut)["kept"] == run_of(whole)["kept"] is not None
 
 

@@ -109,7 +109,7 @@ def _summary(function: Command) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command: its last line says what was made; a wrong input is one line, and exit status 2."""
-    arguments = _spread_lists(list(sys.argv[1:] if argv is None else argv))
+    arguments = _as_parsed(list(sys.argv[1:] if argv is None else argv))
     parser = build_parser()
     if not arguments:
         parser.print_help()
@@ -150,9 +150,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _spread_lists(arguments: list[str]) -> list[str]:
-    """`--images A B C`, `--images=A`, once or often, as one JSON list, which is how jsonargparse takes lists."""
+def _as_parsed(arguments: list[str]) -> list[str]:
+    """The arguments as jsonargparse takes them.
+
+    `--images A B C`, `--images=A`, once or often, as one JSON list. And files of options first, wherever they stand, as
+    the last of several values counts.
+    """
     given: dict[str, list[str]] = {}
+    files: list[str] = []
     rest: list[str] = []
     into = rest
     for argument in arguments:
@@ -163,6 +168,9 @@ def _spread_lists(arguments: list[str]) -> list[str]:
         if name in LISTS:
             into = given.setdefault(name, [])
             into.extend([value] if value else [])
+        elif name == "--config":
+            into = files
+            into.append(argument)
         elif argument.startswith("--"):
             into = rest
             rest.append(argument)
@@ -171,4 +179,5 @@ def _spread_lists(arguments: list[str]) -> list[str]:
     for name, values in given.items():
         is_json = len(values) == 1 and values[0].startswith("[")
         rest += [f"{name}={values[0] if is_json else json.dumps(values)}"]
-    return rest
+    words = 2 if rest and isinstance(COMMANDS.get(rest[0]), dict) else 1
+    return [*rest[:words], *files, *rest[words:]]

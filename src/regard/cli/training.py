@@ -339,6 +339,7 @@ def pretrain(
         accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes, devices=devices, nodes=nodes,
         strategy=strategy, compile=compile, checkpoint_activations=checkpoint_activations, views_on=views_on,
     )  # fmt: skip
+    hardware.check_processes()
     options = dict(method_options or {}) | ({} if lr is None else {"lr": lr}) | ({"loss": loss} if loss else {})
     if method == "barlow_twins":
         options = {"optimizer": optimizer or ("adamw" if model.heads else "lars")} | options
@@ -513,6 +514,7 @@ def segment(
         accelerator, precision, workers, checkpoint_minutes=checkpoint_minutes, devices=devices, nodes=nodes,
         strategy=strategy, compile=compile, checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
+    hardware.check_processes()
     check_hardware(settings, hardware, len(splits["train"]), fusion, kept)
     say(source.describe())
     check_readable(source)

@@ -1,7 +1,7 @@
 """Joint transforms of image and mask for segmentation, over uint8 arrays with OpenCV; and where all draws come from.
 
 Nothing here keeps a random state: all draws come from a generator that the caller makes with `draws`, out of (seed,
-epoch, image, view). So the number of workers, of ranks, or a restart changes nothing.
+epoch, image). So the number of workers, of ranks, or a restart changes nothing.
 """
 
 import math

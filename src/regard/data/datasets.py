@@ -144,7 +144,8 @@ class PairedImages(ImageFolder):
         missing = [path for path, mask in masks.items() if os.path.basename(mask) not in present[os.path.dirname(mask)]]
         if missing and not missing_ok:
             first = f"the first is {self.root / missing[0]}: {_wanted(masks[missing[0]])}"
-            raise InputError(f"{len(missing)} of {len(masks)} images have no mask, {first}")
+            alone = "to learn without masks, a folder that holds images alone"
+            raise InputError(f"{len(missing)} of {len(masks)} images have no mask, {first}; {alone}")
         self.missing = frozenset(missing)
 
     def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "PairedImages":

@@ -76,7 +76,8 @@ class EpochSampler(Sampler):
         if self.chunked is not None:
             return self._by_chunks(self.chunked, self.epoch, skip, before)
         order = draws(ORDER, self.seed, self.epoch).permutation(self.count)[self.rank : self.used : self.world]
-        return ((self.epoch, int(index)) for index in order[skip:])
+        epoch = self.epoch  # as it is now: a loader may be read on when the next one is set
+        return ((epoch, int(index)) for index in order[skip:])
 
     def _by_chunks(
         self, chunked: Chunked, epoch: int, skip: int, before: Sequence[tuple[int, int]]
@@ -224,8 +225,12 @@ class _Resumable(L.LightningDataModule):
 
     @property
     def epoch(self) -> int:
-        """Where the training is."""
-        return self.trainer.current_epoch if self.trainer else 0
+        """Which one is loaded, or comes next where one is done, as Lightning tells samplers.
+
+        Its `current_epoch` is one behind in a run that goes on from the end of an epoch, until loading has begun.
+        """
+        progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
+        return progress.processed if progress else 0
 
     @property
     def world(self) -> int:
@@ -239,6 +244,9 @@ class PretrainData(_Resumable):
     placed:     where the views are in their images, (batch, views, 5) as `View.placed`, comes after the views.
     labelled:   labels (batch,) come last.
     on_device:  workers only crop and flip, and colours, blur and solarize follow on the device, from the same draws.
+
+    Images leave the workers as rows of pixels, as they are decoded, and are never copied into planes: a batch is
+    channels_last, as convolutions like it.
 
     batch_size: images per optimizer step, over all processes and `accumulate` parts: a forward pass gets its share.
     bank, queries: labelled images for kNN, validated with: each query asks the bank. None where nothing is labelled.
@@ -279,14 +287,14 @@ class PretrainData(_Resumable):
         )
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
-        """Finishes views that come only cropped, so that a method sees no difference; Lightning calls this."""
+        """Images as (batch, 3, size, size), views that come only cropped finished; Lightning calls this."""
         count = len(self.views)
         is_drawn = len(batch) > count and batch[count].ndim == 3  # images of validation come with their labels alone
-        if not (self.on_device and is_drawn):
-            return batch
-        rows = batch[count]
-        views = [finish(batch[n], rows[:, n], view) for n, view in enumerate(self.views)]
-        return [*views, *batch[count + 1 :]]
+        if self.on_device and is_drawn:
+            rows = batch[count]
+            views = [finish(batch[n], rows[:, n], view) for n, view in enumerate(self.views)]
+            return [*views, *batch[count + 1 :]]
+        return [item.permute(0, 3, 1, 2) if item.ndim == 4 else item for item in batch]
 
     def val_dataloader(self) -> list[DataLoader]:
         """The bank, then the queries, shared out among the ranks; no loaders where nothing is labelled."""

@@ -169,11 +169,11 @@ def skipped(record: Path) -> list[str]:
 
 
 class Views(TorchDataset):
-    """(epoch, index) -> a list of views, each a uint8 (3, size, size) tensor; then, if asked for, where they are in the
+    """(epoch, index) -> a list of views, each a uint8 (size, size, 3) tensor; then, if asked for, where they are in the
     image, (views, 5) as `View.placed`; last, if `labelled`, the class index.
 
-    on_device: views are cropped and flipped alone, (size, size, 3) each, and behind them comes what is still to be
-               done, (views, numbers) as of `device_views.numbers_of`.
+    on_device: views are cropped and flipped alone, and behind them comes what is still to be done, (views, numbers) as
+               of `device_views.numbers_of`.
     """
 
     def __init__(
@@ -192,10 +192,10 @@ class Views(TorchDataset):
         epoch, index = key
         image, drawn = self._drawn(epoch, index)
         if self.on_device:
-            crops = [torch.from_numpy(draw.crop(image)) for draw in drawn]  # the device turns them, for nothing
+            crops = [torch.from_numpy(draw.crop(image)) for draw in drawn]
             sample = [*crops, numbers_of(drawn, self._radius)]
         else:
-            sample = [_tensor(draw(image)) for draw in drawn]
+            sample = [torch.from_numpy(draw(image)) for draw in drawn]
         if self.placed:
             sample.append(torch.tensor([draw.place for draw in drawn]))
         if self.labelled:
@@ -210,7 +210,8 @@ class Views(TorchDataset):
         """
 
         def draw(shape: tuple[int, int]) -> list[Draw]:
-            return [view.draw(shape, draws(VIEW, self.seed, epoch, index, n)) for n, view in enumerate(self.views)]
+            rng = draws(VIEW, self.seed, epoch, index)  # one for all: to make it takes as long as to draw a view
+            return [view.draw(shape, rng) for view in self.views]
 
         def decoded(dataset: Dataset, number: int) -> tuple[np.ndarray, list[Draw]]:
             data = cast(Any, dataset).encoded(number)
@@ -234,7 +235,7 @@ class Views(TorchDataset):
 
 
 class CentreCrops(TorchDataset):
-    """Number -> the middle square of an image, uint8 (3, size, size), and its class; as kNN and linear probes see it.
+    """Number -> the middle square of an image, uint8 (size, size, 3), and its class; as kNN and linear probes see it.
 
     The short side is brought to 256/224 of `size` first, as is usual for ImageNet.
     indices: the images to use. Numbers past their end give an empty image of class -1, so that ranks come out even.
@@ -248,10 +249,10 @@ class CentreCrops(TorchDataset):
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         if number >= len(self.indices):
-            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1
+            return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1
         index = self.indices[number]
         crop = centre_crop(self.dataset.image(index), self.size)
-        return _tensor(crop), cast(LabelDataset, self.dataset).label(index)
+        return torch.from_numpy(crop), cast(LabelDataset, self.dataset).label(index)
 
 
 class TrainPairs(TorchDataset):

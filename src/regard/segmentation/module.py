@@ -213,15 +213,23 @@ class SegmentationTask(L.LightningModule):
         result = scores(sum_over_processes(self.counts).cpu())
         self.log_dict({"val_miou": result.miou, "val_accuracy": result.pixel_accuracy})
 
-    def configure_optimizers(self):
-        """AdamW with a rate for each part, and a schedule by step."""
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with a peak rate for each part."""
         rest = [*self.model.fusion.parameters(), *self.model.head.parameters()]
         groups = [{"params": rest, "lr": self.lr}, *self._backbone_groups()]
-        optimizer = self.adamw([{"weight_decay": self.weight_decay} | group for group in groups if group["params"]])
+        groups = [{"weight_decay": self.weight_decay, "peak": group["lr"]} | group for group in groups]
+        return self.adamw([group for group in groups if group["params"]])
+
+    def on_train_batch_start(self, batch: list[Any], batch_idx: int) -> None:
+        """The rates of this step.
+
+        Not by a scheduler of torch, which must know the number of steps as soon as there is an optimizer. To ask
+        Lightning for that makes it begin to load an epoch, and of a run that goes on it does not know yet which.
+        """
         total = int(self.trainer.estimated_stepping_batches)
-        factor = partial(rate_factor, total=total, warmup=max(1, round(self.warmup * total)), schedule=self.schedule)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        factor = rate_factor(self.global_step, total, max(1, round(self.warmup * total)), self.schedule)
+        for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
+            group["lr"] = group["peak"] * factor
 
     def _backbone_groups(self) -> list[dict[str, Any]]:
         model = self.model.backbone.model

@@ -6,6 +6,14 @@ from typing import Any, cast
 import lightning as L
 import torch
 
+from regard.segmentation.module import sum_over_processes
+from regard.ssl.distributed import processes
+
+
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean over the processes that train together; all of them must ask."""
+    return sum_over_processes(x) / processes()
+
 
 class LossCurve(L.Callback):
     """The training loss and the terms of guidance in it, averaged over stretches, as about `points` points of {"step",
@@ -31,8 +39,8 @@ class LossCurve(L.Callback):
             self._sum, self._steps = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"points": self.points, "sum": self._sum, "steps": self._steps}
+        """For a checkpoint, of which there is one for all processes: each goes on from their mean."""
+        return {"points": self.points, "sum": {k: _mean(v) for k, v in self._sum.items()}, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
@@ -61,8 +69,12 @@ class History(L.Callback):
         self._sum, self._steps = None, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"points": self.points, "sum": self._sum, "steps": self._steps}
+        """For a checkpoint, of which there is one for all processes: each goes on from their mean."""
+        return {
+            "points": self.points,
+            "sum": None if self._sum is None else _mean(self._sum),
+            "steps": self._steps,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""

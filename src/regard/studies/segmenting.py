@@ -162,7 +162,7 @@ def segment_run(
     fit(trainer, task, data, out)
     best_epoch = None  # of `swa`, the average at the end is kept
     if settings.average != "swa":
-        checkpoint = torch.load(best.best_model_path, weights_only=True)
+        checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         best_epoch = checkpoint["epoch"] + 1
         task.load_state_dict(checkpoint["state_dict"])
     trainer.strategy.barrier()  # before the first process removes what all have read

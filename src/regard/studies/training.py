@@ -13,17 +13,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from regard.backbones import Backbone
-from regard.errors import InputError, TrainingStopped
+from regard.errors import InputError, TrainingStopped, unknown
 from regard.ssl.distributed import SharedBatchStatistics
 from regard.studies.folders import CHECKPOINTS
 from regard.studies.logs import make_loggers
 from regard.studies.sharding import FullySharded
 from regard.studies.stopping import Checkpoints, FiniteLoss, WholeFiles, last_checkpoint
+
+UNUSED = "ddp_find_unused_parameters"
+STRATEGIES = ("auto", "ddp", f"{UNUSED}_false", f"{UNUSED}_true", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Hardware:
 
     devices, nodes: processes per machine, and machines. Batches and rates are those of all processes together, so
                     results do not depend on their number, up to rounding and to what stochastic depth draws.
-    strategy:       how they are joined: "ddp" and Lightning's variants of it, or "fsdp", where each keeps its part of
-                    every tensor (`sharding`).
+    strategy:       how they are joined: one of `STRATEGIES`; with "fsdp" each keeps its part of every tensor
+                    (`sharding`).
     compile:        compile backbone and heads with torch.compile.
     views_on:       where colours, blur and solarize of a pre-training's views are computed: by the loading processes,
                     on the "cpu", or in batches on the "device" that trains. Both have the same draws.
@@ -53,7 +57,9 @@ class Hardware:
     views_on: Literal["cpu", "device"] = "cpu"
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("auto", "fsdp") and not self.strategy.startswith("ddp"):
+        if self.strategy.startswith("ddp") and self.strategy not in STRATEGIES:
+            raise unknown("strategy", self.strategy, STRATEGIES)
+        if self.strategy not in STRATEGIES:
             raise InputError(
                 f"strategy {self.strategy} takes tensors apart or together, and LARS, clipping and weight decay go by "
                 "tensors: use ddp, or fsdp where a GPU has too little memory"
@@ -92,6 +98,26 @@ class Hardware:
     def processes(self) -> int:
         """How many train together."""
         return self.devices * self.nodes
+
+    def check_processes(self) -> None:
+        """InputError where this machine has fewer GPUs, or torchrun or srun has started another number of processes.
+
+        Else each of them would train alone, and all would write into one folder; or one GPU would do the work of all.
+        """
+        if TorchElasticEnvironment.detect():
+            starter, started = "torchrun", int(os.environ["WORLD_SIZE"])
+        elif SLURMEnvironment.detect():
+            starter, started = "SLURM", int(os.environ["SLURM_NTASKS"])
+        else:
+            starter, started = "nobody", self.processes
+        if started != self.processes:
+            fits = "as many tasks a machine as --devices" if starter == "SLURM" else "--nproc_per_node as --devices"
+            raise InputError(
+                f"{starter} starts {started} processes, and --devices {self.devices} --nodes {self.nodes} makes "
+                f"{self.processes}: {fits}, on as many machines as --nodes, would work"
+            )
+        if self.on_gpu and self.devices > torch.cuda.device_count():
+            raise InputError(f"--devices {self.devices}, and {torch.cuda.device_count()} GPUs to be seen here")
 
 
 def check_sharding(hardware: Hardware, averaging: Sequence[L.Callback]) -> None:
@@ -178,7 +204,7 @@ def make_trainer(
     precision: Any = hardware.chosen_precision
     many = hardware.processes > 1
     plugins: list[Any] = [WholeFiles(), *([SharedBatchStatistics(hardware.on_gpu)] if many else [])]
-    if SLURMEnvironment.detect():
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # srun may start one torchrun a machine
         plugins.append(SLURMEnvironment(auto_requeue=False))  # `Checkpoints` does
     bar = [_Progress(progress)] if hardware.bar else []
     return L.Trainer(
@@ -210,13 +236,20 @@ def _strategy(hardware: Hardware, unused: bool) -> str | FullySharded:
         return hardware.strategy
     if hardware.processes == 1:
         return hardware.strategy
-    return "ddp_find_unused_parameters_true" if unused else "ddp"
+    return f"{UNUSED}_true" if unused else "ddp"
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:
-    """Train, from the last checkpoint in `out` where there is one. A run that was cut short must not look finished."""
+    """Train, from the last checkpoint in `out` where there is one. A run that was cut short must not look finished.
+
+    Raises InputError where a GPU has too little memory for it.
+    """
     try:
         trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "out of GPU memory: a smaller --batch_size, a larger --accumulate or --checkpoint_activations would work"
+        ) from error
     except RuntimeError as error:
         if trainer.world_size > 1 and ("Connection closed by peer" in str(error) or isinstance(error, dist.DistError)):
             raise TrainingStopped("another process of this run ended; what it said comes before this") from error
