@@ -327,7 +327,7 @@ def test_views_of_a_jpeg_are_those_of_its_pixels(photo) -> None:
     for epoch in range(5):
         found = Views(folder, views, seed=3)[epoch, 0]
         drawn = drawn_of(views, (150, 200), 3, epoch)
-        image = decode_image(folder.encoded(0), "", least_for(drawn))
+        image = decode_image(folder.encoded(0), "", lambda _, drawn=drawn: least_for(drawn))
         for draw, view in zip(drawn, found, strict=True):
             assert np.array_equal(view, draw(image))
 
@@ -408,7 +408,7 @@ def test_a_broken_jpeg_is_named_and_can_still_be_skipped(tmp_path: Path, kept: f
     sample = Views(data, [PLAIN], seed=1)[0, 0]
     assert (tmp_path / "skipped.txt").read_text() == "a.jpg\n"
     (draw,) = drawn_of([PLAIN], (150, 200), 1, 0)  # the next image is decoded as any other is
-    assert np.array_equal(sample[0], draw(decode_image(folder.encoded(1), "", draw.least)))
+    assert np.array_equal(sample[0], draw(decode_image(folder.encoded(1), "", lambda _: draw.least)))
 
 
 @pytest.mark.parametrize("size", [(23, 31), (150, 200), (197, 264), (2, 3)])

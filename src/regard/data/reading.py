@@ -5,7 +5,7 @@ Every image comes out upright as (H, W, 3) uint8 RGB in 0..255, every mask as (H
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,20 +32,22 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         return decode_image(Path(path).read_bytes(), path)
 
 
-def decode_image(data: bytes, name: str | Path, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(
+    data: bytes, name: str | Path, least: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels that an image file of these bytes holds, as `read_image` gives them, with its errors for `name`.
 
-    least: (height, width) that are enough, for pixels that are resampled anyway. A JPEG of twice that or more is halved
-           while it is decoded, up to three times, which skips most of the work: its sides are then those of `jpeg_size`
-           divided by 2, 4 or 8, rounded up. And colours are repeated where they are stored at half the resolution,
-           rather than interpolated, which saves 7% of the time. It moves a value of a smooth photo by 0.15 of 255 in
-           the mean, one of the built-in scenes (flat colours, sharp edges) by 1.3, one of coloured noise by 6, and at
-           an edge between colours by up to 50. All else, and a JPEG that `jpeg_size` does not know, comes whole and
-           interpolated.
+    least: gives the (height, width) that are enough of an image of this (height, width), for pixels that are resampled
+           anyway; asked of a JPEG. One of twice that or more is halved while it is decoded, up to three times, which
+           skips most of the work: its sides are then those of `jpeg_size` divided by 2, 4 or 8, rounded up. And colours
+           are repeated where they are stored at half the resolution, rather than interpolated, which saves 7% of the
+           time. It moves a value of a smooth photo by 0.15 of 255 in the mean, one of the built-in scenes (flat
+           colours, sharp edges) by 1.3, one of coloured noise by 6, and at an edge between colours by up to 50. All
+           else, and a JPEG that `jpeg_size` does not know, comes whole and interpolated.
     """
     with readable(name):
         if (size := jpeg_size(data)) is not None:
-            halvings = 0 if least is None else _halvings(size, least)
+            halvings = 0 if least is None else _halvings(size, least(size))
             scaled = tuple(-(-side >> halvings) for side in size) if halvings else (0, 0)
             try:
                 return simplejpeg.decode_jpeg(

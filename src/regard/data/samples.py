@@ -26,7 +26,7 @@ from regard.data.augment import (
 from regard.data.datasets import Dataset, LabelDataset, MaskDataset
 from regard.data.device_views import blur_radius, numbers_of
 from regard.data.packed import Chunked
-from regard.data.reading import decode_image, jpeg_size
+from regard.data.reading import decode_image
 from regard.data.views import Draw, View, least_for
 from regard.errors import InputError
 
@@ -214,9 +214,13 @@ class Views(TorchDataset):
             return [view.draw(shape, rng) for view in self.views]
 
         def decoded(dataset: Dataset, number: int) -> tuple[np.ndarray, list[Draw]]:
-            data = cast(Any, dataset).encoded(number)
-            drawn = None if (shape := jpeg_size(data)) is None else draw(shape)
-            image = decode_image(data, dataset.name(number), None if drawn is None else least_for(drawn))
+            drawn: list[Draw] = []
+
+            def least(shape: tuple[int, int]) -> tuple[int, int]:
+                drawn[:] = draw(shape)
+                return least_for(drawn)
+
+            image = decode_image(cast(Any, dataset).encoded(number), dataset.name(number), least)
             return image, drawn or draw(image.shape[:2])
 
         def read(dataset: Dataset, number: int) -> tuple[np.ndarray, list[Draw]]:
