@@ -10,7 +10,7 @@ or callbacks, and torch's defaults. Ours is what `regard pretrain` runs: its cal
     python benchmarks/pretrain.py --size 32 --batch 4 --widths 64 --out_dim 64 --steps 1 --rounds 1      a try
 
 step: the same batch in memory again and again, each side's as its own loader hands it over (theirs normalised).
-data: a folder of 500 x 375 JPEGs; of a narrow ResNet-18 too, where loading is all there is to wait for.
+data: a folder of 500 x 375 JPEGs; of a narrow ViT too, where loading is all there is to wait for.
 wait: the share of our time in which the next batch was waited for.
 mfu:  on a GPU, of ViT-B/16 with DINO: FLOPs of a step, counted, over what the device could have done in its time.
 
@@ -54,11 +54,11 @@ from regard.studies.curves import Clock, LossCurve, Scores
 from regard.studies.pretraining import PretrainSettings, build_method, build_views
 from regard.studies.training import Hardware, StepSeed, make_trainer, prepare
 
-NARROW = {"channels": (8, 16, 16, 16)}  # a ResNet-18 that costs next to nothing
+NARROW = {"embed_dim": 24, "depth": 1, "num_heads": 2}  # a ViT that costs next to nothing
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ResNet-50, Barlow Twins": ("barlow_twins", "resnet50", {}),
     "ViT-S/16, DINO": ("dino", "vit_small_patch16_224", {}),
-    "narrow ResNet-18, Barlow Twins": ("barlow_twins", "resnet18", NARROW),
+    "narrow ViT, Barlow Twins": ("barlow_twins", "vit_tiny_patch16_224", NARROW),
 }
 # Dense bfloat16, 10^12 FLOPs a second, from the makers' data sheets (the SXM kind, where there are several).
 PEAK = {"A100": 312, "H100": 989, "H200": 989, "B200": 2250, "L4": 121, "L40S": 362, "A10G": 70, "V100": 125, "T4": 65}
