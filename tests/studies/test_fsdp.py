@@ -128,8 +128,10 @@ def test_a_segmentation_cut_among_processes_learns_what_it_learns_in_one(tmp_pat
 
 @pytest.mark.slow
 def test_a_segmentation_among_processes_goes_on_in_the_middle_of_an_epoch(tmp_path) -> None:
-    """Bit for bit: with the images that are left of it, and no others. Loading processes read ahead."""
-    command = [*SEGMENT, "--workers", 1, "--epochs", 2, "--devices", 2, "--strategy", "fsdp"]
+    """Bit for bit: with the images that are left of it, and no others. Loading processes read ahead. Layers learn at
+    rates of their own, though their tensors are cut.
+    """
+    command = [*SEGMENT, "--workers", 1, "--epochs", 2, "--devices", 2, "--strategy", "fsdp", "--layer_decay", 0.7]
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     stopped = start(SIGNALLED, "SIGTERM", 10, *command, "--out", cut, "--checkpoint_minutes", 0)
     assert "at step 10: saved" in finish(stopped, 128 + signal.SIGTERM)  # of 8 an epoch
@@ -137,8 +139,9 @@ def test_a_segmentation_among_processes_goes_on_in_the_middle_of_an_epoch(tmp_pa
         finish(start("-m", "regard", *command, "--out", out))
     ours, theirs = (load_file(out / "model.safetensors") for out in (cut, whole))
     assert all(torch.equal(ours[name], expected) for name, expected in theirs.items())
-    curves = [json.loads((out / "run.json").read_text())["curve"] for out in (cut, whole)]
-    assert curves[0] == curves[1]
+    ours, theirs = (json.loads((out / "run.json").read_text())["curve"] for out in (cut, whole))
+    for point, expected in zip(ours, theirs, strict=True):
+        assert point == pytest.approx(expected, rel=1e-6)  # losses are added up in another order
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from regard.backbones import build_backbone
 from regard.cli import main
+from regard.cli.common import is_first_process
 from regard.data.scenes import Scenes
 from regard.errors import InputError
 from regard.ssl.barlow_twins import BarlowTwins
@@ -75,17 +76,25 @@ def test_a_strategy_that_is_not_known_is_one_line() -> None:
         Hardware(strategy="ddpx")
 
 
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
-SRUN = {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+SRUN = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NAME": "train",
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
+ALONE = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_STEP_NUM_TASKS": "1"}
 
 
 @pytest.mark.parametrize(
     ("started", "devices", "message"),
     [
-        (TORCHRUN, 1, "torchrun starts 2 processes, and --devices 1 --nodes 1 makes 1"),
-        (TORCHRUN | {"WORLD_SIZE": "1"}, 2, "torchrun starts 1 processes, and --devices 2"),
-        (SRUN, 1, "SLURM starts 8 processes, and --devices 1 --nodes 1 makes 1: as many tasks"),
-        (SRUN | {"SLURM_NTASKS": "1"}, 8, "SLURM starts 1 processes, and --devices 8"),
+        (
+            TORCHRUN,
+            1,
+            "2 processes are started, 2 on a machine, and --devices 1 --nodes 1 means 1, 1 on each: torchrun",
+        ),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "1"}, 2, "2 processes are started, 1 on a machine, and --devices 2"),
+        (SRUN, 1, "8 processes are started, 8 on a machine, and --devices 1 --nodes 1 means 1, 1 on each: a job with"),
+        (SRUN | {"SLURM_NTASKS_PER_NODE": "4"}, 8, "8 processes are started, 4 on a machine, and --devices 8"),
+        (SRUN | ALONE, 8, "1 processes are started, 1 on a machine, and --devices 8"),
+        (SRUN | {"SLURM_JOB_NAME": "interactive"}, 8, "srun starts 8 processes in a job named interactive"),
     ],
 )
 def test_as_many_processes_are_started_as_are_meant(started, devices, message, tmp_path, capsys, monkeypatch) -> None:
@@ -101,6 +110,15 @@ def test_as_many_processes_are_started_as_are_meant(started, devices, message, t
     assert not list(tmp_path.iterdir())
 
 
+def test_tasks_of_srun_that_are_not_so_many_a_machine_are_one_line(monkeypatch) -> None:
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    Hardware("cpu", devices=8).check_processes()
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")  # as of --ntasks alone: Lightning would raise an error of its own
+    with pytest.raises(InputError, match="8 processes are started, any number of them on a machine"):
+        Hardware("cpu", devices=8).check_processes()
+
+
 def test_torchrun_goes_before_the_srun_that_started_it(tmp_path, monkeypatch) -> None:
     two_machines = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
     for name, value in (SRUN | TORCHRUN | two_machines).items():
@@ -109,6 +127,9 @@ def test_torchrun_goes_before_the_srun_that_started_it(tmp_path, monkeypatch) ->
     hardware.check_processes()
     trainer = make_trainer(1, tmp_path, hardware, [], "")
     assert (trainer.world_size, trainer.global_rank, trainer.local_rank) == (4, 3, 1)
+    assert not is_first_process()
+    monkeypatch.setenv("RANK", "0")
+    assert is_first_process()  # though srun counts its machine as the second
 
 
 def test_too_little_gpu_memory_is_one_line_and_the_folder_is_free_again(tmp_path, capsys, monkeypatch) -> None:

@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 from regard.cli import main
+from regard.data.modules import PretrainData
 from regard.data.samples import SkipUnreadable, skipped
 from regard.data.scenes import Scenes
 from regard.errors import InputError
@@ -206,6 +208,45 @@ def test_the_loss_of_an_accumulated_step_is_the_mean_of_its_parts(tmp_path) -> N
     whole, split = (json.loads((tmp_path / parts / "pretrain.json").read_text()) for parts in "14")
     assert whole["steps"] == split["steps"] == 16
     assert split["curve"][0]["loss"] == pytest.approx(whole["curve"][0]["loss"], rel=0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_before_the_first_step_is_no_success(number, tmp_path, capsys, monkeypatch) -> None:
+    """While the data is made ready; Lightning would end with status 0, or deaf to the next Ctrl-C."""
+    made = PretrainData.train_dataloader
+
+    def told(data: PretrainData) -> DataLoader:
+        os.kill(os.getpid(), number)
+        return made(data)
+
+    monkeypatch.setattr(PretrainData, "train_dataloader", told)
+    said = run(capsys, 128 + number, "--data", "scenes", "--epochs", 1, "--out", tmp_path / "out")
+    assert ("the same command goes on" if number == signal.SIGTERM else "interrupted") in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_slurm_s_warning_does_not_end_what_is_about_to_finish(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FINISHING, *COMMAND, "--data", "scenes", "--epochs", "1", "--out", str(tmp_path / "out")]
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "out/backbone.safetensors").is_file()
+
+
+FINISHING = """
+import os, signal, sys
+from regard.cli import main
+from regard.studies import pretraining
+
+save = pretraining.save_backbone
+
+def warned(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    save(*arguments)
+
+pretraining.save_backbone = warned
+main(sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])  # which load ahead

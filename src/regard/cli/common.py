@@ -123,7 +123,9 @@ def say(line: str) -> None:
 
 def is_first_process() -> bool:
     """Not one of the further processes that training with several devices starts: they run the same command."""
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # Lightning, torchrun, SLURM
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which may have other ranks than the srun that started it
+        return os.environ["RANK"] == "0"
+    ranks = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # Lightning, SLURM
     return all(int(os.environ.get(name, 0)) == 0 for name in ranks)
 
 

@@ -150,6 +150,7 @@ class SegmentationTask(L.LightningModule):
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.warmup, self.schedule, self.layer_decay = warmup, schedule, layer_decay
         self.adamw = adamw
+        self.reached = reached(model.backbone) if layer_decay < 1 else []  # asked while the tensors are whole
 
     def training_step(self, batch: list[Any], batch_index: int) -> Tensor:
         """The loss of one batch."""
@@ -237,7 +238,7 @@ class SegmentationTask(L.LightningModule):
             return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.backbone_lr}]
         matcher = model.group_matcher(coarse=False)
         layers = cast(dict[str, int], group_parameters(model, matcher, reverse=True))  # of each parameter, by name
-        used = reached(self.model.backbone)
+        used = {name: p for name, p in model.named_parameters() if name in self.reached}
         last = max(layers[name] for name in used)  # a ConvNeXt's last layer is a norm that only classifying needs
         without_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # positions and the like
         groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -267,15 +268,15 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return x
 
 
-def reached(backbone: Backbone) -> dict[str, nn.Parameter]:
-    """The parameters of timm's model that the pyramid depends on, by name; found by one small backward pass."""
+def reached(backbone: Backbone) -> list[str]:
+    """Names of the parameters of timm's model that the pyramid depends on; found by one small backward pass."""
     named = {name: p for name, p in backbone.model.named_parameters() if p.requires_grad}
     side = 2 * max(backbone.strides)
     images = torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)
     with eval_mode(backbone), torch.enable_grad():
         total = torch.stack([level.float().sum() for level in backbone(images).pyramid]).sum()
         gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-    return {name: p for (name, p), gradient in zip(named.items(), gradients, strict=True) if gradient is not None}
+    return [name for name, gradient in zip(named, gradients, strict=True) if gradient is not None]
 
 
 def has_unused(model: SegmentationModel) -> bool:

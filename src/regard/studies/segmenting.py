@@ -126,7 +126,7 @@ def segment_run(
     if settings.layers is not None or settings.heads_kept is not None:
         reads = levels_read(settings, backbone)
         levels = chosen_levels(backbone, reads, settings.layers)
-        backbone.to(hardware.device)
+        backbone.to(hardware.device if hardware.processes == 1 else "cpu")  # where all that choose round alike
         kept = remembered_choice(out, backbone, train, reads, levels, settings.heads_kept, settings.size)
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(backbone, classes, fusion, settings.head, settings.freeze, kept, **settings.head_options)

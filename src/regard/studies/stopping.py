@@ -32,7 +32,8 @@ class FiniteLoss(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Remember; read now and then."""
         loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach()
-        self._unread.append((trainer.global_step, loss))
+        is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # else the step is still to be taken
+        self._unread.append((trainer.global_step + (not is_whole), loss))
         if len(self._unread) >= (self.every or (25 if loss.is_cuda else 1)):
             self._read(trainer)
 
@@ -164,6 +165,16 @@ class Checkpoints(ModelCheckpoint):
     def _forget(self) -> None:
         while self._handlers:
             signal.signal(*self._handlers.popitem())
+
+
+def ignore_warnings() -> None:
+    """From here on SLURM's signal ahead of a time limit does not end the process: what is about to finish may finish.
+
+    To be called after the training, as Lightning puts all signals back at its end.
+    """
+    if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def requeue() -> None:

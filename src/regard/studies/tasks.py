@@ -106,8 +106,8 @@ def full_disk(error: Exception) -> OSError | None:
 
 
 def with_cache(study: Any, jobs: int) -> Any:
-    """The study, with one job's share of the memory for decoded images."""
-    limit = CACHE_BYTES // jobs // len(study.source.splits)
+    """The study, with one job's share of the memory for decoded images: each of its loading processes keeps its own."""
+    limit = CACHE_BYTES // (jobs * max(1, study.hardware.workers)) // len(study.source.splits)
     splits = {name: Cached(dataset, limit) for name, dataset in study.source.splits.items()}
     return replace(study, source=replace(study.source, splits=splits))
 

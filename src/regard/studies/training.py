@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,15 +17,16 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from regard.backbones import Backbone
-from regard.errors import InputError, TrainingStopped, unknown
+from regard.errors import InputError, Interrupted, TrainingStopped, unknown
 from regard.ssl.distributed import SharedBatchStatistics
 from regard.studies.folders import CHECKPOINTS
 from regard.studies.logs import make_loggers
 from regard.studies.sharding import FullySharded
-from regard.studies.stopping import Checkpoints, FiniteLoss, WholeFiles, last_checkpoint
+from regard.studies.stopping import Checkpoints, FiniteLoss, WholeFiles, ignore_warnings, last_checkpoint
 
 UNUSED = "ddp_find_unused_parameters"
 STRATEGIES = ("auto", "ddp", f"{UNUSED}_false", f"{UNUSED}_true", "fsdp")
@@ -100,24 +102,27 @@ class Hardware:
         return self.devices * self.nodes
 
     def check_processes(self) -> None:
-        """InputError where this machine has fewer GPUs, or torchrun or srun has started another number of processes.
+        """InputError where this machine has fewer GPUs, or torchrun or srun has started other processes than are meant.
 
         Else each of them would train alone, and all would write into one folder; or one GPU would do the work of all.
         """
-        if TorchElasticEnvironment.detect():
-            starter, started = "torchrun", int(os.environ["WORLD_SIZE"])
-        elif SLURMEnvironment.detect():
-            starter, started = "SLURM", int(os.environ["SLURM_NTASKS"])
-        else:
-            starter, started = "nobody", self.processes
-        if started != self.processes:
-            fits = "as many tasks a machine as --devices" if starter == "SLURM" else "--nproc_per_node as --devices"
-            raise InputError(
-                f"{starter} starts {started} processes, and --devices {self.devices} --nodes {self.nodes} makes "
-                f"{self.processes}: {fits}, on as many machines as --nodes, would work"
-            )
         if self.on_gpu and self.devices > torch.cuda.device_count():
             raise InputError(f"--devices {self.devices}, and {torch.cuda.device_count()} GPUs to be seen here")
+        said = os.environ
+        if TorchElasticEnvironment.detect():
+            total, here, fits = said["WORLD_SIZE"], said["LOCAL_WORLD_SIZE"], "torchrun with --nproc_per_node"
+        elif SLURMEnvironment.detect():
+            total, fits = said["SLURM_NTASKS"], "a job with --ntasks-per-node"
+            here = said.get("SLURM_NTASKS_PER_NODE", "1" if total == "1" else "any number of them")
+        elif (total := said.get("SLURM_STEP_NUM_TASKS", "1")) != "1":  # Lightning takes it for somebody at a terminal
+            raise InputError(f"srun starts {total} processes in a job named {said.get('SLURM_JOB_NAME')}: name it anew")
+        else:  # Lightning starts them
+            return
+        if (int(total), here) != (self.processes, str(self.devices)):
+            raise InputError(
+                f"{total} processes are started, {here} on a machine, and --devices {self.devices} --nodes "
+                f"{self.nodes} means {self.processes}, {self.devices} on each: {fits} as --devices would work"
+            )
 
 
 def check_sharding(hardware: Hardware, averaging: Sequence[L.Callback]) -> None:
@@ -244,8 +249,14 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
 
     Raises InputError where a GPU has too little memory for it.
     """
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+    except SIGTERMException as stop:
+        raise Interrupted("SIGTERM while the data was made ready: the same command goes on", signal.SIGTERM) from stop
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C, deaf to the next one
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
         raise InputError(
             "out of GPU memory: a smaller --batch_size, a larger --accumulate or --checkpoint_activations would work"
@@ -254,5 +265,4 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
         if trainer.world_size > 1 and ("Connection closed by peer" in str(error) or isinstance(error, dist.DistError)):
             raise TrainingStopped("another process of this run ended; what it said comes before this") from error
         raise
-    if trainer.interrupted:  # Lightning swallows Ctrl-C
-        raise KeyboardInterrupt
+    ignore_warnings()
