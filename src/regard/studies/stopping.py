@@ -172,9 +172,9 @@ def ignore_warnings() -> None:
 
     To be called after the training, as Lightning puts all signals back at its end.
     """
-    if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def requeue() -> None:
