@@ -40,13 +40,19 @@ def test_two_processes_equal_one_with_the_whole_batch(method: str, tmp_path) -> 
     for name, expected in one.items():
         # float32, and sums in another order through 20 batch norms over as few as 16 values each: 1e-4 of a tensor's
         # norm; a gradient that is zero but for rounding (a weight before a batch norm has none along itself) is
-        # measured against the largest one. Adam then divides by its size, so weights agree to a part of the step; but
-        # not a ViT's, some of whose gradients are all rounding (the bias of keys: no softmax feels it). There the loss
-        # of the second step tells.
+        # measured against the largest one. Adam then divides by its size, so weights agree to a part of the step, but
+        # where a value of the gradient is all rounding (measured: two of 9408, at 4e-7 of the norm), which goes either
+        # way by whole steps; and not a ViT's, of which that is true of whole tensors (the bias of keys: no softmax
+        # feels it). There the loss of the second step tells.
         if name.startswith("weight"):
             if method == "guided":
                 continue
-            torch.testing.assert_close(two[name], expected, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+            gradient = one.get(name.replace("weight", "gradient", 1), torch.ones_like(expected))  # a teacher has none
+            told = gradient.abs() > 1e-6 * gradient.norm()
+            assert told.float().mean() > 0.9 or gradient.norm() < 1e-3 * largest
+            torch.testing.assert_close(
+                two[name][told], expected[told], rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
             continue
         scale = max(float(expected.norm()), 1e-3 * largest if name in gradients else 0.0)
         assert float((two[name] - expected).norm()) <= 1e-4 * scale, name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
 from regard.backbones import build_backbone
@@ -120,6 +121,7 @@ def test_tasks_of_srun_that_are_not_so_many_a_machine_are_one_line(monkeypatch) 
 
 
 def test_torchrun_goes_before_the_srun_that_started_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)  # a Trainer sets it, for good
     two_machines = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
     for name, value in (SRUN | TORCHRUN | two_machines).items():
         monkeypatch.setenv(name, value)
