@@ -121,7 +121,7 @@ class Hardware:
         if (int(total), here) != (self.processes, str(self.devices)):
             raise InputError(
                 f"{total} processes are started, {here} on a machine, and --devices {self.devices} --nodes "
-                f"{self.nodes} means {self.processes}, {self.devices} on each: {fits} as --devices would work"
+                f"{self.nodes} means {self.processes}, {self.devices} on each: {fits} equal to --devices would work"
             )
 
 
