@@ -84,10 +84,13 @@ def run(capsys, status: int, *options: object) -> str:
     return lines[0]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_step_checkpoint_and_causes(tmp_path, capsys) -> None:
-    """The rate is 0 at step 1, and step 2 breaks the weights: its own loss is fine, and that of step 3 is not."""
-    out = tmp_path / "out"
-    line = run(capsys, 1, "--data", "scenes", "--lr", 1e30, "--out", out, "--checkpoint_minutes", 0)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_checkpoint_and_causes(parts, tmp_path, capsys) -> None:
+    """The rate is 0 at step 1, and step 2 breaks the weights: its own loss is fine, and that of step 3 is not, in its
+    first part already.
+    """
+    out, accumulated = tmp_path / "out", ("--accumulate", parts)
+    line = run(capsys, 1, "--data", "scenes", "--lr", 1e30, "--out", out, "--checkpoint_minutes", 0, *accumulated)
     assert "the loss is not finite at step 3" in line
     good = out / "checkpoints" / "resume-step=1.ckpt"
     assert f"the last good checkpoint is {good}" in line
@@ -96,7 +99,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_checkpoint_and_causes
     weights = torch.load(good, weights_only=True)["state_dict"]
     assert all(float(value.abs().max()) < 1e3 for value in weights.values() if value.is_floating_point())
     assert not (out / "backbone.safetensors").exists()
-    assert "was cut short" in run(capsys, 2, "--data", "scenes", "--lr", 1e30, "--out", out, "--resume", "never")
+    assert "was cut short" in run(
+        capsys, 2, "--data", "scenes", "--lr", 1e30, "--out", out, "--resume", "never", *accumulated
+    )
 
 
 def test_a_bad_image_met_late_leaves_the_checkpoints_and_other_runs_alone(tmp_path, capsys) -> None:

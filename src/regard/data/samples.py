@@ -269,7 +269,7 @@ class TrainPairs(TorchDataset):
         epoch, index = key
         rng = draws(CROP, self.seed, epoch, index)
         image, mask = self.transform(self.dataset.image(index), self.dataset.mask(index), rng)
-        return _tensor(image), torch.from_numpy(mask).long()
+        return planes_of(image), torch.from_numpy(mask).long()
 
 
 class WholePairs(TorchDataset):
@@ -284,10 +284,11 @@ class WholePairs(TorchDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, mask = self.dataset.image(index), self.dataset.mask(index)
         small, _ = resize_pair(image, mask, short_side(image.shape[:2], self.size))
-        return _tensor(small), torch.from_numpy(mask).long()
+        return planes_of(small), torch.from_numpy(mask).long()
 
 
-def _tensor(image: np.ndarray) -> Tensor:
+def planes_of(image: np.ndarray) -> Tensor:
+    """(h, w, 3) uint8 as a tensor (3, h, w)."""
     planes = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, [planes[0], planes[1], planes[2]])  # many times faster than a copy of the transposed array
     return torch.from_numpy(planes)

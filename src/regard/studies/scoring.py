@@ -30,7 +30,7 @@ from regard.data.datasets import VOC2012, Dataset, MaskDataset
 from regard.data.modules import WINDOW, loading
 from regard.data.packed import Chunked
 from regard.data.reading import read_mask
-from regard.data.samples import Cached
+from regard.data.samples import Cached, planes_of
 from regard.data.views import View, resize
 from regard.errors import InputError
 from regard.evaluation.heads import GROUPS, POINTS, HeadScores
@@ -241,19 +241,15 @@ class Samples(TorchDataset):
         if self.view is not None:
             number = self.data.numbers[index]
             drawn = [self.view.placed(image, draws(VIEW, self.seed, 0, number, n)) for n in range(2)]
-            views = torch.stack([_tensor(view) for view, _ in drawn])
+            views = torch.stack([planes_of(view) for view, _ in drawn])
             places = torch.tensor([place for _, place in drawn])
-        return Sample(torch.tensor(index), _tensor(pixels), labels, elsewhere, instances, views, places)
+        return Sample(torch.tensor(index), planes_of(pixels), labels, elsewhere, instances, views, places)
 
     def _elsewhere(self, index: int, shape: tuple[int, int]) -> Tensor:
         """The labels of the image before, of the last for the first, brought to the shape of this one."""
         mask = self.data.mask((index - 1) % len(self))
         near = cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return torch.from_numpy(self.protocol.void(near)).long()
-
-
-def _tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def score_heads(

@@ -167,7 +167,7 @@ class Checkpoints(ModelCheckpoint):
             signal.signal(*self._handlers.popitem())
 
 
-def ignore_warnings() -> None:
+def ignore_time_limit() -> None:
     """From here on SLURM's signal ahead of a time limit does not end the process: what is about to finish may finish.
 
     To be called after the training, as Lightning puts all signals back at its end.

@@ -26,7 +26,7 @@ from regard.ssl.distributed import SharedBatchStatistics
 from regard.studies.folders import CHECKPOINTS
 from regard.studies.logs import make_loggers
 from regard.studies.sharding import FullySharded
-from regard.studies.stopping import Checkpoints, FiniteLoss, WholeFiles, ignore_warnings, last_checkpoint
+from regard.studies.stopping import Checkpoints, FiniteLoss, WholeFiles, ignore_time_limit, last_checkpoint
 
 UNUSED = "ddp_find_unused_parameters"
 STRATEGIES = ("auto", "ddp", f"{UNUSED}_false", f"{UNUSED}_true", "fsdp")
@@ -265,4 +265,4 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
         if trainer.world_size > 1 and ("Connection closed by peer" in str(error) or isinstance(error, dist.DistError)):
             raise TrainingStopped("another process of this run ended; what it said comes before this") from error
         raise
-    ignore_warnings()
+    ignore_time_limit()
