@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from side_by_side import table, write
 
-from regard.data.layout import open_source, require_masks
+from regard.data.source import open_source, require_masks
+from regard.runs.run import full_summary, load_run, summary
 from regard.segmentation.inference import Inference
-from regard.studies.runs import full_summary, load_run, summary
 
 WAYS = {
     "whole images": Inference(),

@@ -17,11 +17,11 @@ import torch
 from side_by_side import show, spread, table, write
 
 from regard.backbones import build_backbone
-from regard.data.samples import Cached
-from regard.data.scenes import Scenes
-from regard.studies import segmenting
-from regard.studies.segmenting import Cache, SegmentSettings, segment_run
-from regard.studies.training import Hardware
+from regard.data.datasets.scenes import Scenes
+from regard.data.loading.samples import Cached
+from regard.runs import segmenting
+from regard.runs.segmenting import Cache, SegmentSettings, segment_run
+from regard.training.hardware import Hardware
 
 NAME, SIZE, EPOCHS = "vit_small_patch16_224", 224, 4
 

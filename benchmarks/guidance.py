@@ -23,15 +23,15 @@ from side_by_side import COMMIT, table, write
 
 from regard.attention.guidance import Guidance
 from regard.backbones import Backbone, build_backbone
-from regard.data.layout import open_source, require_masks
-from regard.data.samples import Cached
-from regard.studies.folders import read_json, write_json
+from regard.data.loading.samples import Cached
+from regard.data.source import open_source, require_masks
+from regard.files import read_json, write_json
+from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
+from regard.runs.run import RUN_FILE, load_run, summary
+from regard.runs.segmenting import segment_run
+from regard.scoring.score import Chosen, choose_protocol, score_heads
 from regard.studies.presets import preset
-from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
-from regard.studies.runs import RUN_FILE, load_run, summary
-from regard.studies.scoring import Chosen, choose_protocol, score_heads
-from regard.studies.segmenting import segment_run
-from regard.studies.training import Hardware
+from regard.training.hardware import Hardware
 
 TERMS = ("none", "sharpness", "diversity", "consistency")
 HARDWARE = Hardware("cpu", bar=False)

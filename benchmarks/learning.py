@@ -31,15 +31,16 @@ from matplotlib.figure import Figure
 from side_by_side import COMMIT, show, spread, table, write
 
 from regard.backbones import Backbone, build_backbone, normalize
-from regard.data.datasets import ClassFolders
-from regard.data.modules import PretrainData
-from regard.data.samples import CentreCrops
+from regard.data.datasets.base import ClassFolders
+from regard.data.loading.modules import PretrainData
+from regard.data.loading.samples import CentreCrops
+from regard.runs.pretraining import PretrainSettings, build_method, build_views
 from regard.ssl.dino import clip_each
-from regard.ssl.optimizers import set_lr, split_parameters
-from regard.ssl.pretraining import Pretraining
-from regard.ssl.schedules import cosine, dino_warmup_cosine, warmup_cosine
-from regard.studies.pretraining import PretrainSettings, build_method, build_views
-from regard.studies.training import Hardware, StepSeed, make_trainer
+from regard.ssl.method import Pretraining
+from regard.training.hardware import Hardware
+from regard.training.optimizers import set_lr, split_parameters
+from regard.training.schedules import cosine, dino_warmup_cosine, warmup_cosine
+from regard.training.trainer import StepSeed, make_trainer
 
 SIZE, LOCAL_SIZE, LOCAL_CROPS = 32, 16, 2
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {

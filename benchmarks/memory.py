@@ -25,7 +25,7 @@ def make_tree(root: Path, count: int) -> None:
     """images/train and masks/train: links, which ext4 allows 65,000 of to one file."""
     from PIL import Image
 
-    from regard.data.scenes import Scenes
+    from regard.data.datasets.scenes import Scenes
 
     scenes = Scenes(8, SIDE)
     for kind, read in (("images", scenes.image), ("masks", scenes.mask)):
@@ -60,9 +60,9 @@ def evaluate(data: str, out: str) -> None:
     from regard.backbones import build_backbone, describe
     from regard.backbones.weights import MODEL_FILE
     from regard.cli.using import evaluate
-    from regard.data.scenes import Scenes
-    from regard.segmentation.module import SegmentationModel
-    from regard.studies.runs import RUN_FILE
+    from regard.data.datasets.scenes import Scenes
+    from regard.runs.run import RUN_FILE
+    from regard.segmentation.model import SegmentationModel
 
     model = SegmentationModel(build_backbone("resnet18", channels=(8, 16, 16, 16)), len(Scenes.classes), head="linear")
     about = {"backbone": describe(model.backbone), "fusion": "none", "ignore_index": 255}

@@ -46,13 +46,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.backbones import build_backbone
-from regard.data.layout import open_source
-from regard.data.modules import PretrainData
-from regard.data.scenes import Scenes
+from regard.data.datasets.scenes import Scenes
+from regard.data.loading.modules import PretrainData
+from regard.data.source import open_source
+from regard.runs.pretraining import PretrainSettings, build_method, build_views
 from regard.ssl.monitors import CollapseMonitor, Pictures
-from regard.studies.curves import Clock, LossCurve, Scores
-from regard.studies.pretraining import PretrainSettings, build_method, build_views
-from regard.studies.training import Hardware, StepSeed, make_trainer, prepare
+from regard.training.curves import Clock, LossCurve, Scores
+from regard.training.hardware import Hardware
+from regard.training.trainer import StepSeed, make_trainer, prepare
 
 NARROW = {"embed_dim": 24, "depth": 1, "num_heads": 2}  # a ViT that costs next to nothing
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -34,8 +34,9 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.backbones import Backbone, build_backbone
-from regard.studies.pretraining import PretrainSettings, build_method
-from regard.studies.training import Hardware, StepSeed, make_trainer, prepare
+from regard.runs.pretraining import PretrainSettings, build_method
+from regard.training.hardware import Hardware
+from regard.training.trainer import StepSeed, make_trainer, prepare
 
 BACKBONES = {"resnet50": "resnet50", "vit-s/16": "vit_small_patch16_224"}
 POINTS = [(96, 4), (96, 16), (160, 4), (160, 8), (224, 4), (224, 8)]  # side, images of a process; last: held out

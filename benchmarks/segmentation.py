@@ -18,7 +18,7 @@ from side_by_side import alternate, in_fresh_process, peak_memory, ratios, show,
 from torch import nn
 
 from regard.backbones import build_backbone
-from regard.segmentation.module import SegmentationModel
+from regard.segmentation.model import SegmentationModel
 
 CLASSES, SIZE = 21, 224
 CASES = {  # name: timm's name, fusion; "smp" for theirs

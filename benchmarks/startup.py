@@ -46,7 +46,7 @@ def run_until_first_step(data: str, out: str, started: float) -> None:
     """In a process of its own, which ends here: prints the seconds as JSON."""
     from regard.cli.training import pretrain
     from regard.data import layout
-    from regard.studies.training import StepSeed
+    from regard.training.trainer import StepSeed
 
     opened, seconds, open_source = [0.0], {}, layout.open_source
 

@@ -21,10 +21,10 @@ from PIL import Image, ImageFilter, ImageOps
 from side_by_side import ROOT, alternate, ratios, show, spread, table, write
 from torchvision import transforms
 
-from regard.data.datasets import ImageFolder
-from regard.data.samples import Views
-from regard.data.scenes import Scenes
-from regard.data.views import barlow_twins_views, dino_views
+from regard.data.datasets.base import ImageFolder
+from regard.data.datasets.scenes import Scenes
+from regard.data.loading.samples import Views
+from regard.data.loading.views import barlow_twins_views, dino_views
 
 PHOTOS = ROOT.parent / "shared" / "data" / "camvid" / "images"
 HEIGHT, WIDTH, QUALITY = 375, 500, 90

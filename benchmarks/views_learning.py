@@ -30,10 +30,11 @@ from torch import Tensor
 from torchvision import transforms
 
 from regard.backbones import build_backbone
-from regard.data.modules import PretrainData
-from regard.data.samples import CentreCrops
-from regard.studies.pretraining import PretrainSettings, build_method, build_views
-from regard.studies.training import Hardware, StepSeed, make_trainer
+from regard.data.loading.modules import PretrainData
+from regard.data.loading.samples import CentreCrops
+from regard.runs.pretraining import PretrainSettings, build_method, build_views
+from regard.training.hardware import Hardware
+from regard.training.trainer import StepSeed, make_trainer
 
 PATHS = ("published", "cpu", "device")
 

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from regard.cli import main
-from regard.studies.stopping import Checkpoints
+from regard.training.stopping import Checkpoints
 
 
 class Signalled(Checkpoints):
@@ -22,7 +22,7 @@ class Signalled(Checkpoints):
 
 
 if __name__ == "__main__":
-    import regard.studies.training
+    import regard.training.trainer
 
-    regard.studies.training.Checkpoints = Signalled
+    regard.training.trainer.Checkpoints = Signalled
     main(sys.argv[3:])

@@ -13,14 +13,15 @@ import yaml
 
 from regard.backbones import build_backbone
 from regard.cli import build_parser
+from regard.runs.pretraining import PretrainSettings, build_method
 from regard.segmentation.losses import build_loss
-from regard.segmentation.module import SegmentationModel, SegmentationTask
-from regard.ssl.schedules import warmup_cosine
-from regard.studies.logs import BEST
+from regard.segmentation.model import SegmentationModel
+from regard.segmentation.task import SegmentationTask
 from regard.studies.plan import check_plan
 from regard.studies.plan_file import read_plan
 from regard.studies.presets import preset
-from regard.studies.pretraining import PretrainSettings, build_method
+from regard.training.logs import BEST
+from regard.training.schedules import warmup_cosine
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted((ROOT / "configs").glob("*.yaml"))

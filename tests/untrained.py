@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from regard.backbones import build_backbone, describe, normalize
-from regard.data.scenes import Scenes
-from regard.segmentation.module import SegmentationModel
+from regard.data.datasets.scenes import Scenes
+from regard.segmentation.model import SegmentationModel
 
 
 def untrained_segmentation() -> SegmentationModel:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regard.backbones import AttentionMap, Features, build_backbone
-    from regard.studies.runs import load_run
+    from regard.runs.run import load_run
 
 __all__ = ["AttentionMap", "Features", "build_backbone", "load_run"]
 

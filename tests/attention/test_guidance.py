@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from regard.attention.guidance import Guidance, consistency, diversity, sharpness
-from regard.attention.views import on_overlap
+from regard.attention.overlap import on_overlap
 from regard.backbones import AttentionMap, build_backbone
-from regard.data.augment import draws
-from regard.data.scenes import Scenes
-from regard.data.views import View
+from regard.data.datasets.scenes import Scenes
+from regard.data.loading.augment import draws
+from regard.data.loading.views import View
 from regard.errors import InputError
+from regard.runs.pretraining import PretrainSettings, build_method, pretrain_run
 from regard.segmentation.losses import build_loss
-from regard.segmentation.module import SegmentationModel, SegmentationTask
-from regard.studies.pretraining import PretrainSettings, build_method, pretrain_run
-from regard.studies.training import Hardware
+from regard.segmentation.model import SegmentationModel
+from regard.segmentation.task import SegmentationTask
+from regard.training.hardware import Hardware
 
 LOSS = build_loss("cross_entropy", None, 255)
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

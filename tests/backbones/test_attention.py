@@ -351,7 +351,7 @@ def test_a_block_that_cannot_be_read_is_named() -> None:
 @pytest.mark.parametrize("model", ["dino", "swin-w4"])
 def test_a_fusion_does_not_hear_of_a_head_that_is_switched_off(model: str, fusion: str) -> None:
     """A model that decodes by one head's map of the last level alone: without that head it decodes as without a map."""
-    from regard.segmentation.module import SegmentationModel
+    from regard.segmentation.model import SegmentationModel
 
     backbone = shaken(*(VITS | SWINS)[model])
     segmentation = SegmentationModel(backbone, 3, fusion, "linear").eval()

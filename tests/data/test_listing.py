@@ -11,9 +11,9 @@ import pytest
 
 from regard.data import listing
 from regard.data.compact import Names, joined
-from regard.data.datasets import ClassFolders
-from regard.data.layout import open_source
+from regard.data.datasets.base import ClassFolders
 from regard.data.listing import held_out, hold_out, holds_images, kept_listing, list_images
+from regard.data.source import open_source
 from regard.errors import InputError
 
 OLD = 10**9 * 1_000_000_000  # 2001: a time of change that no test can give to a folder by changing it

@@ -9,8 +9,8 @@ import pytest
 import simplejpeg
 from PIL import ExifTags, Image
 
+from regard.data.datasets.scenes import Scenes
 from regard.data.reading import decode_image, jpeg_size, read_image
-from regard.data.scenes import Scenes
 from regard.errors import InputError
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from regard.data.check import check
-from regard.data.layout import open_source
-from regard.data.scenes import Scenes
+from regard.data.datasets.scenes import Scenes
+from regard.data.source import open_source
 from regard.data.survey import evenly, survey
 from regard.errors import InputError
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regard.backbones import build_backbone
 from regard.errors import InputError
 from regard.segmentation.heads import HEADS, AdaptiveMean, BatchNorm, Neck, build_head
-from regard.segmentation.module import SegmentationModel
+from regard.segmentation.model import SegmentationModel
 
 STAGES = ((6, 8, 10, 12), (4, 8, 16, 32))
 VIT = ((8, 8, 8, 8), (16, 16, 16, 16))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from regard.ssl.barlow_twins import barlow_twins_loss, barlow_twins_terms, projector, standardize
-from regard.ssl.optimizers import LARS
-from regard.ssl.schedules import warmup_cosine
+from regard.training.optimizers import LARS
+from regard.training.schedules import warmup_cosine
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])  # batch above, below and far below the dimension: both forms of the loss

@@ -3,7 +3,7 @@
 import torch
 
 from regard.ssl.dino import DINOHead, clip_each, dino_loss, update_center
-from regard.ssl.schedules import cosine, dino_warmup_cosine, teacher_temperature
+from regard.training.schedules import cosine, dino_warmup_cosine, teacher_temperature
 
 
 def test_head_equals_the_published_one(recorded) -> None:

@@ -15,11 +15,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import regard
-from regard.data.modules import PretrainData
-from regard.data.views import barlow_twins_views, dino_views
+from regard.data.loading.modules import PretrainData
+from regard.data.loading.views import barlow_twins_views, dino_views
 from regard.errors import TrainingStopped
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO
+from regard.ssl.method import Pretraining
 from regard.ssl.monitors import (
     MIN_PROTOTYPES,
     REMEDIES,
@@ -33,8 +34,8 @@ from regard.ssl.monitors import (
     grid,
     teacher_entropy,
 )
-from regard.ssl.pretraining import Pretraining
-from regard.studies.training import Hardware, fit, make_trainer
+from regard.training.hardware import Hardware
+from regard.training.trainer import fit, make_trainer
 
 CROSS = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
 

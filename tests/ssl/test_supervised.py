@@ -16,13 +16,13 @@ from torch import nn
 
 from regard.backbones import build_backbone
 from regard.cli import main
-from regard.data.datasets import ClassFolders
-from regard.data.layout import open_source
+from regard.data.datasets.base import ClassFolders
+from regard.data.source import open_source
 from regard.errors import InputError
+from regard.runs.pretraining import PretrainSettings, Watch, labelled_splits, pretrain_run, scoring_interval
 from regard.ssl.supervised import LOSSES, Supervised, build_loss
-from regard.studies.curves import Scores
-from regard.studies.pretraining import PretrainSettings, Watch, labelled_splits, pretrain_run, scoring_interval
-from regard.studies.training import Hardware
+from regard.training.curves import Scores
+from regard.training.hardware import Hardware
 
 BACKBONES = {
     "resnet18": {"channels": (8, 16, 16, 16)},

@@ -13,22 +13,22 @@ from PIL import Image
 
 from regard.backbones import build_backbone
 from regard.cli import main
-from regard.data.layout import open_source
-from regard.data.scenes import Scenes
+from regard.data.datasets.scenes import Scenes
+from regard.data.source import open_source
 from regard.errors import InputError, TrainingStopped
 from regard.evaluation.scores import scores
+from regard.evaluation.statistics import estimate_difference
+from regard.runs.pretraining import pretrain_run
+from regard.runs.run import load_run
+from regard.runs.segmenting import segment_run
 from regard.studies import compare as module
 from regard.studies.ablate import ablation
 from regard.studies.compare import compare, open_study, tasks_of
 from regard.studies.jobs import Where
 from regard.studies.plan import Configuration
 from regard.studies.presets import CONFIGURATIONS, QUESTIONS, preset
-from regard.studies.pretraining import pretrain_run
-from regard.studies.runs import load_run
-from regard.studies.segmenting import segment_run
-from regard.studies.statistics import estimate_difference
 from regard.studies.study import Study
-from regard.studies.training import Hardware
+from regard.training.hardware import Hardware
 
 QUIET = Hardware(bar=False)
 
@@ -418,7 +418,7 @@ def test_the_command_line_plans_and_reports(tmp_path, monkeypatch, capsys) -> No
     def few(data, scenes_size):
         return open_source(data, scenes_size=scenes_size, scenes_count={"train": 16, "val": 4, "test": 6})
 
-    monkeypatch.setattr("regard.data.layout.open_source", few)
+    monkeypatch.setattr("regard.data.source.open_source", few)
     (tmp_path / "study.yaml").write_text(
         "size: 32\nseeds: 1\nsegment: {epochs: 1, head_options: {width: 8}}\n"
         "configurations: {a: {backbone: resnet}, b: {backbone: vit}}\nquestions: [[b, a]]\n"

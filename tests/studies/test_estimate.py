@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from regard.data.layout import open_source
+from regard.data.source import open_source
 from regard.studies.compare import compare, open_study
 from regard.studies.estimate import Cost, estimate, show, spoken
 from regard.studies.plan import Configuration
 from regard.studies.presets import preset
-from regard.studies.training import Hardware
+from regard.training.hardware import Hardware
 
 QUIET = Hardware(bar=False)
 

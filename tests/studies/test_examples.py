@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regard.runs.run import Run
 from regard.studies.examples import WRONG, choose_examples, choose_images, error_map
-from regard.studies.runs import Run
 
 
 def by_reason(chosen):

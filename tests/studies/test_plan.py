@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from regard.errors import InputError
+from regard.runs.pretraining import PretrainSettings
 from regard.studies.plan import Configuration, PretrainingChoice, check_plan, spread
 from regard.studies.plan_file import read_plan
 from regard.studies.presets import PRESETS, preset
-from regard.studies.pretraining import PretrainSettings
 
 
 def written(folder: Path, text: str) -> Path:

@@ -11,7 +11,7 @@ import yaml
 from regard.attention.guidance import Guidance
 from regard.backbones import build_backbone
 from regard.errors import InputError
-from regard.studies.segmenting import SegmentSettings
+from regard.runs.segmenting import SegmentSettings
 from regard.studies.space import OPTIONS, Range, build_settings, check_space, default_space, parse_space, read_space
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}

@@ -28,16 +28,16 @@ from sqlalchemy import event
 from regard.cli import build_parser
 from regard.cli.sweeping import sweep as sweep_command
 from regard.cli.training import segment
-from regard.data.layout import open_source
-from regard.data.scenes import Scenes
+from regard.data.datasets.scenes import Scenes
+from regard.data.source import open_source
 from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.runs.run import load_run, summary
 from regard.studies import sweep as sweeping
 from regard.studies import trials as bookkeeping
-from regard.studies.runs import load_run, summary
 from regard.studies.space import parse_space
 from regard.studies.sweep import Pretrained, Sweep, run_sweep
-from regard.studies.training import Hardware
 from regard.studies.trials import LOCK, Pruning, TrialFailed, Trials, import_optuna, importance, reason_of, state_of
+from regard.training.hardware import Hardware
 
 SPACE = parse_space({"lr": {"low": 1e-3, "high": 1e-1, "log": True}, "fusion": ["none", "gate"], "head": "linear"})
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
@@ -101,7 +101,7 @@ def test_the_best_trial_is_trained_again_by_its_config_and_no_score_is_of_test(t
     arguments = ["segment", "--config", str(best), "--out", str(tmp_path / "again")]
     options = build_parser().parse_args(arguments).segment.as_dict()
     options.pop("config")
-    monkeypatch.setattr("regard.data.layout.SCENES_COUNT", COUNTS)
+    monkeypatch.setattr("regard.data.source.SCENES_COUNT", COUNTS)
     segment(**options)
     again, first = (load_run(folder, "cpu") for folder in (tmp_path / "again", max_folder(tmp_path, made)))
     assert again.description["curve"] == first.description["curve"]  # the same seed, data and thread: to the last bit
@@ -117,7 +117,7 @@ def max_folder(tmp_path: Path, made: dict) -> Path:
 
 def test_the_command_takes_a_space_and_says_the_best_score(tmp_path, monkeypatch) -> None:
     scripted(monkeypatch)
-    monkeypatch.setattr("regard.data.layout.SCENES_COUNT", COUNTS)
+    monkeypatch.setattr("regard.data.source.SCENES_COUNT", COUNTS)
     (tmp_path / "space.yaml").write_text("lr: [1e-3, 1e-2]\nbatch_size: 4\n")
     out = str(tmp_path / "a sweep")
     said = sweep_command(

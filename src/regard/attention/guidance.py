@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regard.attention.views import Extent, Places, on_overlap
+from regard.attention.overlap import Extent, Places, on_overlap
 from regard.backbones import AttentionMap, Backbone
 from regard.errors import InputError
 

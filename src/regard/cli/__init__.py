@@ -11,7 +11,6 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from regard.cli.common import is_first_process
 from regard.cli.data import check, download, info, pack
 from regard.cli.exporting import export
 from regard.cli.looking import attention, embed, features
@@ -20,6 +19,7 @@ from regard.cli.sweeping import sweep
 from regard.cli.training import ablate, compare, demo, pretrain, segment
 from regard.cli.using import evaluate, predict, report
 from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.say import is_first_process
 
 # The least that a number may be, wherever it is an option.
 LEAST = (

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from regard.cli.common import console, say
 from regard.errors import InputError
+from regard.say import console, say
 
 
 def info(source: str, out: str | None = None, limit: int | None = None) -> str:
@@ -15,9 +15,9 @@ def info(source: str, out: str | None = None, limit: int | None = None) -> str:
         out: Folder for info.json and contact-sheet.png (images of each split, and their masks over them).
         limit: Images of each split at most, evenly spaced, for a quick answer; by default all.
     """
-    from regard.data.layout import open_source
+    from regard.data.source import open_source
     from regard.data.survey import survey
-    from regard.studies.folders import write_json
+    from regard.files import write_json
 
     opened = open_source(source)
     found = survey(opened, limit)
@@ -29,7 +29,7 @@ def info(source: str, out: str | None = None, limit: int | None = None) -> str:
     if out is None:
         return opened.describe()
 
-    from regard.cli.contact_sheet import write_contact_sheet
+    from regard.pictures.contact_sheet import write_contact_sheet
 
     write_contact_sheet(opened, Path(out) / "contact-sheet.png")
     splits = {name: split.as_dict(opened.classes) for name, split in found.items()}
@@ -53,9 +53,9 @@ def check(source: str, out: str | None = None) -> str:
     from rich.table import Table
 
     from regard.data.check import Checked, Problem, check
-    from regard.data.layout import open_source
-    from regard.data.packed import broken_chunks
-    from regard.studies.folders import write_json
+    from regard.data.packs.packed import broken_chunks
+    from regard.data.source import open_source
+    from regard.files import write_json
 
     chunks = broken_chunks(source)
     sums = "its bytes are not those that were packed: to remove it and pack again, or a whole copy of it, would work"
@@ -85,8 +85,8 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
         out: Folder for it; by default data/NAME.
         keep_archives: Leave the archives there when they are unpacked.
     """
-    from regard.data.download import download, find_published
-    from regard.data.layout import open_source
+    from regard.data.download.published import download, find_published
+    from regard.data.source import open_source
 
     published = find_published(name)
     folder = Path(out or f"data/{name}")
@@ -111,9 +111,9 @@ def pack(source: str, to: str, chunk_mb: int = 64, on_bad_image: Literal["raise"
         chunk_mb: Size of a file, in MB of 2**20 bytes.
         on_bad_image: Stop at an image or a mask that can't be read, or leave it out and name it.
     """
-    from regard.data.layout import open_source
-    from regard.data.packing import pack
-    from regard.data.store import is_remote
+    from regard.data.packs.packing import pack
+    from regard.data.packs.store import is_remote
+    from regard.data.source import open_source
 
     opened = open_source(source)
     say(opened.describe())

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from regard.cli.common import say
 from regard.errors import InputError
+from regard.say import say
 
 Format = Literal["onnx", "safetensors", "hub"]
 
@@ -37,9 +37,9 @@ def export(
         raise InputError(f"--height, --width and --opset go with --format onnx, not {format}")
     if (height is None) != (width is None):
         raise InputError("--height and --width go together")
-    from regard.studies.export import check_push, save_onnx, save_pretrained, save_safetensors
-    from regard.studies.export import push as upload
-    from regard.studies.runs import load_run
+    from regard.runs.export import check_push, save_onnx, save_pretrained, save_safetensors
+    from regard.runs.export import push as upload
+    from regard.runs.run import load_run
 
     if push is not None:
         check_push(push)

@@ -5,8 +5,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from regard.cli.common import Accelerator, console, outputs
+from regard.cli.common import Accelerator
 from regard.errors import InputError
+from regard.pictures.targets import outputs
+from regard.say import console
 
 SCALE_FRAMES = 32  # frames that the colours of an animation are scaled by: evenly spaced, since each costs a forward
 EXPLORED = 16  # images in the explorer at most
@@ -58,12 +60,13 @@ def attention(
     """
     from rich.progress import track
 
-    from regard.attention.animation import check_animation, write_animation
-    from regard.attention.panels import Style, head_pictures, heads_mosaic
     from regard.attention.reading import HeadReader
     from regard.backbones.vit import ViT
-    from regard.cli.pictures import Picture, as_batch, count_pictures, fed, open_backbone, read_pictures, save_png
-    from regard.explore.explorer import write_explorer
+    from regard.cli.common import open_backbone
+    from regard.pictures.animation import check_animation, write_animation
+    from regard.pictures.explorer import write_explorer
+    from regard.pictures.panels import Style, head_pictures, heads_mosaic
+    from regard.pictures.reading import Picture, as_batch, count_pictures, fed, read_pictures, save_png
 
     if not 0 < mass < 1:
         raise InputError(f"--mass {mass:g} is no share of the attention: take one between 0 and 1, such as 0.6")
@@ -144,9 +147,9 @@ def features(
         backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}.
         accelerator: `auto` takes a GPU where there is one.
     """
-    from regard.cli.feature_pictures import draw_channels, draw_components, draw_receptive_fields
-    from regard.cli.pictures import open_backbone
+    from regard.cli.common import open_backbone
     from regard.evaluation.receptive_field import check_level
+    from regard.pictures.feature_pictures import draw_channels, draw_components, draw_receptive_fields
 
     model = open_backbone(backbone, weights, pretrained, backbone_options, accelerator)
     check_level(model, -1 if level is None else level)
@@ -199,10 +202,10 @@ def embed(
     from rich.progress import track
 
     from regard.backbones import device_of, normalize
-    from regard.cli.pictures import open_backbone
-    from regard.data.augment import centre_crop
-    from regard.data.datasets import LabelDataset, MaskDataset
-    from regard.data.layout import open_source
+    from regard.cli.common import open_backbone
+    from regard.data.datasets.base import LabelDataset, MaskDataset
+    from regard.data.loading.augment import centre_crop
+    from regard.data.source import open_source
     from regard.evaluation.embeddings import check_method, most_frequent, plot, pooled_features, project, write_csv
 
     source = open_source(data, scenes_size=size)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from regard.cli.common import Accelerator, console
+from regard.cli.common import Accelerator
 from regard.errors import InputError
+from regard.say import console
 
 RANDOM = "random"  # the origin of weights that are neither given nor fetched
 
@@ -61,10 +62,12 @@ def score(
 
     from regard.backbones import build_backbone
     from regard.backbones.weights import read_description
-    from regard.data.layout import open_source, require_masks
-    from regard.studies import scorecard, scoring
-    from regard.studies.runs import RUN_FILE, load_run
-    from regard.studies.training import Hardware
+    from regard.data.source import open_source, require_masks
+    from regard.runs.importance import importance as importance_of_heads
+    from regard.runs.run import RUN_FILE, load_run
+    from regard.scoring import score as scoring
+    from regard.scoring import scorecard
+    from regard.training.hardware import Hardware
 
     device = Hardware(accelerator).device
     run = None
@@ -96,7 +99,7 @@ def score(
     scorecard.check_folder(Path(out))
     console().print(source.describe())
 
-    found = scoring.importance(run, chosen, rules.blocks) if run and importance else None
+    found = importance_of_heads(run, chosen, rules.blocks) if run and importance else None
     models = {"given": model}
     if baseline and origin != RANDOM:
         models["random"] = scoring.random_twin(model, seed)

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.progress import track
 
-from regard.cli.common import beside, console
-from regard.data.layout import Source
+from regard.data.source import Source
 from regard.errors import InputError
+from regard.files import read_json, write_whole
+from regard.pictures.targets import beside
+from regard.runs.pixels import read_pixels
+from regard.runs.run import Run
+from regard.say import console
 from regard.segmentation.inference import BATCH, Inference, classes_at, probabilities_at
-from regard.studies.folders import read_json, write_whole
-from regard.studies.pixels import read_pixels
-from regard.studies.runs import Run
 
 OVERLAY, PROBABILITIES = "-overlay.png", ".npz"  # endings of what is written beside NAME.png
 LINE = 1 / 400  # width of an outline as a share of the image's shorter side

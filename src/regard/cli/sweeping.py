@@ -54,11 +54,11 @@ def sweep(
     """
     command = _typed(locals())
 
-    from regard.data.layout import check_readable, open_source
+    from regard.data.source import check_readable, open_source
     from regard.studies.space import default_space, read_space
     from regard.studies.sweep import Pretrained, Sweep, run_sweep
     from regard.studies.sweep_results import best_command
-    from regard.studies.training import Hardware
+    from regard.training.hardware import Hardware
 
     given = read_space(space) if space else None  # what is wrong in it is said before anything is read or built
     source = open_source(data, scenes_size=size)

@@ -5,8 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from regard.cli.common import Accelerator, Precision, is_first_process, say, table
+from regard.cli.common import Accelerator, Precision, table
 from regard.errors import InputError, TrainingStopped, unknown
+from regard.say import is_first_process, say
 
 
 def demo(out: str = "runs/demo", jobs: int | None = None) -> str:
@@ -186,12 +187,12 @@ def _run_study(
     precision: Precision,
 ) -> str:
     """What `compare` and `ablate` do with a plan. TrainingStopped, at the end, where a part of it failed."""
-    from regard.data.layout import check_readable, open_source
+    from regard.data.source import check_readable, open_source
     from regard.studies.compare import compare as run
     from regard.studies.compare import open_study
     from regard.studies.estimate import estimate, show
     from regard.studies.jobs import Where, default_jobs
-    from regard.studies.training import Hardware
+    from regard.training.hardware import Hardware
 
     if cluster_options and cluster is None:
         raise InputError("--cluster_options are for jobs of a cluster: add --cluster slurm, or leave them out")
@@ -310,9 +311,9 @@ def pretrain(
     from regard.attention.guidance import Guidance
     from regard.backbones import build_backbone
     from regard.backbones.base import weights_digest
-    from regard.data.layout import open_source
-    from regard.studies.folders import run_folder
-    from regard.studies.pretraining import (
+    from regard.data.source import open_source
+    from regard.runs.folders import run_folder
+    from regard.runs.pretraining import (
         METHODS,
         PRETRAIN_FILE,
         PretrainSettings,
@@ -320,8 +321,8 @@ def pretrain(
         labelled_splits,
         pretrain_run,
     )
-    from regard.studies.training import Hardware
-    from regard.studies.tuning import tuned
+    from regard.runs.tuning import tuned
+    from regard.training.hardware import Hardware
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -475,14 +476,14 @@ def segment(
     from regard.attention.guidance import Guidance
     from regard.backbones import build_backbone
     from regard.backbones.base import weights_digest
-    from regard.data.layout import check_readable, fingerprint, open_source, require_masks
-    from regard.segmentation.fusion import build_fusion
+    from regard.data.source import check_readable, fingerprint, open_source, require_masks
+    from regard.runs.folders import run_folder
+    from regard.runs.run import RUN_FILE, load_run, summary
+    from regard.runs.segmenting import Cache, SegmentSettings, check_hardware, check_settings, segment_run
+    from regard.segmentation.fusions import build_fusion
     from regard.segmentation.heads import build_head
     from regard.segmentation.losses import build_loss
-    from regard.studies.folders import run_folder
-    from regard.studies.runs import RUN_FILE, load_run, summary
-    from regard.studies.segmenting import Cache, SegmentSettings, check_hardware, check_settings, segment_run
-    from regard.studies.training import Hardware
+    from regard.training.hardware import Hardware
 
     build_loss(loss, None, 255)  # so that a wrong name is said before anything is read or written
     source = open_source(data, scenes_size=size)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from regard.cli.common import Accelerator, outputs, table
+from regard.cli.common import Accelerator, table
 from regard.errors import InputError
+from regard.pictures.targets import outputs
 
 
 def evaluate(
@@ -37,12 +38,12 @@ def evaluate(
     from dataclasses import asdict
 
     from regard.cli.segmented import evaluation_file, name_evaluation, save_figure
-    from regard.data.layout import open_source, require_masks
-    from regard.evaluation.charts import confusion_chart, reliability_chart
+    from regard.data.source import open_source, require_masks
+    from regard.files import write_json
+    from regard.pictures.charts import confusion_chart, reliability_chart
+    from regard.runs.run import full_summary, load_run
     from regard.segmentation.inference import Inference
-    from regard.studies.folders import write_json
-    from regard.studies.runs import full_summary, load_run
-    from regard.studies.training import Hardware
+    from regard.training.hardware import Hardware
 
     inference = Inference(window, overlap, flip, tuple(scales or (1.0,)))
     loaded = load_run(run, Hardware(accelerator).device)
@@ -97,9 +98,9 @@ def predict(
         accelerator: `auto` takes a GPU where there is one.
     """
     from regard.cli.segmented import OVERLAY, PROBABILITIES, segment_files
+    from regard.runs.run import load_run
     from regard.segmentation.inference import Inference
-    from regard.studies.runs import load_run
-    from regard.studies.training import Hardware
+    from regard.training.hardware import Hardware
 
     if not 0 <= opacity <= 1:
         raise InputError(f"--opacity {opacity:g} is no share of the colours: take one from 0 to 1, such as 0.5")
@@ -118,9 +119,9 @@ def report(directory: str) -> str:
         directory: Folder of `regard compare`, `regard ablate` (also results.csv, table.tex and figures/) or
             `regard sweep`.
     """
-    from regard.studies.report import write_report
-    from regard.studies.schema import kind_of
-    from regard.studies.sweep_report import write_sweep_report
+    from regard.reports.report import write_report
+    from regard.reports.schema import kind_of
+    from regard.reports.sweep_report import write_sweep_report
 
     folder = Path(directory)
     return f"open {(write_sweep_report if kind_of(folder) == 'sweep' else write_report)(folder)}"

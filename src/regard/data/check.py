@@ -5,10 +5,10 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from regard.data.datasets import Dataset, MaskDataset, MaskFolder
-from regard.data.layout import Source, open_source, tree_splits
+from regard.data.datasets.base import Dataset, MaskDataset, MaskFolder
 from regard.data.listing import hold_out, list_images
 from regard.data.names import VOID, Legend
+from regard.data.source import Source, open_source, tree_splits
 from regard.data.threads import in_threads
 from regard.errors import InputError
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from regard.data.datasets import Dataset, LabelDataset, MaskDataset
-from regard.data.layout import Source
-from regard.data.packed import PackedLabels
+from regard.data.datasets.base import Dataset, LabelDataset, MaskDataset
+from regard.data.packs.packed import PackedLabels
+from regard.data.source import Source
 from regard.data.threads import in_threads
 from regard.errors import InputError
 

@@ -16,10 +16,10 @@ from torch.autograd.function import once_differentiable
 
 from regard.backbones import Backbone, normalize
 from regard.errors import unknown
-from regard.ssl.distributed import gather
-from regard.ssl.optimizers import LARS, adamw, set_lr, split_parameters
-from regard.ssl.pretraining import Pretraining
-from regard.ssl.schedules import warmup_cosine
+from regard.ssl.method import Pretraining
+from regard.training.distributed import gather
+from regard.training.optimizers import LARS, adamw, set_lr, split_parameters
+from regard.training.schedules import warmup_cosine
 
 
 def barlow_twins_loss(

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from regard.backbones import AttentionMap, Backbone, normalize
-from regard.ssl.distributed import mean_over_processes
-from regard.ssl.optimizers import adamw, clip_each, move_towards, set_lr, split_parameters
-from regard.ssl.pretraining import Pretraining
-from regard.ssl.schedules import cosine, dino_warmup_cosine, teacher_temperature
+from regard.ssl.method import Pretraining
+from regard.training.distributed import mean_over_processes
+from regard.training.optimizers import adamw, clip_each, move_towards, set_lr, split_parameters
+from regard.training.schedules import cosine, dino_warmup_cosine, teacher_temperature
 
 
 class DINOHead(nn.Module):

@@ -18,10 +18,10 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from regard.backbones import Backbone, normalize
 from regard.errors import InputError, unknown
-from regard.ssl.distributed import gather
-from regard.ssl.optimizers import adamw, set_lr, sgd, split_parameters
-from regard.ssl.pretraining import Pretraining
-from regard.ssl.schedules import warmup_cosine
+from regard.ssl.method import Pretraining
+from regard.training.distributed import gather
+from regard.training.optimizers import adamw, set_lr, sgd, split_parameters
+from regard.training.schedules import warmup_cosine
 
 # The options of each loss, as in the papers; angles in degrees, as version 2 of the library takes them.
 LOSSES: Mapping[str, Mapping[str, Any]] = {

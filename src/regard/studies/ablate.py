@@ -12,13 +12,13 @@ from typing import Any
 
 from regard.attention.guidance import Guidance
 from regard.errors import InputError, unknown
-from regard.segmentation.fusion import FUSIONS
+from regard.runs.pretraining import PretrainSettings
+from regard.runs.segmenting import SegmentSettings
+from regard.segmentation.fusions import FUSIONS
 from regard.segmentation.heads import HEADS
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.studies.plan import Configuration, Plan
 from regard.studies.plan_file import changed
-from regard.studies.pretraining import PretrainSettings
-from regard.studies.segmenting import SegmentSettings
 
 Varied = tuple[Plan, Configuration]
 TERMS = [field.name for field in fields(Guidance)]

@@ -28,22 +28,22 @@ import torch
 
 from regard.backbones import Backbone, build_backbone, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.layout import Source, fingerprint, require_masks
-from regard.data.samples import Fraction
+from regard.data.loading.samples import Fraction
+from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted
-from regard.studies.cell_scores import head_scores
+from regard.files import read_json, write_json, write_whole
+from regard.reports.report import write_report
+from regard.reports.schema import VERSION
+from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
+from regard.runs.run import RUN_FILE, load_run, summary
+from regard.runs.segmenting import Cache, segment_run
+from regard.scoring.cell_scores import head_scores
 from regard.studies.environment import commit, environment
-from regard.studies.folders import read_json, write_json, write_whole
 from regard.studies.jobs import Failure, Task, Where, console, run_all
 from regard.studies.plan import Configuration, Plan, check_plan
-from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
-from regard.studies.report import write_report
 from regard.studies.results import collect, scored_split
-from regard.studies.runs import RUN_FILE, load_run, summary
-from regard.studies.schema import VERSION
-from regard.studies.segmenting import Cache, segment_run
 from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
-from regard.studies.training import Hardware
+from regard.training.hardware import Hardware
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over
 STUDY_FILE, RESULTS_FILE, LOCK_FILE = "study.json", "results.json", ".lock"
@@ -229,7 +229,7 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
     counts = run.evaluate(scored)
     write_whole(folder / COUNTS_FILE, lambda file: np.savez_compressed(file, counts=counts))
     try:
-        heads, lost = head_scores(run, scored), None
+        heads, lost = head_scores(run.model.backbone, scored, run.model.head.levels, run.size), None
     except InputError as error:  # of a run that diverged, attention is not finite: its mIoU counts all the same
         heads, lost = None, str(error)
     cell = {**summary(run, counts), "heads": heads, "heads_lost": lost}

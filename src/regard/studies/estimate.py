@@ -14,16 +14,16 @@ from typing import Any
 from rich.table import Column, Table
 
 from regard.backbones import build_backbone
-from regard.data.datasets import Dataset
-from regard.data.layout import require_masks
+from regard.data.datasets.base import Dataset
+from regard.data.source import require_masks
+from regard.files import read_json
+from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
+from regard.runs.run import RUN_FILE
+from regard.runs.segmenting import segment_run
+from regard.scoring.score import Chosen
 from regard.studies.compare import tasks_of
-from regard.studies.folders import read_json
 from regard.studies.jobs import console
 from regard.studies.plan import Configuration
-from regard.studies.pretraining import PRETRAIN_FILE, pretrain_run
-from regard.studies.runs import RUN_FILE
-from regard.studies.scoring import Chosen
-from regard.studies.segmenting import segment_run
 from regard.studies.study import Study
 
 BATCH, STEPS = 8, 3  # of an epoch of what is timed

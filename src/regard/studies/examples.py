@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, UInt8
 
 from regard.backbones import device_of, normalize
-from regard.data.augment import short_side
-from regard.data.datasets import MaskDataset
-from regard.data.views import resize
+from regard.data.datasets.base import MaskDataset
+from regard.data.loading.augment import short_side
+from regard.data.loading.views import resize
 from regard.evaluation.scores import confusion, scores
-from regard.studies.runs import Run
+from regard.runs.run import Run
 
 PICTURES = 2  # of each sort
 LONGEST = 320  # pixels of a picture's longer side: a report with all of them stays under a few MB

@@ -19,11 +19,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from regard.errors import Interrupted
+from regard.files import write_whole
 from regard.studies.cluster import Cluster
-from regard.studies.folders import write_whole
 from regard.studies.processes import Processes, deal, visible_gpus
 from regard.studies.tasks import Failure, Outcome, Task, Where, attempt, with_cache
-from regard.studies.training import Hardware
+from regard.training.hardware import Hardware
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 

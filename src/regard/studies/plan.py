@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError, unknown
-from regard.studies.pretraining import PretrainSettings, check_options
-from regard.studies.segmenting import Cache, SegmentSettings, check_settings, check_training, levels_read
+from regard.runs.pretraining import PretrainSettings, check_options
+from regard.runs.segmenting import Cache, SegmentSettings, check_settings, check_training, levels_read
 
 T = TypeVar("T")
 

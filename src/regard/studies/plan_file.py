@@ -10,9 +10,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from regard.errors import InputError, unknown
+from regard.runs.pretraining import PretrainSettings
+from regard.runs.segmenting import SegmentSettings
 from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice, least, spread, within
-from regard.studies.pretraining import PretrainSettings
-from regard.studies.segmenting import SegmentSettings
 
 T = TypeVar("T")
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from regard.errors import InputError, unknown
+from regard.runs.pretraining import PretrainSettings
+from regard.runs.segmenting import SegmentSettings
 from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice
-from regard.studies.pretraining import PretrainSettings
-from regard.studies.segmenting import SegmentSettings
 
 CONFIGURATIONS = (
     Configuration("bt-resnet50", "resnet", "barlow_twins-resnet", "none"),

@@ -17,21 +17,21 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from regard.backbones import device_of, normalize
-from regard.data.augment import short_side
-from regard.data.layout import require_masks
+from regard.data.loading.augment import short_side
+from regard.data.source import require_masks
 from regard.data.survey import class_pixels
 from regard.errors import InputError
 from regard.evaluation.scores import scores
+from regard.evaluation.statistics import Scored, correlate, difference, holm, score
+from regard.files import read_json, write_json
+from regard.reports.schema import VERSION
+from regard.runs.pretraining import PRETRAIN_FILE
+from regard.runs.run import RUN_FILE, Run, load_run
 from regard.studies.ablate import word
 from regard.studies.environment import commit, environment, shown_path
 from regard.studies.examples import choose_examples
-from regard.studies.folders import read_json, write_json
 from regard.studies.jobs import Failure
 from regard.studies.plan import Configuration, Plan, plain
-from regard.studies.pretraining import PRETRAIN_FILE
-from regard.studies.runs import RUN_FILE, Run, load_run
-from regard.studies.schema import VERSION
-from regard.studies.statistics import Scored, correlate, difference, holm, score
 from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
 
 CLASSES_FILE = "train_pixels.json"  # of each class

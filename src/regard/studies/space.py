@@ -18,12 +18,12 @@ import yaml
 from regard.attention.guidance import Guidance
 from regard.backbones import Backbone
 from regard.errors import InputError, unknown
-from regard.segmentation.fusion import FUSIONS, build_fusion
+from regard.runs.segmenting import SegmentSettings
+from regard.segmentation.fusions import FUSIONS, build_fusion
 from regard.segmentation.heads import HEADS, build_head
 from regard.segmentation.losses import build_loss
-from regard.segmentation.module import SCHEDULES
-from regard.studies.averaging import make_averaging
-from regard.studies.segmenting import SegmentSettings
+from regard.training.averaging import make_averaging
+from regard.training.schedules import SCHEDULES
 
 Value = bool | int | float | str | None
 DEFAULTS = SegmentSettings()

@@ -8,13 +8,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.layout import Source
+from regard.data.source import Source
 from regard.errors import InputError
-from regard.studies.folders import read_json
+from regard.files import read_json
+from regard.runs.pretraining import PRETRAIN_FILE
+from regard.runs.run import MODEL_FILE, RUN_FILE
 from regard.studies.plan import Configuration, Plan
-from regard.studies.pretraining import PRETRAIN_FILE
-from regard.studies.runs import MODEL_FILE, RUN_FILE
-from regard.studies.training import Hardware
+from regard.training.hardware import Hardware
 
 COUNTS_FILE, CELL_FILE, COST_FILE = "counts.npz", "cell.json", "cost.json"
 

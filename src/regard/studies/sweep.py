@@ -35,17 +35,18 @@ from rich.markup import escape
 from regard.backbones import Backbone, build_backbone
 from regard.backbones.base import weights_digest
 from regard.backbones.weights import MODEL_FILE
-from regard.data.layout import Source, fingerprint, require_masks
+from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted, TrainingStopped
-from regard.studies.folders import SETTINGS_FILE, read_json, write_json
+from regard.files import read_json, write_json
+from regard.reports.sweep_report import RESULTS_FILE, write_sweep_report
+from regard.runs.folders import SETTINGS_FILE
+from regard.runs.segmenting import segment_run
 from regard.studies.plan import plain
-from regard.studies.segmenting import segment_run
 from regard.studies.space import Space, Value, build_settings, check_space
-from regard.studies.sweep_report import write_sweep_report
-from regard.studies.sweep_results import BEST_FILE, RESULTS_FILE, collect, write_best
+from regard.studies.sweep_results import BEST_FILE, collect, write_best
 from regard.studies.tasks import FULL, full_disk, one_line, with_cache
-from regard.studies.training import Hardware
 from regard.studies.trials import DATABASE, GRACE, LOCK, Pruning, TrialFailed, Trials, import_optuna, state_of
+from regard.training.hardware import Hardware
 
 TRIALS = "trials"  # the folder of their folders
 POLL = 2.0  # seconds between looks at whether the last trials are over

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from regard.data.layout import require_masks
+from regard.data.source import require_masks
+from regard.files import write_whole
+from regard.reports.page import counted
+from regard.reports.schema import VERSION
 from regard.studies.environment import commit, environment, shown_path
-from regard.studies.folders import write_whole
-from regard.studies.page import counted
-from regard.studies.schema import VERSION
 from regard.studies.trials import RANDOM, Trials, import_optuna, importance, reason_of, state_of
 
 if TYPE_CHECKING:
     from regard.studies.sweep import Sweep
 
-RESULTS_FILE, BEST_FILE = "results.json", "best.yaml"
+BEST_FILE = "best.yaml"
 
 
 def collect(sweep: "Sweep", book: Trials, command: str) -> dict[str, Any]:

@@ -1,0 +1,254 @@
+"""Published data sets: where they are, how they are known to be whole, and how they get onto a disk.
+
+An archive with a published checksum is compared with it. Of one without, the size is compared where that is known, and
+zip files carry a CRC of each member; the SHA-256 of what came is noted in `downloads.json` beside the data, for people
+to compare, and a later download of the same archive into the same folder must have it too.
+
+Left out: the masks of VOC's augmented training set as PNGs (SegmentationClassAug), of which there are only copies on
+private shares, without a checksum. `sbd` is where they come from. CamVid: no archive of it has a lasting address.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from regard.data.download.archives import unpack
+from regard.data.download.transfer import partial_of, transfer
+from regard.errors import InputError, unknown
+
+NOTES = "downloads.json"
+CHUNK = 1 << 20  # bytes read at a time for a checksum
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file of a data set.
+
+    size:     bytes, where they are known.
+    checksum: "md5:..." or "sha256:..." in hexadecimal, where one is published.
+    into:     the folder, below that of the data set, that its members go into.
+    """
+
+    url: str
+    size: int | None = None
+    checksum: str | None = None
+    into: str = "."
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class PublishedData:
+    """A data set. home: the page with its terms. root: the folder to open, below the one that it is unpacked into."""
+
+    home: str
+    archives: tuple[Archive, ...]
+    root: str = "."
+
+
+OXFORD, BERKELEY = "https://thor.robots.ox.ac.uk", "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision"
+COCO, CALVIN = "http://images.cocodataset.org/zips", "http://calvin.inf.ed.ac.uk/wp-content/uploads/data"
+# Sizes are those that TensorFlow Datasets records in its url_checksums/.
+PUBLISHED: dict[str, PublishedData] = {
+    "voc2012": PublishedData(
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+        (
+            Archive(
+                f"{OXFORD}/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+                1_999_639_040,
+                "md5:6cd6e144f989b92b3379bac3b3de84fd",  # torchvision/datasets/voc.py
+            ),
+        ),
+    ),
+    # Into the folder of voc2012, it makes the augmented training set (Hariharan et al. 2011).
+    "sbd": PublishedData(
+        "http://home.bharathh.info/pubs/codes/SBD/download.html",
+        (
+            Archive(
+                f"{BERKELEY}/grouping/semantic_contours/benchmark.tgz",
+                checksum="md5:82b4d87ceb2ed10f6038a1cba92111cb",  # torchvision/datasets/sbd.py
+            ),
+        ),
+    ),
+    "coco-stuff-164k": PublishedData(
+        "https://github.com/nightrome/cocostuff",
+        (  # sizes and checksums: TensorFlow Datasets, url_checksums/coco.txt; the maps have no published checksum
+            Archive(
+                f"{COCO}/train2017.zip",
+                19_336_861_798,
+                "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+                "images",
+            ),
+            Archive(
+                f"{COCO}/val2017.zip",
+                815_585_330,
+                "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+                "images",
+            ),
+            Archive(f"{CALVIN}/cocostuffdataset/stuffthingmaps_trainval2017.zip", into="annotations"),
+        ),
+    ),
+    "coco-stuff-10k": PublishedData(
+        "https://github.com/nightrome/cocostuff10k",
+        (Archive(f"{CALVIN}/cocostuffdataset/cocostuff-10k-v1.1.zip"),),  # no published checksum
+    ),
+    "ade20k": PublishedData(
+        "http://sceneparsing.csail.mit.edu/",
+        (
+            Archive(
+                "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+                checksum="md5:7328b3957e407ddae1d3cbf487f149ef",  # what several public loaders of ADE20K compare with
+            ),
+        ),
+        root="ADEChallengeData2016",
+    ),
+    "pets": PublishedData(
+        "https://www.robots.ox.ac.uk/~vgg/data/pets/",
+        (  # torchvision/datasets/oxford_iiit_pet.py
+            Archive(
+                "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
+                791_918_971,
+                "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c",
+            ),
+            Archive(
+                "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz",
+                19_173_078,
+                "md5:95a8c909bbe2e81eed6a22bccdf3f68f",
+            ),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """What is on the disk now. root: the folder to open. new: the archives that were unpacked just now."""
+
+    root: Path
+    new: tuple[str, ...]
+
+
+def find_published(name: str, published: Mapping[str, PublishedData] = PUBLISHED) -> PublishedData:
+    """The data set of a name; InputError for an unknown one."""
+    if name not in published:
+        raise unknown("published data set", name, published)
+    return published[name]
+
+
+def download(
+    data: PublishedData,
+    out: Path,
+    keep_archives: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    wait: float = 1.0,
+) -> Downloaded:
+    """Download and unpack what is not in `out` yet, with a progress bar; what was cut short goes on.
+
+    keep_archives: leave the archives in `out` when they are unpacked. say: gets a line for each archive without a
+    published checksum. wait: seconds before a broken connection is tried again for the first time.
+
+    Raises InputError when an archive can't be had, isn't what was published, or can't be unpacked (`transfer`,
+    `unpack`), and when the disk has too little room. An archive with a wrong checksum is deleted.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]  # innermost first
+    out.mkdir(parents=True, exist_ok=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    try:
+        missing = [archive for archive in data.archives if not _is_there(archive, out)]
+        _check_room(missing, out, keep_archives)
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+            for archive in missing:
+                _get(archive, out, keep_archives, progress, say, wait)
+    finally:
+        for folder in made:  # which stay, unless nothing came
+            with suppress(OSError):
+                folder.rmdir()
+    return Downloaded(out / data.root, tuple(archive.name for archive in missing))
+
+
+def _is_there(archive: Archive, out: Path) -> bool:
+    note = _notes(out).get(archive.name, {})
+    return note.get("url") == archive.url and all((out / path).exists() for path in note["unpacked"])
+
+
+def _notes(out: Path) -> dict[str, Any]:
+    """What is noted of each archive that was unpacked: its url, size, SHA-256, and what it made."""
+    file = out / NOTES
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: delete it, and what was unpacked beside it") from error
+
+
+def _check_room(archives: list[Archive], out: Path, keep_archives: bool) -> None:
+    """Images hardly shrink in an archive: what is unpacked is taken to be as large as that."""
+    sizes = [archive.size or 0 for archive in archives]
+    here = sum(
+        path.stat().st_size for a in archives for path in (out / a.name, partial_of(out / a.name)) if path.exists()
+    )
+    needed = sum(sizes) + (sum(sizes) if keep_archives else max(sizes, default=0)) - here
+    if needed > (free := shutil.disk_usage(out).free):
+        raise InputError(f"about {needed / 1e9:.1f} GB are needed, and {out} has {free / 1e9:.1f} GB free: make room")
+
+
+def _get(
+    archive: Archive, out: Path, keep_archives: bool, progress: Progress, say: Callable[[str], None], wait: float
+) -> None:
+    """Download, compare, unpack, note."""
+    file, task = out / archive.name, progress.add_task(archive.name)
+
+    def show(doing: str) -> Callable[[int, int | None], None]:
+        progress.reset(task, description=f"{doing} {archive.name}", total=archive.size)
+        return lambda done, whole: progress.update(task, completed=done, total=whole)
+
+    if not file.exists():
+        transfer(archive.url, file, archive.size, wait, show("downloading"))
+    sha256 = _verified(archive, file, out, show("checking"))
+    if archive.checksum is None:
+        say(f"{archive.name} has no published checksum; the SHA-256 of this one, in {out / NOTES}: {sha256}")
+    made = unpack(file, out / archive.into, out / f".{archive.name}.unpacking", show("unpacking"))
+    unpacked = [path.relative_to(out).as_posix() for path in made]
+    note = {"url": archive.url, "size": file.stat().st_size, "sha256": sha256, "unpacked": unpacked}
+    _write(out / NOTES, _notes(out) | {archive.name: note})
+    if not keep_archives:
+        file.unlink()
+    progress.remove_task(task)
+
+
+def _verified(archive: Archive, file: Path, out: Path, show: Callable[[int, int | None], None]) -> str:
+    """The SHA-256 of the file; InputError, and the file deleted, when it isn't the one that was published."""
+    before = _notes(out).get(archive.name, {}).get("sha256")
+    expected = archive.checksum or (before and f"sha256:{before}") or "sha256:"
+    kind, _, published = expected.partition(":")
+    sums, done = {"sha256": hashlib.sha256(), kind: hashlib.new(kind)}, 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            for checksum in sums.values():
+                checksum.update(chunk)
+            done += len(chunk)
+            show(done, file.stat().st_size)
+    found = sums[kind].hexdigest()
+    if published and found != published:
+        file.unlink()
+        whose = "published" if archive.checksum else f"noted of an earlier download in {out / NOTES}"
+        raise InputError(f"{archive.url} has the {kind} {found}, and {published} is {whose}: it was deleted, try again")
+    return sums["sha256"].hexdigest()
+
+
+def _write(path: Path, value: Any) -> None:
+    """A file of JSON, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)

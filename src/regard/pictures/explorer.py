@@ -1,0 +1,220 @@
+"""The attention explorer: one HTML file in which a pointer over an image shows what the patch under it attends to.
+
+The page holds each head's map and its whole affinity, for every image and block; `explorer.html.jinja` draws and scores
+them in the browser. A weight of the affinity is kept as the square root of its share of its row's largest, times 255
+and rounded: the root spends more codes on small weights, of which there are most. The page squares the codes and makes
+each row sum to 1 again, so no scale needs to be kept. When the file would grow too large, codes are merged two by two,
+the upper of each pair standing for both, and 0 for itself: so zeros stay zeros, and no image is read a second time.
+"""
+
+import base64
+import io
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from regard.backbones import Backbone, device_of, normalize
+from regard.backbones.base import Kind
+from regard.errors import InputError
+from regard.pictures.draw import COLOURS
+
+Named = tuple[str, UInt8[np.ndarray, "_ _ 3"]]  # each image of a size of its own
+Scores = Mapping[str, Mapping[tuple[int, int], float]]  # name -> (block, head) -> value
+FEWEST_LEVELS = 16  # of a row's 256 at first; with fewer, a row is no longer what the model computed
+JPEG_QUALITY = 90
+READINGS: dict[Kind, str] = {
+    "cls": "cls: how much the CLS token attends to each patch.",
+    "pooled": "pooled: how much the average patch's query would attend to each patch.",
+    "received": "received: how much attention each patch gets, the mean over the queries of all patches.",
+}
+
+
+def write_explorer(
+    path: Path,
+    backbone: Backbone,
+    images: Sequence[Named],
+    kind: Kind | None = None,
+    blocks: Sequence[int] | None = None,
+    mass: float = 0.6,
+    limit: int = 15_000_000,
+    scores: Scores | None = None,
+    progress: Callable[[Sequence[Named]], Iterable[Named]] = iter,
+) -> Path:
+    """Write the explorer of these images, whole or not at all, and return its path.
+
+    backbone: in evaluation mode; images go to the device that it is on, one at a time.
+    images:   (name, RGB in 0..255) as the backbone is to see them, resized already; sizes may differ.
+    kind:     how the heads' own maps are read, one of `backbone.kinds`; its first by default. The row of a patch is
+              the same for all kinds: its softmax over the patches.
+    blocks:   the blocks to show; those of the backbone's levels by default. Negative ones count from the end.
+    mass:     where the slider of the mask starts, above 0 and below 1.
+    limit:    bytes that the file may have. Affinities are kept in the most of 256, 128, 64, 32 or 16 levels that fit.
+    scores:   further scores of the heads, to show beside those that the page computes.
+    progress: wraps the images as they are gone through, to show a progress bar.
+
+    Raises InputError for no images, a backbone without attention, a kind, block or mass that there is not, attention
+    that is not finite, and images that need more than `limit` even at 16 levels.
+    """
+    if not images:
+        raise InputError("no images to explore: give one or more")
+    if not backbone.kinds:
+        raise InputError(f"{backbone.name} has no attention to explore: use a ViT or a Swin")
+    if not 0 < mass < 1:
+        raise InputError(f"mass {mass} is no share of the attention: take one between 0 and 1, such as 0.6")
+    kind, chosen = backbone.asked_kind(kind or True), backbone.chosen_blocks(blocks)
+    sources: list[str] = []
+    maps: list[str] = []
+    codes = _Codes()
+    for number, (_, image) in enumerate(progress(images), start=1):
+        sources.append(_jpeg(image))
+        for weights, affinity in _read(backbone, image, kind, chosen):
+            maps.append(_packed(weights))
+            codes.add(affinity)
+        while (size := sum(map(len, [*sources, *maps, *codes.packed]))) > limit:
+            if codes.levels == FEWEST_LEVELS:
+                raise _too_large(size / number, len(images), limit)
+            codes.merge()
+    facts = {
+        "model": backbone.name,
+        "kind": kind,
+        "depth": len(backbone.block_heads),
+        "mass": mass,
+        "images": [{"name": _text(name), "size": image.shape[:2]} for name, image in images],
+        "blocks": [
+            {"number": b, "heads": backbone.block_heads[b], "stride": backbone.block_strides[b]} for b in chosen
+        ],
+        "scores": [
+            {
+                "name": _text(name),
+                "values": [[_finite(values, b, h) for h in range(backbone.block_heads[b])] for b in chosen],
+            }
+            for name, values in (scores or {}).items()
+        ],
+        "colours": base64.b64encode(COLOURS.tobytes()).decode(),
+    }
+    while len(page := _render(facts, sources, maps, codes)) > limit:
+        if codes.levels == FEWEST_LEVELS:
+            raise _too_large(len(page) / len(images), len(images), limit)
+        codes.merge()
+    return _write(path, page)
+
+
+class _Codes:
+    """Affinities as integers, packed: see the head of this file."""
+
+    def __init__(self) -> None:
+        self.levels = 256
+        self.packed: list[str] = []
+
+    def add(self, affinity: Float[np.ndarray, "heads n n"]) -> None:
+        """Pack the affinity of one image and block."""
+        roots = np.sqrt(affinity / affinity.max(axis=-1, keepdims=True))
+        step = 256 // self.levels
+        self.packed.append(_packed(((np.rint(255 * roots) + step - 1) // step).astype(np.uint8)))
+
+    def merge(self) -> None:
+        """Halve the levels of everything that is packed, and of what is still to come."""
+        self.levels //= 2
+        for i, text in enumerate(self.packed):
+            codes = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+            self.packed[i] = _packed(codes // 2 + codes % 2)
+
+
+def _read(
+    backbone: Backbone, image: UInt8[np.ndarray, "h w 3"], kind: Kind, blocks: Sequence[int]
+) -> Iterator[tuple[Float[np.ndarray, "heads rows columns"], Float[np.ndarray, "heads n n"]]]:
+    """Maps and affinity of one image, a block after the other."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).unsqueeze(0).to(device_of(backbone))
+    with torch.inference_mode():
+        maps = backbone(normalize(pixels), attention=kind, affinity=True, blocks=blocks).attention
+    for attention in maps:
+        assert attention.affinity is not None  # it was asked for
+        if not attention.affinity.isfinite().all():
+            raise InputError(f"the attention of {backbone.name} is not finite: take weights that did not diverge")
+        yield attention.weights[0].float().cpu().numpy(), attention.affinity[0].float().cpu().numpy()
+
+
+def _packed(values: np.ndarray) -> str:
+    """Little-endian bytes, deflated, in base64.
+
+    Rows that are nearly even hold few codes in no order: then looking for what repeats costs more than it saves (12% of
+    the file, for an untrained ViT-S/16 in 64 levels).
+    """
+    raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    plain = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
+    return base64.b64encode(min(zlib.compress(raw, 9), plain.compress(raw) + plain.flush(), key=len)).decode()
+
+
+def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _text(name: str) -> str:
+    """A name as UTF-8 can hold it: a file name may hold bytes that are no text."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _finite(values: Mapping[tuple[int, int], float], block: int, head: int) -> float | None:
+    """A score as JSON can hold it; None where there is none, or no number."""
+    value = values.get((block, head), math.nan)
+    return value if math.isfinite(value) else None
+
+
+def _too_large(each: float, images: int, limit: int) -> InputError:
+    """The error for a page of so many bytes an image."""
+    fit = int(limit / each)
+    fewer = f"at most {fit} image{'s' if fit > 1 else ''}, " if fit else ""
+    return InputError(
+        f"the explorer of {images} images would take about {images * each / 1e6:.1f} MB with the fewest levels "
+        f"({FEWEST_LEVELS}), and {limit / 1e6:.1f} MB is the limit: take {fewer}a smaller size or fewer blocks"
+    )
+
+
+def _render(facts: dict[str, Any], sources: list[str], maps: list[str], codes: _Codes) -> bytes:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    keys = [f"{i}-{b}" for i in range(len(sources)) for b in range(len(facts["blocks"]))]
+    payloads = [(f"map-{key}", text) for key, text in zip(keys, maps, strict=True)]
+    payloads += [(f"affinity-{key}", text) for key, text in zip(keys, codes.packed, strict=True)]
+    return (
+        environment.get_template("explorer.html.jinja")
+        .render(
+            facts=facts | {"levels": codes.levels},
+            sources=sources,
+            payloads=payloads,
+            reading=READINGS[facts["kind"]],
+        )
+        .encode()
+    )
+
+
+def _write(path: Path, page: bytes) -> Path:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".explorer-", suffix=".html")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(page)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a page is to be shared
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,58 @@
+"""Images, folders and videos on their way into a backbone, and pictures on their way out: for commands that look.
+
+Imported by those commands when they run, since it needs torch.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from regard.backbones import Backbone, device_of, normalize
+from regard.data.loading.augment import short_side
+from regard.data.loading.views import resize
+from regard.data.reading import read_image
+from regard.files import write_whole
+from regard.pictures.targets import natural
+from regard.pictures.video import frame_count, is_video, read_video
+
+Picture = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
+
+
+def count_pictures(files: dict[Path, Path]) -> int:
+    """Images and frames in these files; those of a video as it says itself."""
+    return sum(frame_count(file) if is_video(file) else 1 for file in files)
+
+
+def read_pictures(files: dict[Path, Path]) -> Iterator[tuple[Path, Callable[[], Picture]]]:
+    """For each image and each frame of a video, its PNG (those of clip.mp4 are clip/000000.png, ...) and what reads it.
+
+    In natural order: frame2 is before frame10.
+    """
+    for file in sorted(files, key=natural):
+        if is_video(file):
+            for number, read in enumerate(read_video(file)):
+                yield files[file].with_suffix("") / f"{number:06d}.png", read
+        else:
+            yield files[file], partial(read_image, file)
+
+
+def fed(image: Picture, size: int) -> Picture:
+    """As the backbone is to see it: brought to this short side."""
+    return resize(image, short_side(image.shape[:2], size))
+
+
+def as_batch(image: Picture, model: Backbone) -> Float[Tensor, "1 3 h w"]:
+    """One image, normalised, on the backbone's device."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return normalize(pixels.unsqueeze(0).to(device_of(model)))
+
+
+def save_png(path: Path, picture: Picture | UInt8[np.ndarray, "_ _"]) -> None:
+    """A PNG, in colours or grey, whole or not at all."""
+    write_whole(path, lambda to: Image.fromarray(picture).save(to, format="PNG"))

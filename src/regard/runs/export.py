@@ -1,0 +1,216 @@
+"""A trained segmentation in a form for others: an ONNX file, safetensors, or a folder for the Hugging Face hub.
+
+`runs.load_run` reads each of them again. A folder is whole or not there, and holds nothing of the machine that trained
+it: see `exported.config`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from regard.backbones.weights import MODEL_FILE
+from regard.errors import InputError
+from regard.runs.exported import CONFIG_FILE, config
+from regard.files import write_json
+from regard.runs.onnx import OPSET, OnnxModel, export_onnx
+from regard.runs.run import Run, load_run
+
+CARD_FILE = "README.md"
+
+
+def save_onnx(run: Run, path: str | Path, fixed: tuple[int, int] | None = None, opset: int = OPSET) -> str | None:
+    """One .onnx file, checked against torch. Returns why its height and width are fixed: see `onnx.export_onnx`."""
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise InputError(f"{path} is no name for an ONNX file: take one that ends in .onnx")
+    _refuse_existing(path)
+    return export_onnx(_model(run), path, config(run.description), run.size, fixed, opset)
+
+
+def save_safetensors(run: Run, folder: str | Path) -> None:
+    """A folder of weights (`model.safetensors`) and all that it takes to use them (`config.json`)."""
+    with _new_folder(Path(folder)) as made:
+        _write_model(run, made)
+
+
+def save_pretrained(run: Run, folder: str | Path) -> None:
+    """As `save_safetensors`, with a model card: what the Hugging Face hub expects, and `from_pretrained` reads."""
+    with _new_folder(Path(folder)) as made:
+        _write_model(run, made)
+        (made / CARD_FILE).write_text(model_card(run), encoding="utf-8")
+
+
+def from_pretrained(name: str | Path, device: str | None = None, revision: str | None = None) -> Run:
+    """A segmentation in a folder, or on the Hugging Face hub ("owner/name"): it is fetched once, and kept by the hub.
+
+    revision: a branch, tag or commit. A path that exists is never looked up on the hub. For a private one, the token is
+    that of HF_TOKEN, or of `hf auth login`. Raises InputError where it cannot be had.
+    """
+    if Path(name).exists():
+        return load_run(name, device)
+    from huggingface_hub import snapshot_download
+
+    _check_name(str(name))
+    try:
+        folder = snapshot_download(str(name), revision=revision, allow_patterns=[MODEL_FILE, CONFIG_FILE])
+    except Exception as error:  # the hub, the network and the file system each raise their own
+        raise InputError(f"cannot fetch {name} from the Hugging Face hub: {_reason(error)}") from error
+    return load_run(folder, device)
+
+
+def check_push(name: str) -> None:
+    """InputError where pushing to this repository would fail for its name, or for want of a token."""
+    from huggingface_hub import get_token
+
+    _check_name(name)
+    if not get_token():
+        raise InputError("no token for the Hugging Face hub: set HF_TOKEN, or log in with hf auth login")
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload a folder of `save_pretrained` to the hub; returns its address. A new repository is private.
+
+    The token is that of HF_TOKEN, or of `hf auth login`; it is written nowhere.
+    """
+    from huggingface_hub import HfApi
+
+    check_push(name)
+    try:
+        api = HfApi()
+        address = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Add a segmentation made with regard")
+    except Exception as error:  # the hub and the network each raise their own
+        raise InputError(f"cannot push to {name} ({_reason(error)}); what was to be pushed is in {folder}") from error
+    return str(address)
+
+
+def model_card(run: Run) -> str:
+    """README.md for the hub: what it is, how to load it, its classes, its scores. The licence is left to its owner."""
+    description = run.description
+    backbone, settings = description["backbone"], description["settings"]
+    points = [point["val_miou"] for point in description.get("curve", []) if "val_miou" in point]
+    scores = (
+        [] if not points else ["", "## Scores", "", f"Best mIoU on its validation images: {100 * max(points):.1f} %."]
+    )
+    classes = (
+        f"| {i} | {name.replace('|', chr(92) + '|')} | {', '.join(map(str, colour))} |"
+        for i, (name, colour) in enumerate(zip(run.classes, run.palette.tolist(), strict=False))
+    )
+    lines = [
+        "---",
+        "library_name: regard",
+        "pipeline_tag: image-segmentation",
+        "tags: [semantic-segmentation, regard]",
+        "---",
+        "",
+        f"# Semantic segmentation: {len(run.classes)} classes",
+        "",
+        f"Backbone {backbone['name']}, fusion {description['fusion']}, head {settings['head']}; images are fed with a "
+        f"short side of {run.size} pixels. No licence is stated: ask the owner before you use it.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from regard.runs.run import Run",
+        "",
+        'run = Run.from_pretrained("OWNER/NAME")  # or this folder',
+        'mask = run.predict("photo.jpg")  # (height, width), uint8 class indices',
+        "```",
+        *scores,
+        *_head_table(run),
+        "",
+        "## Classes",
+        "",
+        f"Pixels of index {run.ignore_index} were left out of the training.",
+        "",
+        "| index | class | colour (RGB) |",
+        "|---|---|---|",
+        *classes,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head_table(run: Run) -> list[str]:
+    """Lines of a model card: which attention heads the fusion uses; none where it uses none."""
+    if not run.head_weights:
+        return []
+    rows = (
+        (str(level["block"]), f"{level['strength']:.3f}", _shares(level["weights"], level.get("heads")))
+        for level in run.head_weights
+    )
+    return [
+        "",
+        "## Attention heads",
+        "",
+        "Shares of the heads of a block in what the fusion takes from attention; where its strength is near 0, they "
+        "mean nothing.",
+        "",
+        "| block | strength | shares |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _shares(weights: Sequence[float], heads: Sequence[int] | None) -> str:
+    """Each share; with its head's number where they are not simply all from 0 on."""
+    if heads is None or list(heads) == list(range(len(weights))):
+        return ", ".join(f"{share:.2f}" for share in weights)
+    return ", ".join(f"head {head}: {share:.2f}" for head, share in zip(heads, weights, strict=True))
+
+
+def _model(run: Run) -> Any:
+    if isinstance(run.model, OnnxModel):
+        raise InputError("an ONNX file cannot be exported again: export the run that it was made of")
+    return run.model
+
+
+def _write_model(run: Run, folder: Path) -> None:
+    """Weights and `config.json`; the weights say which backbone is in them, as those of a run do."""
+    made = config(run.description)
+    tensors = {key: value.cpu().contiguous() for key, value in _model(run).state_dict().items()}
+    metadata = {"format": "pt", "regard": json.dumps(made["backbone"])}
+    save_file(tensors, folder / MODEL_FILE, metadata=metadata)
+    write_json(folder / CONFIG_FILE, made)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} is there already: choose another --out, or delete it")
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when all went well."""
+    _refuse_existing(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_name(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        if name.count("/") == 1:
+            return
+    except HFValidationError:
+        pass
+    raise InputError(f"{name} is neither a folder nor a name on the Hugging Face hub, which is OWNER/NAME")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

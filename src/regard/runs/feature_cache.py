@@ -1,0 +1,292 @@
+"""Features of a frozen backbone, computed once and read from a memory-mapped file ever after.
+
+Random crops would never come back, so a cached training goes around a fixed number of crops of each image: those that
+the first epochs of an uncached training with the same seed see. Whole images, for validation, are kept as they are.
+
+A folder of caches: KEY/, named by all that the features depend on, holds
+
+    tensors.bin    the tensors of all samples one after the other, as float32 or uint8
+    samples.txt    a line each: where a sample starts, and the types and shapes of its tensors
+
+A cache that is being filled is KEY.partial/: an interrupted one goes on behind its last whole sample. Caches that are
+of no use any more are not removed: delete the folder at will.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from regard.backbones import describe, device_of, eval_mode, normalize
+from regard.backbones.base import weights_digest
+from regard.data.loading.modules import SegmentationData, loading
+from regard.data.loading.samples import WholePairs
+from regard.errors import InputError
+from regard.segmentation.model import SegmentationModel
+
+TENSORS_FILE, SAMPLES_FILE = "tensors.bin", "samples.txt"
+Sample = list[np.ndarray]
+
+
+class CachedData(SegmentationData):
+    """`SegmentationData` whose images are the tensors of their features (`SegmentationModel.to_tensors`).
+
+    crops: of each image; epoch e trains on the crops of epoch e % crops.
+    """
+
+    def __init__(self, data: SegmentationData, crops: int, train: "TensorFile", val: "TensorFile") -> None:
+        super().__init__(
+            data.train, data.val, data.transform, data.batch_size, data.workers, data.seed, data.accumulate
+        )
+        self.crops, self.train_file, self.val_file = crops, train, val
+
+    def train_pairs(self) -> TorchDataset:
+        """(epoch, index) -> (tensors, mask)."""
+        return _Crops(self.train_file, self.crops, len(self.train))
+
+    def val_dataloader(self) -> DataLoader:
+        """Lists of (tensors, (height, width) of the resized image, mask), in order."""
+        return DataLoader(_Whole(self.val_file), self.share, collate_fn=list, **loading(self.workers))
+
+
+class TensorFile:
+    """A finished cache: `file[i]` are the arrays of sample i, copied out of the mapped file.
+
+    The file is mapped when it is first read: a map that is sent to a loading process would go there with its contents.
+    Of a sample 12 bytes are in memory: where it starts, and which of the layouts in use it has.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / TENSORS_FILE
+        number_of: dict[str, int] = {}
+        starts, numbers = array("q"), array("i")
+        with (folder / SAMPLES_FILE).open() as lines:
+            for line in lines:
+                start, layout = line[1:].split(", ", 1)
+                starts.append(int(start))
+                numbers.append(number_of.setdefault(layout, len(number_of)))
+        self.starts, self.numbers = np.array(starts), np.array(numbers)
+        self.layouts = [json.loads(f"[0, {layout}")[1] for layout in number_of]
+        self._mapped: np.memmap | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": None}
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> Sample:
+        if self._mapped is None:
+            self._mapped = np.memmap(self.path, np.uint8, "r")
+        start, layout = int(self.starts[i]), self.layouts[self.numbers[i]]
+        arrays = []
+        for kind, shape in layout:
+            end = start + np.dtype(kind).itemsize * int(np.prod(shape))
+            arrays.append(np.array(self._mapped[start:end]).view(kind).reshape(shape))
+            start = end
+        return arrays
+
+
+class _Crops(TorchDataset):
+    """(epoch, index) -> the tensors of a crop, and its mask."""
+
+    def __init__(self, file: TensorFile, crops: int, images: int) -> None:
+        self.file, self.crops, self.images = file, crops, images
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], Tensor]:
+        epoch, index = key
+        *arrays, mask = self.file[epoch % self.crops * self.images + index]
+        return [torch.from_numpy(array) for array in arrays], torch.from_numpy(mask).long()
+
+
+class _InTurn(TorchDataset):
+    """number -> the sample of (epoch, index), one epoch after the other."""
+
+    def __init__(self, pairs: TorchDataset, images: int) -> None:
+        self.pairs, self.images = pairs, images
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.pairs[divmod(number, self.images)]
+
+
+class _Whole(TorchDataset):
+    """index -> the tensors of a whole image, its size, and its mask at the mask's own size."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self.file = file
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], tuple[int, int], Tensor]:
+        *arrays, size, mask = self.file[index]
+        height, width = size.tolist()
+        return [torch.from_numpy(array) for array in arrays], (height, width), torch.from_numpy(mask).long()
+
+
+def cached_data(
+    folder: Path,
+    model: SegmentationModel,
+    data: SegmentationData,
+    crops: int,
+    content: str,
+    precision: torch.dtype | None = None,
+    bar: bool = True,
+) -> CachedData:
+    """The same data with features in the place of images, from the cache in `folder`, which is filled where need be.
+
+    model:     frozen; its backbone computes on the device that it is on.
+    content:   changes with the files of the data (`data.layout.fingerprint`).
+    precision: of autocast while the features are computed; None for float32.
+    Raises InputError when the disk has too little room.
+    """
+    common = {
+        "regard": version("regard"),
+        "timm": version("timm"),
+        "backbone": describe(model.backbone),
+        "weights": weights_digest(model.backbone),
+        "attention": [model.fusion.attention, model.fusion.affinity],  # of all heads, whichever the fusion sees
+        "precision": str(precision),
+        "content": content,
+    }
+    of_crops = {"transform": asdict(data.transform), "seed": data.seed, "crops": crops}
+    train, val = _InTurn(data.train_pairs(), len(data.train)), WholePairs(data.val, data.transform.whole)
+    fill = _Filling(model, data, precision, bar)
+    return CachedData(
+        data,
+        crops,
+        fill(folder, common | of_crops | {"images": _names(data.train)}, train, crops * len(data.train), False),
+        fill(
+            folder,
+            common | {"short": data.transform.whole, "images": _names(data.val)},
+            val,
+            len(data.val),
+            True,
+        ),
+    )
+
+
+class _Filling:
+    """Fills caches."""
+
+    def __init__(self, model: SegmentationModel, data: SegmentationData, precision: torch.dtype | None, bar: bool):
+        self.model, self.precision, self.bar = model, precision, bar
+        self.batch, self.workers = data.share, data.workers
+
+    def __call__(
+        self, folder: Path, about: dict[str, Any], dataset: TorchDataset, count: int, whole: bool
+    ) -> TensorFile:
+        """The cache of the first `count` samples; computed where it is not there, or not whole."""
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+        done, partial = folder / key, folder / f"{key}.partial"
+        with _alone(folder, key):
+            if not done.is_dir():
+                partial.mkdir(parents=True, exist_ok=True)
+                self._fill(partial, dataset, count, whole)
+                partial.rename(done)
+        return TensorFile(done)
+
+    @torch.inference_mode()
+    def _fill(self, folder: Path, dataset: TorchDataset, count: int, whole: bool) -> None:
+        samples, tensors = folder / SAMPLES_FILE, folder / TENSORS_FILE
+        before, end = _whole_samples(samples, tensors)
+        rest = range(before, count)
+        loader = DataLoader(dataset, self.batch, sampler=rest, collate_fn=list, **loading(self.workers))
+        console, what = Console(stderr=True), f"features of {'validation images' if whole else 'crops'}"
+        batches = track(
+            loader, what, -(-len(rest) // self.batch), transient=True, console=console, disable=not self.bar
+        )
+        with tensors.open("ab") as data, samples.open("a") as lines, eval_mode(self.model):
+            for pairs in batches:
+                for arrays in self._computed(pairs, whole):
+                    lengths = [[str(array.dtype), array.shape] for array in arrays]
+                    needed = sum(array.nbytes for array in arrays)
+                    if data.tell() == 0:
+                        _check_room(folder, needed * count)
+                    for array in arrays:
+                        data.write(array.tobytes())
+                    data.flush()
+                    lines.write(json.dumps([end, lengths]) + "\n")
+                    end += needed
+                lines.flush()
+
+    def _computed(self, pairs: list[tuple[Tensor, Tensor]], whole: bool) -> Iterator[Sample]:
+        device = device_of(self.model)
+        stacks = [pairs] if not whole else [[pair] for pair in pairs]  # whole images differ in size
+        for stack in stacks:
+            images = torch.stack([image for image, _ in stack]).to(device)
+            with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
+                tensors = self.model.to_tensors(self.model.features(normalize(images)))
+            arrays = [tensor.float().cpu().numpy() for tensor in tensors]
+            for i, (image, mask) in enumerate(stack):
+                size = [np.array(image.shape[-2:], np.int32)] if whole else []
+                yield [*(array[i] for array in arrays), *size, mask.numpy().astype(np.uint8)]
+
+
+def _whole_samples(samples: Path, tensors: Path) -> tuple[int, int]:
+    """How many samples an interrupted filling left whole, and where they end; what is behind them is cut off."""
+    if not samples.is_file():
+        tensors.write_bytes(b"")
+        return 0, 0
+    lines, end = samples.read_text().splitlines(keepends=True), 0
+    size, kept = tensors.stat().st_size, []
+    for line in lines:
+        if not line.endswith("\n"):
+            break
+        start, layout = json.loads(line)
+        after = start + sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in layout)
+        if after > size:
+            break
+        kept.append(line)
+        end = after
+    samples.write_text("".join(kept))
+    with tensors.open("r+b") as file:
+        file.truncate(end)
+    return len(kept), end
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        shutil.rmtree(folder)
+        raise InputError(
+            f"the features would take {needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free in {folder.parent}: "
+            "take fewer --cache_crops, another --cache, or leave it out"
+        )
+
+
+@contextmanager
+def _alone(folder: Path, key: str) -> Iterator[None]:
+    """Within: no other process fills this cache. Where the system has no such locks, two would do the work twice."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits
+        yield
+
+
+def _names(dataset: Any) -> str:
+    """Changes with the images of a split, and their order."""
+    digest = hashlib.sha256()
+    for i in range(len(dataset)):
+        digest.update(os.fsencode("\n" * (i > 0) + dataset.name(i)))
+    return digest.hexdigest()

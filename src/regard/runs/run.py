@@ -1,0 +1,281 @@
+"""A trained segmentation, read from the folder that `segmenting.segment_run` made: predict, evaluate."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, UInt8
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from regard.backbones import device_of, from_description
+from regard.backbones.weights import MODEL_FILE
+from regard.data.loading.augment import short_side
+from regard.data.datasets.base import MaskDataset
+from regard.data.loading.modules import loading
+from regard.data.loading.views import resize
+from regard.errors import InputError
+from regard.evaluation.scores import (
+    BOUNDARY,
+    boundary_counts,
+    boundary_iou,
+    calibration_bins,
+    confusion,
+    expected_calibration_error,
+    scores,
+)
+from regard.segmentation.inference import (
+    BATCH,
+    WHOLE,
+    Inference,
+    classes_at,
+    confidence_at,
+    passes_of_each,
+    probabilities_at,
+    run_passes,
+)
+from regard.segmentation.model import SegmentationModel
+from regard.runs.exported import RUN_FILE as RUN_FILE
+from regard.runs.exported import read_description
+from regard.runs.onnx import read_onnx
+from regard.runs.pixels import ImageLike, read_pixels
+
+
+class Run:
+    """A trained segmentation: `predict(image)`, `probabilities(image)`, `evaluate(dataset)`, `score(dataset)`."""
+
+    def __init__(self, model: SegmentationModel, description: dict[str, Any]) -> None:
+        self.model, self.description = model.eval(), description
+        self.classes = tuple(description["classes"])
+        self.palette = _palette(description["palette"], len(self.classes))
+        self.ignore_index = int(description["ignore_index"])
+        self.size = int(description["settings"]["size"])
+
+    @property
+    def head_weights(self) -> list[dict[str, Any]]:
+        """Which attention heads the fusion came to use, one entry for each level that it sees heads of.
+
+        block:    index of the backbone's block whose attention the level has.
+        strength: how much attention gets in at all, 0 for none: see `Fusion.strength`.
+        heads:    the heads of the block that the fusion sees; all of them, and not written, in older runs.
+        weights:  share of each of these, rounded; they sum to 1: see `Fusion.head_weights`. They mean nothing where the
+                  strength is near 0, and say what the decoder listens to, not what a head knows.
+
+        Empty for the fusion `none`, and for runs of versions that did not write it.
+        """
+        return self.description.get("head_weights", [])
+
+    def predict(self, image: ImageLike, inference: Inference = WHOLE) -> UInt8[np.ndarray, "h w"]:
+        """Class indices at the image's own size. What an image may be: see `read_pixels`."""
+        pixels = read_pixels(image)
+        return classes_at(self.passes(pixels, inference), pixels.shape[:2]).to(torch.uint8).cpu().numpy()
+
+    def probabilities(self, image: ImageLike, inference: Inference = WHOLE) -> Float32[np.ndarray, "classes h w"]:
+        """The probability of each class at each pixel, at the image's own size; over the classes they sum to 1."""
+        pixels = read_pixels(image)
+        return probabilities_at(self.passes(pixels, inference), pixels.shape[:2]).cpu().numpy()
+
+    def passes(
+        self, pixels: UInt8[np.ndarray, "h w 3"], inference: Inference = WHOLE, batch_size: int = BATCH
+    ) -> list[Float[Tensor, "classes _ _"]]:
+        """The logits of one image, for `inference.classes_at` and `probabilities_at`: see `inference.run_passes`."""
+        scaled = [image.unsqueeze(0).to(device_of(self.model)) for image in _at_scales(pixels, self.size, inference)]
+        return [logits[0] for logits in run_passes(self.model, scaled, len(self.classes), inference, batch_size)]
+
+    def evaluate(
+        self, dataset: MaskDataset, inference: Inference = WHOLE, batch_size: int = BATCH
+    ) -> Int[np.ndarray, "images classes classes"]:
+        """One confusion matrix per image (rows: truth), at the masks' own size."""
+        each = self._answer(self._loader(dataset, inference, batch_size), inference, batch_size)
+        counts = [
+            confusion(classes_at(passes, mask.shape), mask, len(self.classes), self.ignore_index)
+            for passes, mask in each
+        ]
+        return torch.stack(counts).cpu().numpy()
+
+    def score(
+        self, dataset: MaskDataset, inference: Inference = WHOLE, batch_size: int = BATCH, workers: int = 0
+    ) -> "Evaluation":
+        """Everything that is counted, summed over the images, at the masks' own size; with a progress bar.
+
+        batch_size: images, or windows of one image, in a forward pass. workers: processes that load images.
+        """
+        classes, void, images, found = len(self.classes), self.ignore_index, 0, []
+        loader = self._loader(dataset, inference, batch_size, workers)
+        batches = track(loader, "scoring", transient=True, console=Console(stderr=True))
+        for passes, mask in self._answer(batches, inference, batch_size):
+            answer, confidence = confidence_at(passes, mask.shape)
+            counts = (
+                confusion(answer, mask, classes, void),
+                boundary_counts(answer, mask, classes, void),
+                calibration_bins(confidence, answer, mask, void),
+            )
+            found = [total + new for total, new in zip(found, counts, strict=True)] if found else list(counts)
+            images += 1
+        return Evaluation(images, *(total.cpu().numpy() for total in found))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A new folder as the Hugging Face hub expects it: weights, config.json, model card; see `export`."""
+        from regard.runs.export import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @staticmethod
+    def from_pretrained(name: str | Path, device: str | None = None, revision: str | None = None) -> "Run":
+        """A run from such a folder, or from the hub ("owner/name"); see `export.from_pretrained`."""
+        from regard.runs.export import from_pretrained
+
+        return from_pretrained(name, device, revision)
+
+    def _loader(
+        self, dataset: MaskDataset, inference: Inference, batch_size: int, workers: int = 0
+    ) -> Iterable[list[tuple[list[Tensor], Tensor]]]:
+        """InputError for data with other classes."""
+        if tuple(dataset.classes) != self.classes:
+            raise InputError(
+                f"the run knows the classes {', '.join(self.classes[:3])}, ... ({len(self.classes)}), the data has "
+                f"{', '.join(dataset.classes[:3])}, ... ({len(dataset.classes)}): choose data with the same classes"
+            )
+        pairs = _ScaledPairs(dataset, self.size, inference)
+        return DataLoader(pairs, batch_size, collate_fn=list, **loading(workers))
+
+    def _answer(
+        self, batches: Iterable[list[tuple[list[Tensor], Tensor]]], inference: Inference, batch_size: int
+    ) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """The logits of each image's passes, and its mask, in order."""
+        device = device_of(self.model)
+        for pairs in batches:
+            on_device = [([image.to(device) for image in scaled], mask.to(device)) for scaled, mask in pairs]
+            yield from passes_of_each(self.model, on_device, len(self.classes), inference, batch_size)
+
+
+def _palette(colours: Any, classes: int) -> UInt8[np.ndarray, "classes 3"]:
+    """ValueError for what is not an RGB colour in 0..255 for each class."""
+    palette = np.array(colours)
+    is_whole = palette.dtype.kind in "iu" and palette.shape == (classes, 3)
+    if not is_whole or palette.min() < 0 or palette.max() > 255:
+        raise ValueError(f"its palette is not one colour in 0..255 for each of {classes} classes")
+    return palette.astype(np.uint8)
+
+
+class _ScaledPairs(TorchDataset):
+    """index -> the whole image at every scale, and its mask at the mask's own size."""
+
+    def __init__(self, dataset: MaskDataset, size: int, inference: Inference) -> None:
+        self.dataset, self.size, self.inference = dataset, size, inference
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
+        scaled = _at_scales(self.dataset.image(index), self.size, self.inference)
+        return scaled, torch.from_numpy(self.dataset.mask(index)).long()
+
+
+def _at_scales(pixels: UInt8[np.ndarray, "h w 3"], size: int, inference: Inference) -> list[UInt8[Tensor, "3 _ _"]]:
+    """An image as it is fed: each scale is made of the image itself, so that a large one shows what a small one hides.
+
+    The image at scale 1 has a short side of `size`.
+    """
+    shape, made = pixels.shape[:2], []
+    for scale in inference.scales:
+        fed = short_side(shape, max(1, round(size * scale)))
+        small = resize(pixels, fed) if fed != shape else pixels
+        made.append(torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))))
+    return made
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was counted over the images of a dataset: `scores.confusion`, `boundary_counts` and `calibration_bins`."""
+
+    images: int
+    counts: Int[np.ndarray, "classes classes"]
+    boundaries: Int[np.ndarray, "2 classes"]
+    bins: Float[np.ndarray, "bins 3"]
+
+
+def load_run(path: str | Path, device: str | None = None) -> Run:
+    """A trained segmentation, ready to predict; InputError when there is none. No code is run from what is read.
+
+    path:   a folder that `regard segment` or `regard compare` made, or what `regard export` made of one: a folder, or
+            a .onnx file, which onnxruntime runs. For a Hugging Face id: `Run.from_pretrained`.
+    device: "cpu", "cuda", ...; by default a GPU where there is one. onnxruntime chooses its own.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".onnx":
+            return Run(*read_onnx(path))
+        description = read_description(path)
+        settings, classes = description["settings"], description["classes"]
+        model = SegmentationModel(
+            from_description(description["backbone"]),
+            len(classes),
+            description["fusion"],
+            settings["head"],
+            kept=description.get("kept"),  # all heads in runs of versions that did not write it
+            **settings["head_options"],
+        )
+        model.load_state_dict(load_file(path / MODEL_FILE))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return Run(model.to(device), description)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is damaged, or of another version of regard ({reason}): make it again") from error
+
+
+def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> dict[str, Any]:
+    """The scores of a run over a dataset, as JSON: classes that do not occur have no IoU (null)."""
+    return {"images": len(counts), **_summary(run, counts.sum(axis=0))}
+
+
+def full_summary(run: Run, found: Evaluation) -> dict[str, Any]:
+    """As `summary`, with Boundary IoU, calibration, and the confusion matrix."""
+    boundary = boundary_iou(found.boundaries)
+    pixels, confidence, right = (part.tolist() for part in found.bins.T)
+    return {
+        "images": found.images,
+        **_summary(run, found.counts),
+        "boundary": {
+            "width": f"{BOUNDARY:g} of the diagonal of the mask",
+            "miou": None if np.isnan(boundary).all() else float(np.nanmean(boundary)),
+            "iou": _by_name(run, boundary),
+        },
+        "calibration": {
+            "expected_error": expected_calibration_error(found.bins),
+            "bins": f"{len(found.bins)} of equal width over [0, 1]",
+            "pixels": [int(count) for count in pixels],
+            "confidence": [c / n if n else None for c, n in zip(confidence, pixels, strict=True)],
+            "accuracy": [r / n if n else None for r, n in zip(right, pixels, strict=True)],
+        },
+        "confusion": {"rows": "truth", "classes": list(run.classes), "pixels": found.counts.tolist()},
+    }
+
+
+def _summary(run: Run, matrix: Int[np.ndarray, "classes classes"]) -> dict[str, Any]:
+    result, truth = scores(matrix), matrix.sum(axis=1)
+    return {
+        "miou": result.miou,
+        "frequency_weighted_iou": result.frequency_weighted_iou,
+        "pixel_accuracy": result.pixel_accuracy,
+        "mean_accuracy": result.mean_accuracy,
+        "iou": _by_name(run, result.iou),
+        "accuracy": _by_name(run, result.accuracy),
+        "share": _by_name(run, truth / truth.sum()),
+        "absent": [name for name, iou in zip(run.classes, result.iou, strict=True) if np.isnan(iou)],
+    }
+
+
+def _by_name(run: Run, values: Iterable[float]) -> dict[str, float | None]:
+    """null for nan."""
+    return {name: None if np.isnan(x) else float(x) for name, x in zip(run.classes, values, strict=True)}

@@ -1,0 +1,54 @@
+"""How much the attention heads of a trained segmentation know: a few means for a study, cheap enough for every cell.
+
+What `regard score` says of each head in full, `scoring` and `attention.metrics` say.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from regard.backbones import Backbone
+from regard.data.datasets.base import MaskDataset
+from regard.data.loading.samples import Cached
+from regard.scoring.score import Chosen, choose_protocol, score_heads
+
+MEANS = {  # what a study calls it -> a score of a head
+    "information": "information",
+    "beyond_position": "information_beyond_position",
+    "entropy": "entropy_share",
+    "jaccard": "jaccard",
+}
+
+
+def head_scores(
+    backbone: Backbone, dataset: MaskDataset, levels: Sequence[int], size: int, images: int = 64
+) -> dict[str, float] | None:
+    """Means over all attention heads of these levels of the pyramid: those that a decoder could read.
+
+    information:     bits about the class at a pixel; beyond_position: what is left of them without what the place alone
+                     tells. Both are corrected for their bias, so that they can be below 0.
+    entropy:         as a share of log2 of the grid's positions, in 0..1.
+    jaccard:         of the mask of 60% of the mass, mean over the objects of an image and over images, in 0..1.
+
+    Over at most `images` evenly spaced images with masks, whose short side is brought to `size` pixels. A score that
+    cannot be had is left out, such as what is beyond position of a single image. None for a backbone without attention.
+    Raises InputError where every pixel of the masks is void, and where attention is not finite.
+    """
+    if not backbone.heads:
+        return None
+    rows = [row for level in score_levels(backbone, dataset, levels, size, images) for row in level]
+    scores = {name: [row[score] for row in rows if row.get(score) is not None] for name, score in MEANS.items()}
+    return {name: sum(values) / len(values) for name, values in scores.items() if values}
+
+
+def score_levels(
+    backbone: Backbone, dataset: MaskDataset, levels: Sequence[int], size: int, images: int
+) -> list[list[dict[str, Any]]]:
+    """For each of these pyramid levels, the scores of its heads in order, as `evaluation.heads.HeadScores` names them.
+
+    Protocol regard, over at most `images` evenly spaced images, whose short side is brought to `size` pixels. It takes
+    no random numbers, and leaves the backbone as it was.
+    """
+    data = Chosen(Cached(dataset), images)  # each mask is read twice: for its own image, and for the next one
+    protocol = choose_protocol("regard", backbone, data.classes, size, blocks=[backbone.blocks[i] for i in levels])
+    found = score_heads({"run": backbone}, data, protocol, consistency=False, bar=False)["run"]
+    return [block["heads"][:-1] for block in found["blocks"]]  # the last row is their mean map

@@ -1,0 +1,88 @@
+"""A backbone, a fusion and a head: from images to logits."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from regard.backbones import AttentionMap, Backbone, Features, eval_mode
+from regard.segmentation.fusions import build_fusion
+from regard.segmentation.heads import build_head
+
+
+class SegmentationModel(nn.Module):
+    """logits = head(fusion(backbone(images))), at the images' own size.
+
+    freeze: the backbone gets no gradient and stays in evaluation mode, so that its batch statistics stay put.
+    kept:   the attention heads that the fusion sees, of each level; None: all: see `build_fusion`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        fusion: str = "none",
+        head: str = "segformer",
+        freeze: bool = False,
+        kept: Sequence[Sequence[int]] | None = None,
+        **head_options: int,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.freeze = backbone, freeze
+        # the head first: with one seed it then starts the same under every fusion
+        self.head = build_head(head, backbone.channels, backbone.strides, classes, **head_options)
+        self.fusion = build_fusion(fusion, backbone, self.head.levels, kept)
+        if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
+            backbone.requires_grad_(False).eval()
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
+        """Logits of normalised images of any size."""
+        return self.decode(self.features(images), (images.shape[-2], images.shape[-1]))
+
+    def features(self, images: Float[Tensor, "batch 3 height width"], attention: bool = False) -> Features:
+        """The backbone's features, with attention maps where the fusion needs them, or asked for."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            return self.backbone(images, attention=self.fusion.attention or attention, affinity=self.fusion.affinity)
+
+    def to_tensors(self, features: Features) -> list[Tensor]:
+        """What `decode` needs of features, as a flat list, for a cache: levels, then maps, then their affinities."""
+        tensors = list(features.pyramid)
+        if self.fusion.attention:
+            tensors += [found.weights for found in features.attention]
+        if self.fusion.affinity:
+            tensors += [found.affinity for found in features.attention if found.affinity is not None]
+        return tensors
+
+    def from_tensors(self, tensors: list[Tensor]) -> Features:
+        """The features that `to_tensors` took apart, but for their pooled vector, which no head reads."""
+        levels, kind = len(self.backbone.channels), self.backbone.kind
+        pyramid, rest = tuple(tensors[:levels]), tensors[levels:]
+        weights, affinities = rest[:levels], rest[levels:] or [None] * levels
+        maps = ()
+        if self.fusion.attention and kind is not None:
+            maps = tuple(AttentionMap(w, kind, a) for w, a in zip(weights, affinities, strict=True))
+        return Features(pyramid, maps, pyramid[0].new_zeros(len(pyramid[0]), self.backbone.dim))
+
+    def decode(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "batch classes height width"]:
+        """Logits at this (height, width)."""
+        logits = self.head(self.fusion(features))
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def train(self, mode: bool = True) -> "SegmentationModel":
+        """Training mode for what trains."""
+        super().train(mode)
+        if self.freeze:
+            self.backbone.eval()
+        return self
+
+
+def has_unused(model: SegmentationModel) -> bool:
+    """Whether the logits do not depend on some of the parameters that train, such as a last norm for classifying."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    side = 2 * max(model.backbone.strides)
+    images = torch.zeros(1, 3, *model.backbone.padded_size(side, side), device=trained[0].device)
+    with eval_mode(model), torch.enable_grad():
+        gradients = torch.autograd.grad(model(images).float().sum(), trained, allow_unused=True)
+    return any(gradient is None for gradient in gradients)

@@ -1,0 +1,198 @@
+"""A segmentation model (backbone, fusion, head) and how it is trained."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from jaxtyping import Int64
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from regard.attention.guidance import Guidance
+from regard.backbones import Backbone, Features, eval_mode, normalize
+from regard.errors import InputError, unknown
+from regard.evaluation.scores import confusion, scores, torch_counts
+from regard.segmentation.inference import count_pixels, predict_at
+from regard.segmentation.model import SegmentationModel
+from regard.training.distributed import in_company, sum_over_processes
+from regard.training.schedules import SCHEDULES, rate_factor
+
+FUSED_ADAMW = partial(torch.optim.AdamW, fused=True)
+
+
+class SegmentationTask(L.LightningModule):
+    """A loss over labelled pixels; AdamW; linear warm-up, then a polynomial or cosine decay to zero.
+
+    loss:            a module of (logits, masks), as `losses.build_loss` makes it.
+    guidance:        terms on the attention maps, added to the loss. For consistency the crops go through the backbone
+                     a second time, flipped left to right.
+    lr, backbone_lr: peak rates of fusion and head, and of the backbone.
+    layer_decay:     each layer of the backbone learns this much slower than the one after it (Clark et al. 2020,
+                     https://arxiv.org/abs/2003.10555, appendix A; Bao et al. 2022 for ViTs); 1 for one rate. Below 1,
+                     biases and norms have no weight decay.
+    schedule:        "poly", to the power 0.9 as in DeepLab (Chen et al. 2017), or "cosine".
+    warmup:          share of the steps.
+    adamw:           makes the optimizer of parameter groups: torch's, or one that goes on from any memory layout.
+
+    Training batches are [uint8 crops, or the tensors of their features from a cache; int64 masks].
+    Validation gives `val_miou` and `val_accuracy` over the whole set, masks at their own size.
+
+    Of many processes, each has a part of every batch and of the validation set. Validation sums their counts, so that
+    its scores are those of one process, to the last bit. A step goes by the mean of their losses, each counting by its
+    labelled pixels (times class weights): of cross_entropy and focal that is the loss of the whole batch; of dice and
+    lovasz, which are no means over pixels, it is the mean of one of each part.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        classes: int,
+        loss: nn.Module,
+        ignore_index: int = 255,
+        lr: float = 1e-3,
+        backbone_lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        schedule: str = "poly",
+        layer_decay: float = 1.0,
+        guidance: Guidance = Guidance(),
+        adamw: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = FUSED_ADAMW,
+    ) -> None:
+        super().__init__()
+        guidance.check(model.backbone)
+        if guidance and model.freeze:
+            raise InputError("guidance changes the backbone, and a frozen one stays as it is: leave out one of the two")
+        if schedule not in SCHEDULES:
+            raise unknown("schedule", schedule, SCHEDULES)
+        if not 0 <= warmup < 1:
+            raise InputError(f"a warm-up of {warmup} is no share of the steps: take one from 0 to below 1")
+        if not 0 < layer_decay <= 1:
+            raise InputError(f"layer decay {layer_decay} is no factor that slows down: take one above 0, up to 1")
+        if layer_decay < 1 and not hasattr(model.backbone.model, "group_matcher"):
+            raise InputError(f"timm does not say what the layers of {model.backbone.name} are: leave out layer decay")
+        if layer_decay < 1 and model.freeze:
+            raise InputError(
+                "layer decay slows the backbone down, and a frozen one does not learn: leave out one of the two"
+            )
+        self.guidance, self.loss = guidance, loss
+        self.model, self.classes, self.ignore_index = model, classes, ignore_index
+        self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
+        self.warmup, self.schedule, self.layer_decay = warmup, schedule, layer_decay
+        self.adamw = adamw
+        self.reached = reached(model.backbone) if layer_decay < 1 else []  # asked while the tensors are whole
+
+    def training_step(self, batch: list[Any], batch_index: int) -> Tensor:
+        """The loss of one batch."""
+        images, masks = batch
+        features = self._features(images)
+        logits = self.model.decode(features, (masks.shape[-2], masks.shape[-1]))
+        loss = self.loss(logits, masks) * self._counts_for(masks)
+        if self.guidance:
+            views, places = [features.attention], None
+            if self.guidance.consistency:
+                views.append(self._features(images.flip(-1)).attention)
+                upright = torch.zeros(len(images), 5, device=images.device)
+                upright[:, 2:4] = 1
+                flipped = upright.clone()
+                flipped[:, 4] = 1
+                places = [upright, flipped]
+            terms = self.guidance.terms(views, places)
+            self.log_dict({f"guide_{name}": term for name, term in terms.items()}, batch_size=len(images))
+            loss = loss + self.guidance.total(terms)
+        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(masks), sync_dist=True)
+        return loss
+
+    def _counts_for(self, masks: Int64[Tensor, "batch h w"]) -> Tensor | float:
+        """How much the loss of this process's part counts, 1 on average: DDP takes the mean over processes."""
+        if not in_company():
+            return 1.0
+        labelled, weights = masks != self.ignore_index, getattr(self.loss, "class_weights", None)
+        total = (labelled if weights is None else weights[masks.where(labelled, 0)] * labelled).sum(dtype=torch.float64)
+        mean = sum_over_processes(total) / dist.get_world_size()
+        return torch.where(mean > 0, total / mean, 1.0).float()
+
+    def _features(self, images: Tensor | list[Tensor]) -> Features:
+        if isinstance(images, Tensor):
+            return self.model.features(normalize(images), attention=bool(self.guidance))
+        return self.model.from_tensors(images)
+
+    def pass_batch(self, batch: list[Any]) -> None:
+        """Send a training batch through the model, for its batch statistics."""
+        images, masks = batch
+        self.model.decode(self._features(images), (masks.shape[-2], masks.shape[-1]))
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from zero."""
+        self.counts = torch_counts(self.classes, self.device)
+
+    def validation_step(self, samples: list[Any], batch_index: int) -> None:
+        """Count the pixels of some whole images: (uint8 image, mask), or (tensors of its features, its size, mask)."""
+        if not samples:  # more processes than batches
+            return
+        if len(samples[0]) == 2:
+            for counts in count_pixels(self.model, samples, self.classes, self.ignore_index):
+                self.counts += counts
+            return
+        for tensors, size, mask in samples:
+            features = self.model.from_tensors([tensor.unsqueeze(0) for tensor in tensors])
+            prediction = predict_at(self.model.decode(features, tuple(size))[0], mask.shape)
+            self.counts += confusion(prediction, mask, self.classes, self.ignore_index)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the whole set: the counts of all processes."""
+        result = scores(sum_over_processes(self.counts).cpu())
+        self.log_dict({"val_miou": result.miou, "val_accuracy": result.pixel_accuracy})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with a peak rate for each part."""
+        rest = [*self.model.fusion.parameters(), *self.model.head.parameters()]
+        groups = [{"params": rest, "lr": self.lr}, *self._backbone_groups()]
+        groups = [{"weight_decay": self.weight_decay, "peak": group["lr"]} | group for group in groups]
+        return self.adamw([group for group in groups if group["params"]])
+
+    def on_train_batch_start(self, batch: list[Any], batch_idx: int) -> None:
+        """The rates of this step.
+
+        Not by a scheduler of torch, which must know the number of steps as soon as there is an optimizer. To ask
+        Lightning for that makes it begin to load an epoch, and of a run that goes on it does not know yet which.
+        """
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = rate_factor(self.global_step, total, max(1, round(self.warmup * total)), self.schedule)
+        for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
+            group["lr"] = group["peak"] * factor
+
+    def _backbone_groups(self) -> list[dict[str, Any]]:
+        model = self.model.backbone.model
+        if self.layer_decay == 1:
+            return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.backbone_lr}]
+        matcher = model.group_matcher(coarse=False)
+        layers = cast(dict[str, int], group_parameters(model, matcher, reverse=True))  # of each parameter, by name
+        used = {name: p for name, p in model.named_parameters() if name in self.reached}
+        last = max(layers[name] for name in used)  # a ConvNeXt's last layer is a norm that only classifying needs
+        without_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # positions and the like
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        for name, parameter in used.items():
+            decayed = parameter.ndim > 1 and name not in without_decay
+            groups.setdefault((layers[name], decayed), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr": self.backbone_lr * self.layer_decay ** (last - layer),
+                "weight_decay": self.weight_decay if decayed else 0.0,
+            }
+            for (layer, decayed), parameters in groups.items()
+        ]
+
+
+def reached(backbone: Backbone) -> list[str]:
+    """Names of the parameters of timm's model that the pyramid depends on; found by one small backward pass."""
+    named = {name: p for name, p in backbone.model.named_parameters() if p.requires_grad}
+    side = 2 * max(backbone.strides)
+    images = torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)
+    with eval_mode(backbone), torch.enable_grad():
+        total = torch.stack([level.float().sum() for level in backbone(images).pyramid]).sum()
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    return [name for name, gradient in zip(named, gradients, strict=True) if gradient is not None]

@@ -1,0 +1,200 @@
+"""How every run is trained: where and how it computes, and the one Lightning Trainer that does."""
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from regard.backbones import Backbone
+from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.training.distributed import SharedBatchStatistics
+from regard.training.hardware import UNUSED, Hardware
+from regard.training.logs import make_loggers
+from regard.training.sharding import FullySharded
+from regard.training.stopping import (
+    CHECKPOINTS,
+    Checkpoints,
+    FiniteLoss,
+    WholeFiles,
+    ignore_time_limit,
+    last_checkpoint,
+)
+
+
+def check_sharding(hardware: Hardware, averaging: Sequence[L.Callback]) -> None:
+    """InputError where an average of the weights is asked for and no process has them whole."""
+    if averaging and hardware.strategy == "fsdp":
+        raise InputError("an average is of whole weights, and fsdp cuts them: leave out --average, or take ddp")
+
+
+def prepare(networks: nn.Module, hardware: Hardware) -> None:
+    """Lay out convolutions as kernels take them; compile, and save memory, as asked. networks: has a `backbone`."""
+    backbone = cast(Backbone, networks.backbone)
+    if not backbone.heads:  # a convnet; transformers have one convolution, and gain nothing
+        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if hardware.checkpoint_activations:
+        try:
+            cast(Any, backbone.model).set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:  # timm asserts where a model has none
+            raise InputError(f"{backbone.name} cannot checkpoint activations: leave it off") from error
+    if hardware.compile:
+        for child in networks.children():
+            child.compile()
+
+
+class StepSeed(L.Callback):
+    """Seeds torch before every batch from (seed, batch, rank), so that a resumed run needs no random state."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        """Dropout and stochastic depth of this batch follow from it."""
+        number = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        key = np.random.SeedSequence((self.seed, number, trainer.global_rank))
+        torch.manual_seed(int(key.generate_state(1)[0]))
+
+
+class _Progress(RichProgressBar):
+    """One bar per epoch, with the run's name, on stderr; it vanishes when done."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(refresh_rate=5, leave=False, console_kwargs={"stderr": True})
+        self.name = name
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"{self.name}, epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+
+def make_trainer(
+    epochs: int,
+    out: Path,
+    hardware: Hardware,
+    callbacks: Iterable[L.Callback],
+    progress: str,
+    accumulate: int = 1,
+    validate_every: int = 1,
+    loggers: Sequence[Logger] = (),
+    unused: bool = False,
+) -> L.Trainer:
+    """A Lightning Trainer that logs into `out`, shows one bar, saves and stops as it should, and says nothing else.
+
+    accumulate:     forward passes per optimizer step.
+    validate_every: epochs between validations, where the data has a validation loader.
+    loggers:        beside CSV and TensorBoard.
+    unused:         parameters may be without a gradient, which DDP has to look for in every step.
+    """
+    for chatty in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # As meant: small data needs no workers, a loader of lists has no batch size, a frozen backbone is in eval mode.
+    # A loader that cannot resume: ours does, see `data.modules._Resumable`. best-*.ckpt of the part before stay.
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*infer the `batch_size`.*",
+        ".*your dataloader is not resumable.*",
+        ".*in eval mode at the start of training.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*total length of `list` across ranks is zero.*",
+        # Nothing adds to a backbone's features in their place.
+        ".*FSDP2-wrapped module .* returned a view tensor.*",
+        ".*recommended to use .*sync_dist=True.*",  # losses are means over the batch: rank 0's is a fair sample
+    ):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
+    precision: Any = hardware.chosen_precision
+    many = hardware.processes > 1
+    plugins: list[Any] = [WholeFiles(), *([SharedBatchStatistics(hardware.on_gpu)] if many else [])]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # srun may start one torchrun a machine
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # `Checkpoints` does
+    bar = [_Progress(progress)] if hardware.bar else []
+    return L.Trainer(
+        accelerator="gpu" if hardware.on_gpu else "cpu",
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy=_strategy(hardware, unused),
+        plugins=plugins,
+        precision=precision,
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
+        check_val_every_n_epoch=validate_every,
+        default_root_dir=out,
+        logger=[*make_loggers(out), *loggers],
+        callbacks=[*callbacks, FiniteLoss(), Checkpoints(out / CHECKPOINTS, hardware.checkpoint_minutes), *bar],
+        enable_progress_bar=hardware.bar,
+        enable_model_summary=False,
+        log_every_n_steps=25,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _strategy(hardware: Hardware, unused: bool) -> str | FullySharded:
+    """Lightning's name of it, or ours. Not static_graph for unused parameters: it knows no parts of a step."""
+    if hardware.strategy == "fsdp":
+        return FullySharded()
+    if hardware.strategy not in ("auto", "ddp"):
+        return hardware.strategy
+    if hardware.processes == 1:
+        return hardware.strategy
+    return f"{UNUSED}_true" if unused else "ddp"
+
+
+def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:
+    """Train, from the last checkpoint in `out` where there is one. A run that was cut short must not look finished.
+
+    Raises InputError where a GPU has too little memory for it.
+    """
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+    except SIGTERMException as stop:
+        raise Interrupted("SIGTERM while the data was made ready: the same command goes on", signal.SIGTERM) from stop
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C, deaf to the next one
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from stop
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "out of GPU memory: a smaller --batch_size, a larger --accumulate or --checkpoint_activations would work"
+        ) from error
+    except RuntimeError as error:
+        if trainer.world_size > 1 and ("Connection closed by peer" in str(error) or isinstance(error, dist.DistError)):
+            raise TrainingStopped("another process of this run ended; what it said comes before this") from error
+        raise
+    ignore_time_limit()
+
+
+def count_once(networks: nn.Module) -> None:
+    """Where activations are computed again in the backward pass, batch norms must not count those batches twice."""
+    if any(getattr(module, "grad_checkpointing", False) for module in networks.modules()):
+        for norm in networks.modules():
+            if isinstance(norm, _BatchNorm):
+                norm.register_forward_pre_hook(_pause_statistics)
+                norm.register_forward_hook(_go_on_with_statistics)
+
+
+def _pause_statistics(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+    if torch._C._current_graph_task_id() != -1:  # in a backward pass, as torch.utils.checkpoint asks itself
+        norm.paused_momentum, norm.momentum = norm.momentum, 0.0  # to leave them out would save other tensors
+
+
+def _go_on_with_statistics(norm: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if hasattr(norm, "paused_momentum"):
+        norm.momentum = norm.paused_momentum
+        del norm.paused_momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.sub_(1)

@@ -1,0 +1,499 @@
+"""The command line as a user meets it: help without torch, one line and status 2 for what is wrong, real small runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from regard.backbones import build_backbone
+from regard.cli import COMMANDS, _as_parsed, build_parser, main
+from regard.data.datasets.scenes import Scenes
+from regard.data.reading import read_image
+from regard.evaluation.scores import scores
+from regard.pictures.targets import outputs
+from regard.runs.run import load_run
+from regard.segmentation.inference import Inference
+from regard.segmentation.model import SegmentationModel
+from untrained import description, untrained_segmentation
+
+SMALL = ["--size", "32", "--epochs", "1", "--batch_size", "4", "--workers", "0"]
+TINY_VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}'
+
+
+def test_help_of_every_command_needs_no_torch() -> None:
+    script = f"""
+import contextlib, sys
+from regard.cli import main
+for command in {[*COMMANDS]!r}:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+main([])
+heavy = {{"torch", "lightning", "timm", "torchvision", "cv2", "matplotlib"}} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    for command in COMMANDS:
+        assert f"regard [options] {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "images"),
+    [
+        ("--images a b --out c", ["a", "b"]),
+        ("--images=a --out c", ["a"]),
+        ("--images a --out c --images b d", ["a", "b", "d"]),
+        ("--out c --images a -1.png", ["a", "-1.png"]),
+        ('--images ["a","b"] --out c', ["a", "b"]),
+        ("--images a --scales 0.5 1.0 --images b", ["a", "b"]),
+        ("--images a --config CONFIG", ["a"]),
+        ("--config=CONFIG --images a", ["a"]),
+        ("--config CONFIG", ["of the file"]),
+    ],
+)
+def test_images_are_given_as_people_type_them(given: str, images: list[str], tmp_path) -> None:
+    """An option counts, and not the file's, wherever it stands."""
+    (tmp_path / "config.yaml").write_text("images: [of the file]")
+    given = given.replace("CONFIG", str(tmp_path / "config.yaml"))
+    spread = _as_parsed(["predict", "--run", "x", "--out", "y", *given.split()])
+    options = build_parser().parse_args(spread).predict
+    assert options.images == images
+    assert options.scales == ([0.5, 1.0] if "--scales" in given else None)
+
+
+def tree(root: Path, split: str = "train", count: int = 6) -> Path:
+    """An images/ + masks/ tree of small scenes."""
+    scenes = Scenes(count, size=32)
+    (root / "images" / split).mkdir(parents=True, exist_ok=True)
+    (root / "masks" / split).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(scenes.image(i)).save(root / "images" / split / f"{i}.png")
+        Image.fromarray(scenes.mask(i)).save(root / "masks" / split / f"{i}.png")
+    (root / "classes.txt").write_text("\n".join(scenes.classes))
+    return root
+
+
+def full_tree(root: Path) -> Path:
+    return tree(tree(root), "val", 3)
+
+
+def fails(capsys, *arguments: str) -> str:
+    """Run a command that must fail; gives its one line."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("regard")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def missing_path(root: Path) -> list[str]:
+    return ["--data", str(root / "nowhere")]
+
+
+def empty_folder(root: Path) -> list[str]:
+    (root / "empty").mkdir()
+    return ["--data", str(root / "empty")]
+
+
+def mask_of_another_size(root: Path) -> list[str]:
+    data = full_tree(root / "data")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(data / "masks/train/3.png")
+    return ["--data", str(data)]
+
+
+def mask_value_outside_the_classes(root: Path) -> list[str]:
+    data = full_tree(root / "data")
+    Image.fromarray(np.full((32, 32), 77, np.uint8)).save(data / "masks/val/1.png")
+    return ["--data", str(data)]
+
+
+def unreadable_image(root: Path) -> list[str]:
+    data = full_tree(root / "data")
+    (data / "images/train/2.png").write_bytes(b"not an image")
+    return ["--data", str(data)]
+
+
+def no_masks(root: Path) -> list[str]:
+    data = tree(root / "data")
+    return ["--data", str(data / "images")]
+
+
+BAD_DATA = {
+    missing_path: "nowhere",
+    empty_folder: "no images",
+    mask_of_another_size: "3.png",
+    mask_value_outside_the_classes: "77",
+    unreadable_image: "2.png",
+    no_masks: "masks",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_DATA, ids=lambda bad: bad.__name__)
+@pytest.mark.parametrize("command", ["segment", "compare"])
+def test_wrong_data_is_one_line_and_nothing_is_written(command: str, bad, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    options = ["--backbone", "resnet18", *SMALL] if command == "segment" else ["--jobs", "1"]
+    line = fails(capsys, command, *bad(tmp_path), "--out", str(out), *options)
+    assert BAD_DATA[bad] in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "--data", "scenes", "--backbone", "resnet81"], "unknown backbone 'resnet81': did you mean"),
+        (["segment", "--data", "scenes", "--fusion", "gat"], "unknown fusion 'gat': did you mean 'gate'"),
+        (
+            ["segment", "--data", "scenes", "--fusion", "gate", "--backbone", "resnet18"],
+            "resnet18 has none: use fusion",
+        ),
+        (["segment", "--data", "scenes", "--head", "segfromer"], "unknown head 'segfromer': did you mean 'segformer'"),
+        (["segment", "--data", "scenes", "--weights", "none.pth"], "no weights file at none.pth"),
+        (["pretrain", "--data", "scenes", "--method", "dinov9"], "unknown method 'dinov9'"),
+        (
+            ["pretrain", "--data", "scenes", "--size", "32", "--batch_size", "4096"],
+            "a batch of 4096 cannot be had",
+        ),
+        (["pretrain", "--data", "scenes", "--size", "32", "--batch_size", "1"], "a batch of 1 cannot be had"),
+        (["pretrain", "--data", "scenes", "--method_options", '{"lamda": 1}'], "did you mean 'lambda_'"),
+        (
+            ["pretrain", "--data", "scenes", "--method", "dino", "--optimizer", "lars"],
+            "is for Barlow Twins",
+        ),
+        (["segment", "--data", "scenes", "--epochs", "0"], "--epochs 0 is too small: take 1 or more"),
+        (["segment", "--data", "scenes", "--workers", "-1"], "--workers -1 is too small"),
+        (["segment", "--data", "scenes", "--accelerator", "abacus"], "accelerator"),
+        (["compare", "--data", "scenes", "--jobs", "-1"], "--jobs -1 is too small"),
+        (["compare", "--data", "scenes", "--seeds", "0"], "--seeds 0 is too small"),
+        (["segment", "--data", "scenes", "--size", "32", "--out", "/proc/x", "--backbone", "resnet18"], "/proc/x"),
+        (["compare", "--data", "scenes", "--preset", "huge"], "unknown preset 'huge'"),
+        (["compare", "--data", "scenes", "--size", "50"], "take a multiple of 32, such as 32 or 64"),
+        (["evaluate", "--run", "nothing", "--data", "scenes"], "holds no finished segmentation"),
+        (["attention", "--backbone", "resnet18", "--images", "."], "no attention maps"),
+        (["report", "nothing"], "results.json"),
+        (["segment"], "data"),
+        (["segment", "--data", "scenes", "--epochs", "many"], "epochs"),
+        (["segmnt"], "invalid choice: 'segmnt'"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_nothing_is_written(arguments, message, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_an_image_that_turns_bad_in_a_loading_process_is_one_line_too(tmp_path, capsys) -> None:
+    data = full_tree(tmp_path / "data")
+    (data / "images/train/2.png").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    line = fails(
+        capsys, "pretrain", "--data", str(data / "images"), "--backbone", "resnet18", "--out", str(out),
+        "--size", "32", "--epochs", "1", "--batch_size", "4", "--workers", "1",
+    )  # fmt: skip
+    assert "2.png" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("method", ["barlow_twins", "dino"])
+def test_from_images_to_masks(method: str, tmp_path, capsys) -> None:
+    """Pre-train, look at the attention, segment, score, predict: each command takes what the one before made."""
+    data, runs = full_tree(tmp_path / "data"), tmp_path / "runs"
+    options = '{"widths": [16, 16]}' if method == "barlow_twins" else '{"out_dim": 32, "hidden_dim": 16}'
+    main(
+        ["pretrain", "--data", str(data / "images"), "--method", method, "--backbone", "vit_tiny_patch16_224",
+         "--backbone_options", TINY_VIT, "--method_options", options, "--local_size", "16", "--local_crops", "2",
+         "--out", str(runs / "pretrain"), *SMALL]
+    )  # fmt: skip
+    assert "regard segment --backbone" in capsys.readouterr().out
+    made = json.loads((runs / "pretrain" / "pretrain.json").read_text())
+    assert (made["images"], made["steps"]) == (6, 1)  # a whole batch of 4 of the train split
+    assert all(np.isfinite(point["loss"]) for point in made["curve"])
+
+    picture = data / "images" / "val" / "0.png"
+    main(
+        ["attention", "--backbone", str(runs / "pretrain"), "--images", str(picture), "--size", "32",
+         "--out", str(runs / "attention")]
+    )  # fmt: skip
+    with Image.open(runs / "attention" / "0.png") as mosaic:
+        assert min(mosaic.size) > 4 * 32  # image + 3 heads; 4 blocks; labels
+
+    main(
+        ["segment", "--data", str(data), "--backbone", str(runs / "pretrain"), "--fusion", "gate", "--head", "linear",
+         "--out", str(runs / "segment"), *SMALL]
+    )  # fmt: skip
+    main(
+        ["attention", "--backbone", str(runs / "segment"), "--images", str(picture), "--size", "32", "--explorer",
+         "--out", str(runs / "fine-tuned")]
+    )  # fmt: skip
+    assert (runs / "fine-tuned" / "explorer.html").is_file()
+    trained = load_run(runs / "segment").model.backbone.state_dict()
+    for name, value in build_backbone(runs / "segment").state_dict().items():
+        assert torch.equal(value, trained[name])
+    main(["evaluate", "--run", str(runs / "segment"), "--data", str(data), "--workers", "0"])
+    scored = json.loads((runs / "segment" / "evaluation-val.json").read_text())
+    assert 0 <= scored["miou"] <= 1
+    assert scored["images"] == 3
+
+    large = tmp_path / "large.jpg"
+    Image.fromarray(Scenes(1, size=96).image(0)).crop((0, 0, 90, 70)).save(large)
+    main(
+        ["predict", "--run", str(runs / "segment"), "--images", str(large), str(picture), "--out", str(runs / "masks")]
+    )
+    with Image.open(runs / "masks" / "large.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (90, 70))
+        labels = np.asarray(mask)
+    assert labels.max() < len(Scenes.classes)
+    assert (runs / "masks" / "0.png").is_file()
+
+    import regard
+
+    assert np.array_equal(regard.load_run(runs / "segment").predict(large), labels)
+    assert "holds a finished run" in fails(capsys, "segment", "--data", str(data), "--out", str(runs / "segment"))
+
+
+@pytest.fixture
+def segmentation(tmp_path) -> Path:
+    """A folder as `regard segment` makes it, of a model that is not trained."""
+    model, folder = untrained_segmentation(), tmp_path / "segmentation"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "run.json").write_text(json.dumps(description(model)))
+    return folder
+
+
+def made(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_evaluation_holds_every_score_and_the_settings_it_was_made_with(segmentation, tmp_path, capsys) -> None:
+    data = full_tree(tmp_path / "data")
+    options = ["evaluate", "--run", str(segmentation), "--data", str(data), "--workers", "0"]
+    main(options)
+    printed = capsys.readouterr()
+    assert "evaluation-val.json" in printed.out
+    for name in ("mIoU", "Boundary IoU %", "expected calibration error", "mean accuracy", "frequency-weighted IoU"):
+        assert name in printed.err
+    default = json.loads((segmentation / "evaluation-val.json").read_text())
+    assert default["inference"] == {"short_side": 32, "window": None, "overlap": 0.5, "flip": False, "scales": [1.0]}
+    assert default["confusion"]["classes"] == list(Scenes.classes)
+    assert np.sum(default["confusion"]["pixels"]) == 3 * 32 * 32
+    assert default["miou"] == scores(np.array(default["confusion"]["pixels"])).miou
+    absent = [name for name, iou in default["iou"].items() if iou is None]
+    assert default["absent"] == absent
+    if absent:
+        assert f"classes that do not occur in these images: {', '.join(absent)}" in printed.err
+    before = (segmentation / "evaluation-val.json").read_bytes()
+
+    main([*options, "--window", "16", "--flip", "--scales", "[0.5,1.0]"])
+    label = "val-window16-overlap0.5-flip-scales0.5-1"
+    other = json.loads((segmentation / f"evaluation-{label}.json").read_text())
+    assert other["inference"] == {
+        "short_side": 32, "window": 16, "overlap": 0.5, "flip": True, "scales": [0.5, 1.0],
+    }  # fmt: skip
+    assert other["confusion"]["pixels"] != default["confusion"]["pixels"]
+    assert (segmentation / "evaluation-val.json").read_bytes() == before
+    for name in ("val", label):
+        for kind in ("confusion", "reliability"):
+            with Image.open(segmentation / f"{kind}-{name}.png") as picture:
+                picture.load()
+    expected = [f"{kind}-{n}.png" for kind in ("confusion", "reliability") for n in ("val", label)]
+    expected += ["evaluation-val.json", f"evaluation-{label}.json", "model.safetensors", "run.json"]
+    assert made(segmentation) == sorted(expected)
+
+
+def test_scores_of_other_data_are_kept(segmentation, tmp_path, capsys) -> None:
+    roots = [tmp_path / "streets", tmp_path / "fields", tmp_path / "more" / "fields"]
+    for i, root in enumerate(roots):
+        tree(tree(root), "val", count=2 + i)
+    options = ["evaluate", "--run", str(segmentation), "--workers", "0", "--data"]
+    names = []
+    for i in (0, 1, 1, 0):  # each twice: what is there of the same data is made again
+        main([*options, str(roots[i])])
+        names.append(capsys.readouterr().out.partition("; ")[0].rpartition("/")[2])
+    assert names[:2] == names[:1:-1] == ["evaluation-val.json", "evaluation-val-fields.json"]
+    found = [json.loads((segmentation / name).read_text()) for name in names[:2]]
+    assert [result["images"] for result in found] == [2, 3]
+    assert [str(root) in result["data"] for root, result in zip(roots, found, strict=False)] == [True, True]
+    pictures = [f"{kind}-{name}.png" for kind in ("confusion", "reliability") for name in ("val", "val-fields")]
+    before = made(segmentation)
+    assert before == sorted([*names[:2], *pictures, "model.safetensors", "run.json"])
+    line = fails(capsys, *options, str(roots[2]))  # a folder of the same name, and other data
+    assert "evaluation-val-fields.json holds the scores of other data: move it, or delete it" in line
+    assert made(segmentation) == before
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Two images, one deeper, and a file that is none."""
+    scenes, folder = Scenes(2, size=64), tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    Image.fromarray(scenes.image(0)).crop((0, 0, 60, 40)).save(folder / "a.jpg")
+    Image.fromarray(scenes.image(1)).save(folder / "deep" / "b.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("paths", "masks"),
+    [
+        ([""], ["a.png", "deep/b.png"]),
+        (["a.jpg"], ["a.png"]),
+        (["*.jpg"], ["a.png"]),
+        (["*"], ["a.png"]),
+        (["**/*"], ["a.png", "deep/b.png"]),
+        (["**/*.png", "a.jpg"], ["a.png", "deep/b.png"]),
+        (["dee?/*"], ["deep/b.png"]),
+        (["deep"], ["b.png"]),
+    ],
+)
+def test_files_folders_and_patterns_are_segmented_under_their_own_names(
+    paths, masks, segmentation, photos, tmp_path
+) -> None:
+    out = tmp_path / "out"
+    main(["predict", "--run", str(segmentation), "--out", str(out), "--images", *(str(photos / p) for p in paths)])
+    assert made(out) == masks
+
+
+def test_a_pattern_that_nothing_matches_is_one_line(segmentation, photos, tmp_path, capsys) -> None:
+    options = ["predict", "--run", str(segmentation), "--out", str(tmp_path / "out"), "--images"]
+    assert "no images in" in fails(capsys, *options, str(photos / "*.tif"))
+    assert "no file or folder at" in fails(capsys, *options, str(photos / "c.jpg"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_patterns_come_in_natural_order(tmp_path) -> None:
+    for name in ("frame10.png", "frame2.png", "frame1.png", "b.mp4", "c.txt"):
+        (tmp_path / name).touch()
+    files = outputs([str(tmp_path / "*")], "out")
+    assert [file.name for file in files] == ["b.mp4", "frame1.png", "frame2.png", "frame10.png"]
+    images = [file for file in files if file.suffix == ".png"]
+    assert list(outputs([str(tmp_path)], "out")) == images
+    assert list(outputs([str(tmp_path / "*")], "out", videos=False)) == images
+    assert list(outputs([str(tmp_path / "b.mp4")], "out", videos=False)) == [tmp_path / "b.mp4"]  # it was named
+
+
+def test_a_pattern_stands_for_the_images_that_can_be_segmented_and_for_no_video(segmentation, photos, tmp_path) -> None:
+    (photos / "b.mp4").write_bytes(b"a video")
+    main(["predict", "--run", str(segmentation), "--images", str(photos / "*"), "--out", str(tmp_path / "out")])
+    assert made(tmp_path / "out") == ["a.png"]
+
+
+def test_how_many_windows_go_together_is_an_option_of_predict(segmentation, photos, tmp_path, monkeypatch) -> None:
+    seen, forward = [], SegmentationModel.forward
+    monkeypatch.setattr(
+        SegmentationModel, "forward", lambda m, images: (seen.append(len(images)), forward(m, images))[1]
+    )
+    options = ["--images", str(photos / "a.jpg"), "--out", str(tmp_path / "out"), "--window", "16"]
+    main(["predict", "--run", str(segmentation), *options, "--batch_size", "4"])
+    assert max(seen) == 4
+
+
+def test_masks_overlays_and_probabilities_agree(segmentation, photos, tmp_path) -> None:
+    out, run = tmp_path / "out", load_run(segmentation)
+    main(
+        ["predict", "--run", str(segmentation), "--images", str(photos / "a.jpg"), "--out", str(out), "--overlay",
+         "--opacity", "0.25", "--probabilities", "--flip"]
+    )  # fmt: skip
+    assert made(out) == ["a-overlay.png", "a.npz", "a.png"]
+    flip = Inference(flip=True)
+    with Image.open(out / "a.png") as mask:
+        labels, coloured = np.asarray(mask), np.asarray(mask.convert("RGB"))
+    assert np.array_equal(labels, run.predict(photos / "a.jpg", flip))
+    assert np.array_equal(coloured, run.palette[labels])
+    with np.load(out / "a.npz") as file:
+        assert file["classes"].tolist() == list(Scenes.classes)
+        assert (file["probabilities"].dtype, file["probabilities"].shape) == (np.float16, (len(run.classes), 40, 60))
+        expected = run.probabilities(photos / "a.jpg", flip)
+        np.testing.assert_allclose(file["probabilities"], expected, atol=5e-4)  # float16 has 11 bits
+    with Image.open(out / "a-overlay.png") as picture:
+        found = np.asarray(picture)
+    around = np.ones((3, 3), np.uint8)
+    inside = cv2.dilate(labels, around) == cv2.erode(labels, around)
+    mixed = 0.75 * read_image(photos / "a.jpg") + 0.25 * coloured
+    assert inside.any()
+    assert np.abs(found - mixed)[inside].max() <= 0.5  # rounded
+    assert not inside.all()
+    assert np.array_equal(found[~inside], coloured[~inside])
+
+
+def test_images_that_cannot_be_read_are_named_and_the_others_done(segmentation, photos, tmp_path, capsys) -> None:
+    (photos / "deep" / "c.jpg").write_bytes(b"not an image")
+    (photos / "deep" / "d.png").write_bytes(b"")
+    options, out = ["predict", "--run", str(segmentation), "--images"], tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main([*options, str(photos), "--out", str(out)])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 3
+    assert "c.jpg can't be read" in lines[0]
+    assert "d.png can't be read" in lines[1]
+    assert lines[2].startswith("regard predict: 2 of 4 could not be read")
+    assert made(out) == ["a.png", "deep/b.png"]
+
+    line = fails(capsys, *options, str(photos / "notes.txt"), "--out", str(tmp_path / "none"))
+    assert "notes.txt can't be read" in line  # named, so it was tried
+    line = fails(capsys, *options, str(photos / "deep/[cd].*"), "--out", str(tmp_path / "none"))
+    assert "c.jpg can't be read" in line
+    assert "none of the 2 images can be read" in line
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--overlap", "1"], "cannot overlap by 1"),
+        (["--window", "0"], "window"),
+        (["--scales", "[0]"], "a scale of 0 is out of range"),
+        (["--opacity", "2"], "--opacity 2 is no share"),
+    ],
+)
+def test_wrong_options_of_predict_are_one_line(options, message, segmentation, photos, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    line = fails(capsys, "predict", "--run", str(segmentation), "--images", str(photos), "--out", str(out), *options)
+    assert message in line
+    assert not out.exists()
+
+
+def test_an_overlay_takes_no_image_s_place(segmentation, photos, capsys) -> None:
+    Image.new("RGB", (8, 8)).save(photos / "deep" / "b-overlay.png")
+    options = ["predict", "--run", str(segmentation), "--images", str(photos / "deep"), "--overlay", "--out"]
+    assert "would both become" in fails(capsys, *options, str(photos / "out"))
+    assert "would be written over" in fails(capsys, *options, str(photos / "deep"))
+    assert not (photos / "out").exists()
+
+
+def test_images_are_never_written_over(tmp_path, capsys) -> None:
+    data = tree(tmp_path / "data")
+    folder = data / "images" / "train"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    backbone = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", TINY_VIT, "--size", "32"]
+    line = fails(capsys, "attention", *backbone, "--images", str(folder), "--out", str(folder))
+    assert "would be written over" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    Image.fromarray(Scenes(1, size=32).image(0)).save(folder / "0.jpg")
+    line = fails(capsys, "attention", *backbone, "--images", str(folder), "--out", str(tmp_path / "out"))
+    assert "would both become" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_run_is_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "is damaged" in fails(capsys, "evaluate", "--run", str(tmp_path), "--data", "scenes")
+
+
+def test_options_from_a_file(tmp_path, capsys) -> None:
+    (tmp_path / "options.yaml").write_text("data: scenes\nsize: 48\nseeds: 5\n")
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(tmp_path / "options.yaml"), "--seeds", "2", "--baselines", "--print_config"])
+    printed = capsys.readouterr().out
+    assert "size: 48" in printed
+    assert "seeds: 2" in printed
+    assert "baselines: true" in printed

@@ -1,0 +1,204 @@
+"""`regard data info`, `check` and `download` as a user meets them."""
+
+import io
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regard.cli import main
+from regard.data import download
+from regard.data.datasets.scenes import Scenes
+from regard.data.source import open_source
+from regard.pictures.contact_sheet import PLACE, contact_sheet
+
+
+def test_help_needs_no_torch_nor_images() -> None:
+    script = """
+import contextlib, sys
+from regard.cli import main
+for command in ([], ["info"], ["check"], ["download"], ["pack"]):
+    with contextlib.suppress(SystemExit):
+        main(["data", *command, "--help"])
+heavy = {"torch", "lightning", "timm", "torchvision", "cv2", "matplotlib", "numpy"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    for option in ("data COMMAND", "--limit", "--keep_archives", "A file for the list", *download.PUBLISHED):
+        assert option in " ".join(out.split())
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    scenes, root = Scenes(9, size=40), tmp_path / "tree"
+    for i in range(9):
+        for folder, array in (("images", scenes.image(i)), ("masks", scenes.mask(i))):
+            path = root / folder / ("val" if i > 5 else "train") / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    (root / "classes.txt").write_text("\n".join(scenes.classes))
+    return root
+
+
+def fails(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_info_says_what_is_there_and_writes_it_down(tree: Path, tmp_path, capsys) -> None:
+    main(["data", "info", str(tree)])
+    said = capsys.readouterr()
+    assert "6 train, 3 val images; 9 classes" in said.out
+    assert said.out.count("\n") == 1
+    assert "40 x 40" in said.err
+    assert "starfish" in said.err
+    out = tmp_path / "info"
+    main(["data", "info", str(tree), "--out", str(out), "--limit", "2"])
+    written = json.loads((out / "info.json").read_text())
+    assert written["layout"] == "masks"
+    assert written["classes"] == list(Scenes.classes)
+    assert [written["splits"][split]["read"] for split in ("train", "val")] == [2, 2]
+    assert sorted(path.name for path in out.iterdir()) == ["contact-sheet.png", "info.json"]
+
+
+def test_the_contact_sheet_shows_each_image_beside_its_classes_and_names_those(tree: Path) -> None:
+    source = open_source(tree)
+    mask = np.full((40, 40), 255, np.uint8)
+    mask[:20] = 3
+    for split, i in (("train", 0), ("val", 6)):
+        Image.fromarray(np.full((40, 40, 3), 100, np.uint8)).save(tree / f"images/{split}/{i}.png")
+        Image.fromarray(mask).save(tree / f"masks/{split}/{i}.png")
+    sheet = contact_sheet(source)
+    colours = {tuple(colour) for colour in sheet.reshape(-1, 3).tolist()}
+    painted = 0.6 * source.palette[3] + 0.4 * 100
+    assert any(np.abs(np.array(colour) - painted).max() <= 1 for colour in colours)
+    for label in {int(v) for i in (1, 2) for v in np.unique(source.splits["train"].mask(i))}:  # type: ignore
+        assert tuple(source.palette[label].tolist()) in colours  # in the legend
+    rows = 2 + 1  # six pairs of train and three of val, three pairs a row
+    assert sheet.shape[0] > rows * PLACE[0]
+    assert sheet.shape[1] > 6 * PLACE[1]
+
+
+def test_images_without_masks_have_a_sheet_without_a_legend(tree: Path, tmp_path, capsys) -> None:
+    (tree / "images/train/1.png").write_bytes(b"broken")
+    main(["data", "info", str(tree / "images"), "--out", str(tmp_path / "info")])
+    assert "1 images or masks could not be read: regard data check" in capsys.readouterr().err
+    with Image.open(tmp_path / "info/contact-sheet.png") as sheet:
+        assert sheet.height < 3 * PLACE[0]
+    assert "pixel_share" not in (tmp_path / "info/info.json").read_text()
+
+
+def test_check_is_one_line_when_all_is_right_and_a_table_and_status_2_when_not(tree: Path, tmp_path, capsys) -> None:
+    main(["data", "check", str(tree)])
+    assert "nothing is wrong with the 9 pairs of images/ + masks/ tree" in capsys.readouterr().out
+    (tree / "images/train/1.png").write_bytes(b"broken")
+    Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tree / "masks/val/7.png")
+    said = fails(capsys, "data", "check", str(tree), "--out", str(tmp_path / "found.json"))
+    assert said.splitlines()[-1] == "regard data check: 2 of 9 pairs are wrong"
+    assert "can't be read" in said
+    assert "99" in said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["pairs"], found["wrong"]) == (9, 2)
+    assert [problem["name"] for problem in found["problems"]] == ["images/train/1.png", "images/val/7.png"]
+    said = fails(capsys, "data", "check", str(tree / "images"))
+    assert said.splitlines()[-1] == "regard data check: 1 of 9 images are wrong"
+
+
+def test_check_counts_a_mask_without_an_image_as_a_pair(tree: Path, capsys) -> None:
+    (tree / "masks/train/0.png").unlink()
+    (tree / "images/train/1.png").unlink()
+    Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tree / "masks/val/7.png")
+    said = fails(capsys, "data", "check", str(tree))
+    assert said.splitlines()[-1] == "regard data check: 3 of 9 pairs are wrong"
+    for words in ("has no mask", "it has no image", "99"):
+        assert words in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nowhere"], "regard data info: no such folder"),
+        (["check", "nowhere"], "regard data check: no such folder"),
+        (["info", "scenes", "--limit", "0"], "regard data info: --limit 0 is too small: take 1 or more"),
+        (["info", "scenes", "--limit", "few"], "limit"),
+        (["info"], "source"),
+        (["download", "voc2021"], "did you mean 'voc2012'"),
+        (["unpack", "x"], "invalid choice: 'unpack'"),
+        ([], "info,check,download"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_nothing_is_written(arguments, message, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = fails(capsys, "data", *arguments)
+    assert message in said
+    assert len([line for line in said.splitlines() if line.startswith("regard")]) == 1
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_options_come_from_a_file_too(tmp_path, capsys) -> None:
+    (tmp_path / "options.yaml").write_text("limit: 3\n")
+    with pytest.raises(SystemExit):
+        main(["data", "info", "--config", str(tmp_path / "options.yaml"), "scenes", "--print_config"])
+    assert "limit: 3" in capsys.readouterr().out
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch) -> Iterator[str]:
+    """A server of tmp_path/site."""
+    monkeypatch.setenv("no_proxy", "*")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    (tmp_path / "site").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site")))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_download_ends_with_what_can_be_done_with_it(tree: Path, tmp_path, capsys, monkeypatch, address) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for path in tree.rglob("*.*"):
+            archive.write(path, path.relative_to(tree))
+    (tmp_path / "site/toy.zip").write_bytes(stream.getvalue())
+    toy = download.PublishedData("http://terms", (download.Archive(f"{address}/toy.zip"),))
+    monkeypatch.setitem(download.PUBLISHED, "toy", toy)
+    monkeypatch.chdir(tmp_path)
+    main(["data", "download", "toy"])
+    said = capsys.readouterr()
+    assert said.out == "toy is in data/toy: regard segment --data data/toy ...\n"
+    lines = [line for line in said.err.splitlines() if line.strip()]
+    assert "http://terms" in lines[0]
+    assert "SHA-256" in said.err
+    assert "6 train, 3 val images" in lines[-1]
+    assert not (tmp_path / "data/toy/toy.zip").exists()
+    main(["data", "download", "toy", "--out", "data/toy"])
+    assert "was there already" in capsys.readouterr().out
+
+
+def test_download_of_what_is_no_data_set_to_open_says_so(tmp_path, capsys, monkeypatch, address) -> None:
+    with zipfile.ZipFile(tmp_path / "site/notes.zip", "w") as archive:
+        archive.writestr("readme.txt", "words")
+    notes = download.PublishedData("http://terms", (download.Archive(f"{address}/notes.zip"),))
+    monkeypatch.setitem(download.PUBLISHED, "notes", notes)
+    main(["data", "download", "notes", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert said.out == f"notes is in {tmp_path / 'out'}\n"
+    assert "can't be opened as it is: no images" in said.err

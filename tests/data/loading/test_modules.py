@@ -1,0 +1,297 @@
+"""Going on in the middle of an epoch: every image still comes once, with as many processes as there are now."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regard.data.datasets.base import ImageFolder
+from regard.data.datasets.scenes import Scenes
+from regard.data.loading.augment import TrainTransform
+from regard.data.loading.modules import EpochSampler, PretrainData, SegmentationData
+from regard.data.loading.samples import SkipUnreadable, Views, skipped
+from regard.data.loading.views import barlow_twins_views
+from regard.data.packs.packed import AHEAD, IN_ORDER, Chunked, Packed
+from regard.data.packs.packing import pack
+from regard.data.source import open_source
+from regard.errors import InputError
+from regard.runs.feature_cache import _names
+from regard.runs.pretraining import BANK, _probed
+
+UNEVEN = [5, 1, 9, 3, 12, 7, 2, 8, 4, 11] * 8  # 496 images in 80 chunks
+BATCH = 12  # divided by all the numbers of processes below
+
+
+class Plain:
+    """So many images, never looked at."""
+
+    classes, ignore_index, palette = (), 255, np.zeros((0, 3), np.uint8)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, i: int) -> str:
+        return str(i)
+
+    def image(self, i: int) -> np.ndarray:
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def mask(self, i: int) -> np.ndarray:
+        return np.zeros((1, 1), np.uint8)
+
+
+class InChunks(Plain):
+    """The same, in chunks."""
+
+    def __init__(self, chunks: Sequence[int]) -> None:
+        super().__init__(sum(chunks))
+        self.chunks, self.asked = tuple(chunks), list[int]()
+
+    def prefetch(self, numbers) -> None:
+        self.asked += list(numbers)
+
+
+@dataclass
+class Training:
+    """A run of so many processes, without models: what each would train on, and the checkpoint of the first."""
+
+    data: Any
+    world: int
+    epoch: int = 3
+    kind: str = "pretrain"
+    accumulate: int = 1
+    saved: dict[str, Any] | None = None
+    modules: list[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modules = [self._module(rank) for rank in range(self.world)]
+
+    def _module(self, rank: int) -> Any:
+        if self.kind == "pretrain":
+            module = PretrainData(self.data, barlow_twins_views(32), BATCH, seed=5, accumulate=self.accumulate)
+        else:
+            module = SegmentationData(
+                self.data, self.data, TrainTransform(32, 255), BATCH, seed=5, accumulate=self.accumulate
+            )
+        progress = SimpleNamespace(processed=0)
+        loop = SimpleNamespace(
+            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=progress)),
+            epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=self.epoch)),
+        )
+        trainer = SimpleNamespace(
+            global_rank=rank, world_size=self.world, fit_loop=loop,
+            num_training_batches=len(self.data) * self.accumulate // BATCH,
+        )  # fmt: skip
+        module.trainer = trainer  # type: ignore[assignment]
+        if self.saved is not None:
+            module.load_state_dict(self.saved)
+        return module
+
+    def rest(self) -> list[list[int]]:
+        """What is left of the epoch, by process."""
+        return [[index for _, index in module.train_dataloader().sampler] for module in self.modules]
+
+    def stop(self, done: int) -> dict[str, Any]:
+        """The checkpoint after so many batches of the epoch."""
+        states = []
+        for module in self.modules:
+            module.trainer.fit_loop.epoch_loop.batch_progress.current.processed = done
+            states.append(module.state_dict())
+        assert all(state == states[0] for state in states)
+        return states[0]
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "segment"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("worlds", [(2, 1), (1, 2), (3, 2), (2, 6, 1), (2, 3, 2), (2, 2, 1)])
+def test_an_epoch_goes_on_with_another_number_of_processes(worlds, accumulate, kind) -> None:
+    """Whoever reads, all images that fill a batch come, and none twice."""
+    batches = 41 * accumulate  # 496 = 41 * 12 + 4
+    saved, came, done = None, list[int](), 0
+    whole = Training(InChunks(UNEVEN), worlds[0], kind=kind, accumulate=accumulate).rest()
+    for number, world in enumerate(worlds):
+        run = Training(InChunks(UNEVEN), world, kind=kind, accumulate=accumulate, saved=saved)
+        rest = run.rest()
+        each = BATCH // (world * accumulate)
+        assert {len(of) for of in rest} == {(batches - done) * each}
+        assert [len(module.train_dataloader()) for module in run.modules] == [batches] * world
+        more = batches - done if number == len(worlds) - 1 else 7 * accumulate
+        came += [index for of in rest for index in of[: more * each]]
+        done += more
+        saved = run.stop(done)
+    assert len(came) == len(set(came)) == 492
+    assert set(came) == {index for of in whole for index in of}
+
+
+def test_what_is_left_comes_in_the_order_of_those_who_began() -> None:
+    begun = Training(InChunks(UNEVEN), 2)
+    first, second = (of[7 * 6 :] for of in begun.rest())
+    assert Training(InChunks(UNEVEN), 1, saved=begun.stop(7)).rest() == [first + second]
+    assert Training(InChunks(UNEVEN), 2, saved=begun.stop(7)).rest() == [first, second]
+
+
+def test_chunks_of_what_is_left_are_asked_for_before_they_are_read() -> None:
+    data = InChunks(UNEVEN)
+    run = Training(data, 1, saved=Training(InChunks(UNEVEN), 2).stop(11))
+    chunk_of = np.repeat(np.arange(80), UNEVEN)
+    read = []
+    for _, index in run.modules[0].train_dataloader().sampler:
+        read.append(int(chunk_of[index]))
+        assert read[-1] in data.asked
+    assert set(data.asked) == set(read)
+
+
+def test_the_epochs_behind_are_those_of_the_processes_there_are() -> None:
+    saved = Training(InChunks(UNEVEN), 2).stop(7)
+    run = Training(InChunks(UNEVEN), 1, saved=saved)
+    sampler = run.modules[0].train_dataloader().sampler
+    list(sampler)
+    sampler.set_epoch(4)
+    whole = Training(InChunks(UNEVEN), 1, epoch=4).rest()
+    assert [index for _, index in sampler] == whole[0]
+    run.modules[0].trainer.fit_loop.epoch_progress.current.processed = 4
+    later = run.stop(5)
+    assert Training(InChunks(UNEVEN), 1, epoch=4, saved=later).rest() == [whole[0][5 * 12 :]]
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_nothing_of_it() -> None:
+    run = Training(InChunks(UNEVEN), 3, saved=Training(InChunks(UNEVEN), 2).stop(7))
+    saved = run.stop(41)
+    assert saved["done"] == 0
+    assert Training(InChunks(UNEVEN), 1, epoch=4, saved=saved).rest() == Training(InChunks(UNEVEN), 1, epoch=4).rest()
+    assert Training(InChunks([496]), 1, epoch=4, saved=saved).rest()  # a pack made anew, from an epoch's beginning
+
+
+def test_an_epoch_in_other_chunks_is_not_gone_on_with() -> None:
+    saved = Training(InChunks(UNEVEN), 2).stop(7)
+    for other in (InChunks(UNEVEN[::-1]), Plain(496)):
+        with pytest.raises(
+            InputError, match=r"in the middle of an epoch, .* the data as it was, or a new --out"
+        ) as error:
+            Training(other, 2, saved=saved)
+        assert "\n" not in str(error.value)
+
+
+def test_without_chunks_the_images_of_a_step_are_the_same_for_any_number_of_processes() -> None:
+    saved = Training(Plain(496), 2).stop(7)
+    order = [index for _, index in EpochSampler(496, 5, BATCH, epoch=3)]
+    for world in (1, 2, 3):
+        rest = Training(Plain(496), world, saved=saved).rest()
+        assert rest == [order[7 * BATCH + rank :: world] for rank in range(world)]
+
+
+def test_a_checkpoint_survives_a_safe_load(tmp_path) -> None:
+    again = Training(InChunks(UNEVEN), 3, saved=Training(InChunks(UNEVEN), 2).stop(7)).stop(9)
+    torch.save(again, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == again
+
+
+# ---- datasets around a dataset
+
+
+def noise(root: Path, count: int) -> Path:
+    """PNGs of 0.12 MB each, so that a chunk of 1 MB holds nine."""
+    root.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (160, 240, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{i:03}.png", compress_level=0)
+    return root
+
+
+def packed_of(root: Path) -> Packed:
+    packed = open_source(root).splits["train"]
+    assert isinstance(packed, Packed)
+    return packed
+
+
+def test_chunks_show_through_what_skips_unreadable_images(tmp_path) -> None:
+    inner = InChunks(UNEVEN)
+    outer = SkipUnreadable(inner, tmp_path / "skipped.txt")
+    assert isinstance(outer, Chunked)
+    assert not isinstance(SkipUnreadable(Plain(3), tmp_path / "skipped.txt"), Chunked)
+    outer.prefetch([3, 4])
+    assert (outer.chunks, inner.asked) == (inner.chunks, [3, 4])
+    assert Training(outer, 2).rest() == Training(inner, 2).rest()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_views_are_the_same_whether_unreadable_images_are_skipped_or_not(tmp_path, suffix, monkeypatch) -> None:
+    """A large JPEG is decoded at the scale that is needed, and each file read once."""
+    for i in range(3):
+        Image.fromarray(Scenes(3, 512).image(i)).save(tmp_path / f"{i}.{suffix}")
+    folder = ImageFolder(tmp_path)
+    skipping = SkipUnreadable(folder, tmp_path / "skipped.txt", share=0.5)
+    plain, outer = (Views(data, barlow_twins_views(32), seed=1) for data in (folder, skipping))
+    expected = [plain[0, i] for i in range(3)]
+    reads, read = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self.name) or read(self))
+    for views in (plain, outer):
+        reads.clear()
+        for i in range(3):
+            assert all(torch.equal(one, two) for one, two in zip(views[0, i], expected[i], strict=True))
+        assert reads == [f"{i}.{suffix}" for i in range(3)]
+
+
+def test_an_unreadable_image_is_skipped_by_its_views_whatever_its_name(tmp_path) -> None:
+    odd = os.fsdecode(b"\xff\x0c.png")  # neither UTF-8 nor one line to all readers
+    for name in ("a.png", "z.png"):
+        Image.fromarray(Scenes(1, 32).image(0)).save(tmp_path / name)
+    try:
+        (tmp_path / odd).write_bytes(b"broken")
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 alone")
+    folder = ImageFolder(tmp_path)
+    bad = list(folder.paths).index(odd)
+    views = Views(SkipUnreadable(folder, tmp_path / "skipped.txt", share=0.5), barlow_twins_views(32), seed=1)
+    for _ in range(2):
+        assert views[0, bad][0].shape == (32, 32, 3)
+    assert skipped(tmp_path / "skipped.txt") == [odd]
+    assert len(_names(folder)) == 64
+
+
+# ---- packs
+
+
+def test_chunks_are_fetched_ahead_where_a_pack_is_read_in_order_and_else_not(tmp_path, monkeypatch) -> None:
+    pack(open_source(noise(tmp_path / "source", 66)), tmp_path / "pack", 1)
+    chunks = len(packed_of(tmp_path / "pack").chunks)
+    assert chunks == 8
+
+    def asked_of(order) -> list[int]:
+        packed, asked = packed_of(tmp_path / "pack"), list[int]()
+        monkeypatch.setattr(packed._maps, "prefetch", asked.extend)
+        for i in order:
+            packed.name(i)
+            packed.encoded(i)
+        return asked
+
+    for stride in (1, 2):  # of one process, and of one of two: then two chunks hold as many images as it takes to tell
+        asked = asked_of(range(0, 66, stride))
+        assert set(asked) == set(range(1 + stride, chunks))
+        assert len(asked) <= AHEAD * chunks
+    by_twos = np.arange(66).reshape(-1, 2)[:, ::-1].ravel().tolist()  # as two threads may read
+    assert set(asked_of(by_twos)) >= set(range(3, chunks))
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(66)
+        chunk_of = order // 9
+        steps = np.isin(np.diff(chunk_of), (0, 1))
+        assert not any(steps[i : i + IN_ORDER].all() for i in range(len(steps) - IN_ORDER)), "choose another seed"
+        assert asked_of(order.tolist()) == []
+
+
+def test_knn_asks_the_images_that_lie_in_the_fewest_chunks(monkeypatch) -> None:
+    monkeypatch.setattr("regard.runs.pretraining.BANK", 100)
+    assert BANK > 100
+    assert _probed(Plain(496), shuffled=True) == range(100)
+    assert _probed(Plain(30), shuffled=True) == _probed(Plain(30)) == range(30)
+    assert [*_probed(Plain(496))] == [*range(0, 496, 5)]

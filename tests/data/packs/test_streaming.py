@@ -1,0 +1,433 @@
+"""Packs from a bucket: every image once an epoch whoever reads, within the cache's bound, and exactly gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from object_stores import Site, gs_server, s3_server, web_server
+from PIL import Image
+from safetensors.torch import load_file
+
+from regard.cli import main
+from regard.data.loading.modules import WINDOW, EpochSampler
+from regard.data.packs.packed import Packed
+from regard.data.packs.packing import _Target, pack
+from regard.data.packs.store import ROUNDS, Store
+from regard.data.source import open_source
+from regard.errors import InputError
+
+HERE = Path(__file__).parent
+LONG = 300  # seconds after which something hangs
+
+
+def noise_images(root: Path, count: int) -> Path:
+    """PNGs that take 0.12 MB each, so that a chunk of 1 MB holds nine."""
+    for i in range(count):
+        (root).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (160, 240, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{i:03}.png", compress_level=0)
+    return root
+
+
+class Chunks:
+    """A dataset of so many images in each chunk, which notes what it is told to fetch."""
+
+    def __init__(self, chunks: Sequence[int]) -> None:
+        self.chunks, self.asked = tuple(chunks), []
+        self.chunk_of = np.repeat(np.arange(len(chunks)), chunks)
+
+    def prefetch(self, numbers) -> None:
+        self.asked += list(numbers)
+
+    def orders(self, world: int, batch: int, seed: int = 0, epoch: int = 0, skip: int = 0) -> list[list[int]]:
+        """The images of each rank."""
+        count, orders = sum(self.chunks), []
+        for rank in range(world):
+            sampler = EpochSampler(count, seed, batch, rank, world, epoch, skip, self)
+            keys = list(sampler)
+            assert len(keys) == len(sampler) - skip
+            assert {key[0] for key in keys} <= {epoch}
+            orders.append([index for _, index in keys])
+        return orders
+
+
+UNEVEN = [5, 1, 9, 3, 12, 7, 2, 8, 4, 11] * 8  # 496 images in 80 chunks
+
+
+# ---- the order
+
+
+@pytest.mark.parametrize("chunks", [UNEVEN, [10], [3, 4], [1] * 50])
+@pytest.mark.parametrize(("world", "batch"), [(1, 1), (1, 4), (2, 4), (3, 3), (4, 8)])
+def test_every_image_comes_once_an_epoch_and_only_what_fills_no_batch_is_left_out(chunks, world, batch):
+    count = sum(chunks)
+    for epoch in range(3):
+        orders = Chunks(chunks).orders(world, batch, epoch=epoch)
+        assert len({len(order) for order in orders}) == 1
+        seen = [index for order in orders for index in order]
+        assert len(set(seen)) == len(seen) == count - count % batch
+        assert set(seen) <= set(range(count))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    dataset = Chunks(UNEVEN)
+    first = dataset.orders(2, 4)
+    assert dataset.orders(2, 4) == first
+    for other in (dataset.orders(2, 4, epoch=1), dataset.orders(2, 4, seed=1)):
+        assert other != first
+        assert np.mean(np.array(other[0]) == np.array(first[0])) < 0.05
+
+
+def test_what_is_left_out_changes_from_epoch_to_epoch():
+    """Of one chunk of ten, too, whose last two would else never be seen."""
+    seen = [set(Chunks([10]).orders(1, 4, epoch=epoch)[0]) for epoch in range(20)]
+    assert set.union(*seen) == set(range(10))
+    left = [tuple(sorted(set(range(10)) - of)) for of in seen]
+    assert len(set(left)) > 4
+
+
+def test_chunks_are_read_one_window_after_the_other_and_mixed_within_it():
+    dataset = Chunks(UNEVEN)
+    order = dataset.orders(1, 1)[0]
+    place = {chunk: [i for i, index in enumerate(order) if dataset.chunk_of[index] == chunk] for chunk in range(80)}
+    spans = [max(at) - min(at) + 1 for at in place.values()]
+    most = max(sum(sorted(UNEVEN)[-WINDOW:]), 1)
+    # the chunk where the epoch begins is cut in two, and its other part comes last
+    assert sorted(spans)[-2] <= most
+    held = [len({chunk for chunk, at in place.items() if min(at) <= i <= max(at)}) for i in range(len(order))]
+    assert np.median(held) <= WINDOW + 1
+    chunks = [dataset.chunk_of[index] for index in order]
+    assert np.mean(np.array(chunks[1:]) == np.array(chunks[:-1])) < 0.3  # neighbours are of many chunks
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_a_chunk_only_where_their_runs_meet(world):
+    dataset = Chunks(UNEVEN)
+    for epoch in range(5):
+        held = [{int(dataset.chunk_of[i]) for i in order} for order in dataset.orders(world, world, epoch=epoch)]
+        assert sum(map(len, held)) <= 80 + world
+
+
+@pytest.mark.parametrize("skip", [1, 37, 120, 121, 248])
+def test_a_resumed_epoch_is_the_rest_of_the_whole_one(skip):
+    whole = Chunks(UNEVEN).orders(2, 2, epoch=3)
+    assert Chunks(UNEVEN).orders(2, 2, epoch=3, skip=skip) == [order[skip:] for order in whole]
+
+
+def test_the_epoch_after_a_resumed_one_is_whole():
+    dataset = Chunks(UNEVEN)
+    sampler = EpochSampler(496, 0, skip=100, chunked=dataset)
+    assert len(list(sampler)) == 396
+    sampler.set_epoch(1)
+    assert [index for _, index in sampler] == dataset.orders(1, 1, epoch=1)[0]
+
+
+def test_chunks_are_asked_for_before_they_are_read_a_window_ahead_and_once():
+    dataset = Chunks(UNEVEN)
+    read = []
+    for _, index in EpochSampler(496, 0, chunked=dataset):
+        chunk = int(dataset.chunk_of[index])
+        assert chunk in dataset.asked
+        if chunk not in read:
+            read.append(chunk)
+        assert len(dataset.asked) <= len(read) + 2 * WINDOW
+    assert set(dataset.asked) == set(range(80))
+    assert len(dataset.asked) <= 81  # once; the one that the epoch begins in the middle of, twice
+
+
+# ---- from buckets and the web
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch) -> Iterator[str]:
+    pytest.importorskip("moto", reason="needs moto (regard[dev])")
+    pytest.importorskip("s3fs", reason="needs s3fs (regard[stream])")
+    monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "cache"))
+    name = f"images-{uuid4()}"  # moto keeps what is in a bucket beyond the server's end
+    with s3_server(name):
+        yield f"s3://{name}/deep/toy"
+
+
+def same(ours: Packed, theirs: Packed) -> None:
+    assert len(ours) == len(theirs)
+    for i in range(len(ours)):
+        assert ours.name(i) == theirs.name(i)
+        np.testing.assert_array_equal(ours.image(i), theirs.image(i))
+
+
+def packed_of(src) -> Packed:
+    packed = open_source(src).splits["train"]
+    assert isinstance(packed, Packed)
+    return packed
+
+
+def test_a_pack_is_the_same_in_s3_and_chunks_are_fetched_when_they_are_read(bucket, tmp_path, capsys):
+    source = noise_images(tmp_path / "source", 40)
+    pack(open_source(source), tmp_path / "pack", 1)
+    main(["data", "pack", str(source), bucket, "--chunk_mb", "1"])
+    assert f"packed in {bucket}: regard pretrain --data {bucket} ..." in capsys.readouterr().out
+    remote = packed_of(bucket)
+    chunks = tmp_path / "cache/chunks"
+    assert not chunks.exists()
+    remote.image(0)
+    assert fetched(chunks) == [remote.parts[0].bytes]
+    same(remote, packed_of(tmp_path / "pack"))
+    main(["data", "info", bucket])
+    assert f"pack at {bucket}: 40 train images" in capsys.readouterr().out
+    main(["data", "check", bucket])
+    main(["data", "pack", str(source), bucket, "--chunk_mb", "1"])
+    assert "were there already" in capsys.readouterr().out
+
+
+def fetched(folder: Path) -> list[int]:
+    """The sizes of the whole chunks in the cache."""
+    return [path.stat().st_size for path in folder.iterdir() if path.suffix == "" and path.name[0] != "."]
+
+
+def test_a_pack_in_google_cloud_storage_and_on_the_web(tmp_path, monkeypatch):
+    pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator (regard[dev])")
+    pytest.importorskip("gcsfs", reason="needs gcsfs (regard[stream])")
+    monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "cache"))
+    source = open_source(noise_images(tmp_path / "source", 12))
+    pack(source, tmp_path / "pack", 1)
+    with gs_server("images"):
+        pack(source, "gs://images/toy", 1)
+        same(packed_of("gs://images/toy"), packed_of(tmp_path / "pack"))
+    with web_server() as site:
+        for path in (tmp_path / "pack").rglob("*.*"):
+            site.files["toy/" + str(path.relative_to(tmp_path / "pack"))] = path.read_bytes()
+        monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "another"))
+        same(packed_of(f"{site.url}/toy"), packed_of(tmp_path / "pack"))
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch) -> Iterator[Site]:
+    """40 images in five chunks on a web server, at /toy."""
+    pytest.importorskip("aiohttp", reason="needs aiohttp (regard[stream])")
+    monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "cache"))
+    pack(open_source(noise_images(tmp_path / "source", 40)), tmp_path / "pack", 1)
+    with web_server() as site:
+        serve(site, tmp_path / "pack")
+        yield site
+
+
+def serve(site: Site, folder: Path) -> None:
+    for path in folder.rglob("*.*"):
+        site.files["toy/" + str(path.relative_to(folder))] = path.read_bytes()
+
+
+def chunks_asked(site: Site) -> list[str]:
+    return [path for path, _ in site.asked if path.endswith(".bin")]
+
+
+def test_a_check_is_of_the_pack_and_not_of_the_cache(web, capsys):
+    url = f"{web.url}/toy"
+    same(packed_of(url), packed_of(url))  # all is in the cache
+    main(["data", "check", url])
+    content = web.files["toy/train/chunk-0-1.bin"]
+    web.files["toy/train/chunk-0-1.bin"] = content[:-1] + bytes([content[-1] ^ 1])
+    del web.files["toy/train/chunk-0-3.bin"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["data", "check", url])
+    said = capsys.readouterr()
+    assert "2 of 5 chunks are wrong" in said.err
+    assert "chunk-0-1.bin" in said.out + said.err
+    assert "chunk-0-3.bin" in said.out + said.err
+
+
+def test_a_check_that_can_not_be_made_finds_nothing_wrong(web, capsys):
+    url = f"{web.url}/toy"
+    splits = packed_of(url)
+    web.statuses = [403] * 20
+    with pytest.raises(InputError, match=r"chunk-0-0.bin is refused \(403\)"):
+        splits.is_whole(splits.parts[0])
+
+
+def test_a_chunk_that_goes_bad_in_the_cache_is_fetched_again(web, tmp_path):
+    remote, local = packed_of(f"{web.url}/toy"), packed_of(tmp_path / "pack")
+    remote.image(0)
+    (kept,) = [path for path in (tmp_path / "cache/chunks").iterdir() if path.suffix == "" and path.name[0] != "."]
+    for begin, end in ((0, 8), (8, kept.stat().st_size)):  # what says where the records are, and all that follows
+        content = bytearray(kept.read_bytes())
+        content[begin:end] = bytes(end - begin)
+        kept.write_bytes(content)
+        web.asked.clear()
+        np.testing.assert_array_equal(packed_of(f"{web.url}/toy").image(0), local.image(0))
+        assert chunks_asked(web) == ["toy/train/chunk-0-0.bin"]
+    same(remote, local)
+
+
+def test_a_chunk_that_is_wrong_in_the_bucket_is_not_fetched_for_ever(web):
+    remote = packed_of(f"{web.url}/toy")
+    web.files["toy/train/chunk-0-0.bin"] = bytes(remote.parts[0].bytes)
+    with pytest.raises(InputError, match=r"chunk-0-0.bin is not what was packed .* remove it there and pack again"):
+        remote.image(0)
+    assert len(chunks_asked(web)) == ROUNDS
+
+
+def test_a_look_at_few_labelled_images_fetches_few_chunks(web, tmp_path, capsys):
+    for name in ("ants", "bees"):
+        noise_images(tmp_path / "classes" / name, 15)
+    pack(open_source(tmp_path / "classes"), tmp_path / "labelled", 1)
+    web.files.clear()
+    serve(web, tmp_path / "labelled")
+    main(["data", "info", f"{web.url}/toy", "--limit", "1"])
+    assert set(chunks_asked(web)) == {"toy/train/chunk-0-0.bin"}
+    assert capsys.readouterr().err.count(" 15 ") == 2
+
+
+def test_nothing_of_somebody_else_is_written_over_in_a_bucket(bucket, tmp_path):
+    source = open_source(noise_images(tmp_path / "source", 2))
+    for name in ("train/index.json", "train/chunk-0-0.bin", "packing.json", "regard.json"):
+        Store(f"{bucket}/{name[:9]}").put(b"mine", name)
+        with pytest.raises(InputError, match=f"is no pack, and holds {name}|regard.json is broken"):
+            pack(source, f"{bucket}/{name[:9]}")
+        assert Store(f"{bucket}/{name[:9]}").read(name) == b"mine"
+
+
+def test_a_pack_in_a_bucket_that_lacks_a_chunk_is_mended_without_fetching_the_others(bucket, tmp_path):
+    source = open_source(noise_images(tmp_path / "source", 30))
+    pack(source, bucket, 1)
+    store, parts = Store(bucket), packed_of(bucket).parts
+    store.put(b"short", f"train/{parts[1].file}")
+    assert pack(source, bucket, 1).new
+    assert not pack(source, bucket, 1).new
+    assert store.digest(f"train/{parts[1].file}", parts[1].bytes) == parts[1].sha256
+
+
+def test_a_pack_to_a_bucket_goes_on_where_it_was_cut_short(bucket, tmp_path, monkeypatch):
+    source = open_source(noise_images(tmp_path / "source", 40))
+    written: list[str] = []
+    write = _Target.write
+
+    def fragile(self, name: str, content: bytes) -> None:
+        written.append(name)
+        if name == "train/chunk-0-3.bin" and written.count(name) == 1:
+            raise KeyboardInterrupt
+        write(self, name, content)
+
+    monkeypatch.setattr(_Target, "write", fragile)
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, bucket, 1)
+    with pytest.raises(
+        InputError, match=f"{bucket} is not packed to its end: regard data pack .* {bucket} --chunk_mb 1 goes on"
+    ):
+        open_source(bucket)
+    pack(source, bucket, 1)
+    assert written.count("train/chunk-0-2.bin") == 1
+    pack(source, tmp_path / "whole", 1)
+    assert packed_of(bucket).parts == packed_of(tmp_path / "whole").parts
+    same(packed_of(bucket), packed_of(tmp_path / "whole"))
+
+
+def test_where_there_is_no_pack(bucket, tmp_path, capsys):
+    for src, words in (
+        (f"{bucket}-2", f"there is no pack at {bucket}-2: regard data pack SRC"),
+        ("s3://no-such-bucket/toy", "no-such-bucket"),
+        ("ftp://host/toy", "ftp://"),
+        ("s3:/images/toy", "s3:/images/toy is no URL: a pack at s3://BUCKET/FOLDER"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["data", "info", src])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+
+
+def process(arguments: list[str], **environment: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
+
+
+@pytest.mark.slow
+def test_two_processes_read_every_image_once_an_epoch_within_the_bound(bucket, tmp_path):
+    """61 images in 7 chunks of 1 MB, a cache for three and a half of them, two processes with two loaders each."""
+    pack(open_source(noise_images(tmp_path / "source", 61)), bucket, 1)
+    bound, chunks = 3_700_000, tmp_path / "cache/chunks"
+    processes = [
+        process(
+            [str(HERE / "record_epoch.py"), bucket, str(tmp_path / f"{rank}.json"), "8", "3"],
+            RANK=str(rank), WORLD_SIZE="2", REGARD_CACHE_GB=str(bound / 1e9),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    most, deadline = 0, time.monotonic() + LONG
+    while any(of.poll() is None for of in processes):
+        if time.monotonic() > deadline:
+            [of.kill() for of in processes]
+            pytest.fail("the processes wait for each other")
+        if chunks.is_dir():
+            most = max(most, sum(size_of(path) for path in chunks.iterdir()))
+        time.sleep(0.01)
+    assert [of.returncode for of in processes] == [0, 0]
+    assert 1_000_000 < most <= bound
+    read = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    every = {f"{i:03}.png" for i in range(61)}
+    orders = []
+    for epoch in range(3):
+        assert len(read[0][epoch]) == len(read[1][epoch]) == 28
+        orders.append(read[0][epoch] + read[1][epoch])
+        assert len(set(orders[-1])) == 56  # none twice; five do not fill a batch
+        assert set(orders[-1]) < every
+    assert orders[0] != orders[1] != orders[2]
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}'
+
+
+@pytest.mark.slow
+def test_a_killed_pretrain_from_a_bucket_goes_on_bit_for_bit(bucket, tmp_path):
+    pack(open_source(noise_images(tmp_path / "source", 66)), bucket, 1)
+    command = [
+        "pretrain", "--data", bucket, "--size", "32", "--batch_size", "8", "--epochs", "3",
+        "--workers", "1", "--backbone", "vit_tiny_patch16_224", "--backbone_options", VIT,
+        "--method_options", '{"widths": [32, 32]}', "--accelerator", "cpu",
+    ]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    uninterrupted = process(["-m", "regard", *command, "--out", str(whole)])
+    signalled = [str(HERE.parents[1] / "signalled.py"), "SIGKILL", "10"]  # of 8 steps an epoch
+    assert process([*signalled, *command, "--out", str(cut), "--checkpoint_minutes", "0"]).wait(LONG) == -signal.SIGKILL
+    assert not list(cut.glob("*.safetensors"))
+    for chunk in (tmp_path / "cache/chunks").glob("*"):  # and the disk of another machine may hold none of it
+        chunk.unlink()
+    assert process(["-m", "regard", *command, "--out", str(cut)]).wait(LONG) == 0
+    assert uninterrupted.wait(LONG) == 0
+    ours, theirs = (load_file(folder / "backbone.safetensors") for folder in (cut, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(bool((ours[key] == theirs[key]).all()) for key in ours)
+    curves = [json.loads((folder / "pretrain.json").read_text())["curve"] for folder in (cut, whole)]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.slow
+def test_segment_evaluate_embed_and_score_read_a_pack_from_a_bucket(bucket, tmp_path):
+    source = open_source("scenes", scenes_size=32, scenes_count={"train": 16, "val": 6})
+    pack(source, bucket)
+    tiny = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", VIT, "--accelerator", "cpu"]
+    out = str(tmp_path / "run")
+    train = ["--size", "32", "--batch_size", "8", "--epochs", "1", "--workers", "0", "--out", out]
+    main(["segment", "--data", bucket, *tiny, "--fusion", "gate", "--head", "linear", *train])
+    assert json.loads((tmp_path / "run/run.json").read_text())
+    main(["evaluate", "--run", out, "--data", bucket, "--split", "val"])
+    assert json.loads((tmp_path / "run/evaluation-val.json").read_text())["images"] == 6
+    look = ["--data", bucket, "--split", "val", "--size", "32", *tiny]
+    main(["embed", *look, "--method", "pca", "--out", str(tmp_path / "embedding")])
+    assert len((tmp_path / "embedding/embedding.csv").read_text().splitlines()) == 1 + 6
+    main(["score", *look, "--out", str(tmp_path / "scores")])
+    assert list((tmp_path / "scores").glob("*.json"))

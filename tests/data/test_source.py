@@ -1,0 +1,306 @@
+"""What a path holds is recognised and said; what can't be used gets one line that says what would work."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regard.data.source import Source, check_readable, fingerprint, hold_out, open_source, require_masks
+from regard.errors import InputError
+
+CAMVID = Path(__file__).parents[2].parent / "shared/data/camvid"
+
+
+def write(root: Path, *names: str, value: int | None = None) -> Path:
+    """Small images, or masks of one value."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((4, 6, 3), np.uint8) if value is None else np.full((4, 6), value, np.uint8)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+def counts(source: Source) -> dict[str, int]:
+    return {split: len(data) for split, data in source.splits.items()}
+
+
+def refused(src, *parts: str, **options) -> None:
+    with pytest.raises(InputError) as error:
+        open_source(src, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+# ---- what is recognised
+
+
+def test_scenes():
+    source = open_source("scenes")
+    assert (source.layout, source.root) == ("scenes", "scenes")
+    assert counts(source) == {"train": 512, "val": 128, "test": 128}
+    assert source.describe().startswith("built-in scenes: 512 train, 128 val, 128 test images; 9 classes (background,")
+    small = open_source("scenes", scenes_size=32, scenes_count={"train": 3, "val": 2}, seed=1)
+    assert counts(small) == {"train": 3, "val": 2}
+    assert small.splits["val"].image(0).shape == (32, 32, 3)
+    assert (small.splits["val"].image(0) != open_source("scenes", scenes_size=32).splits["val"].image(0)).any()
+
+
+@pytest.mark.parametrize("folder", ["", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc(tmp_path, folder):
+    voc = tmp_path / folder
+    write(voc, "JPEGImages/1.jpg", "JPEGImages/2.jpg")
+    write(voc, "SegmentationClass/1.png", "SegmentationClass/2.png", value=20)
+    lists = voc / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("1\n")
+    refused(tmp_path, "val.txt", "missing", "unpack")
+    (lists / "val.txt").write_text("2\n")
+    source = open_source(tmp_path)
+    assert (source.layout, source.root, len(source.classes)) == ("voc", str(voc), 21)
+    assert counts(source) == {"train": 1, "val": 1}
+    assert require_masks(source)["val"].mask(0).max() == 20
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "validation", "testing")])
+def test_masks_with_splits(tmp_path, names):
+    for count, split in enumerate(names, start=1):
+        files = [f"{split}/{i}" for i in range(count)]
+        write(tmp_path / "images", *(f"{file}.jpg" for file in files))
+        write(tmp_path / "masks", *(f"{file}.png" for file in files), value=count)
+    source = open_source(tmp_path)
+    assert counts(source) == {"train": 1, "val": 2, "test": 3}
+    assert source.layout == "masks"
+    assert source.has_masks
+    assert not source.has_labels
+    assert source.classes == ("class 0", "class 1", "class 2", "class 3")
+    assert source.splits["train"].classes == source.splits["test"].classes
+    assert "no classes.txt" in source.describe()
+    assert require_masks(source)["test"].mask(0).max() == 3
+
+
+def test_masks_without_splits_hold_out_a_fifth(tmp_path):
+    write(tmp_path / "images", *(f"{i // 5}/{i:02}.jpg" for i in range(20)))
+    write(tmp_path / "masks", *(f"{i // 5}/{i:02}.png" for i in range(22)), value=1)
+    (tmp_path / "classes.txt").write_text("sky\nroad\ntree\ncar")
+    source = open_source(tmp_path)
+    assert counts(source) == {"train": 16, "val": 4}
+    kept = {data.name(i) for data in source.splits.values() for i in range(len(data))}
+    assert len(kept) == 20
+    line = source.describe()
+    assert f"images/ + masks/ tree at {tmp_path}: 16 train, 4 val images; 4 classes (sky, road, tree, ...)" in line
+    assert "fixed fifth" in line
+    assert "masks without an image, ignored: 2" in line
+
+
+def test_a_tree_with_train_and_test_holds_out_val_from_train(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / "images" / split, *(f"{i}.jpg" for i in range(10)))
+        write(tmp_path / "masks" / split, *(f"{i}.png" for i in range(10)), value=1)
+    source = open_source(tmp_path)
+    assert list(counts(source).items()) == [("train", 8), ("val", 2), ("test", 10)]
+    assert source.splits["val"].name(0).startswith("images/train/")
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("train", "valid", "test")])
+def test_class_folders_with_splits(tmp_path, names):
+    for split in names:
+        write(tmp_path, f"{split}/cat/1.png", f"{split}/ant/2.png")
+    source = open_source(tmp_path)
+    assert (source.layout, source.classes) == ("class folders", ("ant", "cat"))
+    assert counts(source) == dict.fromkeys(("train", "val", "test")[: len(names)], 2)
+    assert source.has_labels
+    assert not source.has_masks
+    assert source.describe().endswith("images; 2 classes (ant, cat)")
+
+
+def test_class_folders_without_splits(tmp_path):
+    write(tmp_path, "bus/1.png", "car/2.png", "train/3.png")  # the vehicle
+    source = open_source(tmp_path)
+    assert (source.classes, counts(source)) == (("bus", "car", "train"), {"train": 3})
+
+
+def test_a_split_without_class_folders_is_ignored_and_said(tmp_path):
+    write(tmp_path, "train/a/1.png", "train/b/2.png", "test/3.png")
+    source = open_source(tmp_path)
+    assert counts(source) == {"train": 2}
+    assert "test/ is ignored" in source.describe()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1.png", "a/2.png", "b/3.png"),  # images beside the folders
+        ("a/1.png", "a/b/2.png"),  # one folder
+        ("a/x/1.png", "b/x/2.png"),  # no images directly in the folders
+        ("a/1.png", "b/2.png", "c/d/3.png"),  # nor in all of them
+        ("images/1.png", "images/deep/er/2.png"),  # images/ without masks/
+    ],
+)
+def test_anything_else_is_a_plain_folder(tmp_path, names):
+    source = open_source(write(tmp_path, *names))
+    assert (source.layout, source.classes) == ("images", ())
+    assert counts(source) == {"train": len(names)}
+    assert [source.splits["train"].name(i) for i in range(len(names))] == sorted(names)
+    assert source.describe() == f"plain image folder at {tmp_path}: {len(names)} train images"
+    with pytest.raises(InputError, match=r"has no masks: .*--data scenes"):
+        require_masks(source)
+
+
+def test_flat_split_folders_are_splits_and_not_classes(tmp_path):
+    source = open_source(write(tmp_path, "train/1.png", "train/2.png", "val/3.png"))
+    assert (source.layout, counts(source)) == ("images", {"train": 2, "val": 1})
+
+
+def test_pictures_beside_images_are_not_images(tmp_path):
+    source = open_source(write(tmp_path, "images/1.jpg", "labels/1.png"))
+    assert counts(source) == {"train": 1}
+
+
+def test_a_path_may_be_relative_or_a_link(tmp_path, monkeypatch):
+    write(tmp_path, "here/a/1.png", "scenes/2.png")
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    assert open_source("link").root == open_source(Path("here")).root == str(tmp_path / "here")
+    assert open_source("./scenes").layout == "images"
+
+
+def test_coloured_masks_and_their_classes(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / "images" / split, "1.jpg")
+        (tmp_path / "masks" / split).mkdir(parents=True)
+        Image.new("RGB", (6, 4), (250, 0, 0)).save(tmp_path / "masks" / split / "1.png")
+    (tmp_path / "classes.json").write_text(
+        '[{"name": "sky", "color": [0, 0, 250]}, {"name": "car", "color": [250, 0, 0]}]'
+    )
+    source = open_source(tmp_path)
+    assert source.describe().endswith("1 train, 1 val images; 2 classes (sky, car)")
+    assert source.palette.tolist() == [[0, 0, 250], [250, 0, 0]]
+    assert (require_masks(source)["val"].mask(0) == 1).all()
+    check_readable(source)
+    (tmp_path / "classes.json").write_text('[{"name": "sky", "color": [0, 0, 250]}]')
+    with pytest.raises(InputError, match=r"1\.png has 24 pixels of 1 colours that no class has \(#fa0000\)"):
+        check_readable(open_source(tmp_path))
+
+
+def test_a_source_changes_with_its_files_and_with_what_was_decided(tmp_path):
+    write(tmp_path / "images", *(f"{i}.jpg" for i in range(10)))
+    write(tmp_path / "masks", *(f"{i}.png" for i in range(10)), value=1)
+    source, out = open_source(tmp_path), tmp_path / "out"
+    before = fingerprint(source, out)
+    write(tmp_path / "out", "1.png")
+    assert fingerprint(open_source(tmp_path), out) == before
+    assert fingerprint(dataclasses.replace(source, notes=("otherwise",)), out) != before
+    write(tmp_path / "masks", "1.png", value=0)
+    os.utime(tmp_path / "masks/1.png", (1, 1))
+    assert fingerprint(source, out) != before
+
+
+def test_files_whose_names_are_not_utf_8_count_like_others(tmp_path):
+    odd = os.fsdecode(b"\xff.png")
+    write(tmp_path, "1.png")
+    before = fingerprint(open_source(tmp_path))
+    try:
+        (tmp_path / "1.png").rename(tmp_path / odd)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 alone")
+    source = open_source(tmp_path)
+    assert fingerprint(source) != before
+    noted = dataclasses.replace(source, notes=(f"{odd} is ignored",))
+    assert fingerprint(noted) != fingerprint(source)
+
+
+# ---- the held-out fifth
+
+
+def test_held_out_images_do_not_depend_on_the_listing():
+    paths = [f"images/{i:04}.jpg" for i in range(503)]
+    train, val = hold_out(paths)
+    assert (len(train), len(val)) == (403, 100)
+    assert sorted(train + val) == paths
+    shuffled = list(np.random.default_rng(0).permutation(paths))
+    assert set(hold_out(shuffled)[1]) == set(val)
+
+
+def test_one_image_more_moves_at_most_one_other():
+    paths = [f"images/{i:04}.jpg" for i in range(503)]
+    val = set(hold_out(paths)[1])
+    for new in range(503, 520):
+        paths.append(f"images/{new:04}.jpg")
+        before, val = val, set(hold_out(paths)[1])
+        assert len((before ^ val) - {paths[-1]}) <= 1
+
+
+def test_held_out_images_are_recorded():
+    """A change here would change every result on data without a val folder."""
+    assert hold_out([f"images/{i}.jpg" for i in range(10)])[1] == ["images/1.jpg", "images/6.jpg"]
+
+
+# ---- what is refused
+
+
+def test_a_missing_path_names_the_nearest(tmp_path):
+    (tmp_path / "camvid").mkdir()
+    refused(tmp_path / "camvit", str(tmp_path / "camvit"), "did you mean 'camvid'")
+    refused(tmp_path / "camvit/images", "did you mean 'camvid'")
+    refused(tmp_path / "xyz", "no such folder", "`scenes`")
+    refused("scene", "did you mean 'scenes'")
+
+
+def test_a_file_is_not_a_folder(tmp_path):
+    write(tmp_path, "a.jpg")
+    refused(tmp_path / "a.jpg", "a.jpg is a file", "folder that holds it")
+
+
+def test_a_folder_without_images(tmp_path):
+    refused(tmp_path, str(tmp_path), "no images", ".jpg")
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/notes.txt").write_text("")
+    refused(tmp_path, str(tmp_path), "no images")
+
+
+def test_masks_and_images_that_do_not_fit(tmp_path):
+    write(tmp_path / "masks", "1.png", value=1)
+    refused(tmp_path, str(tmp_path), "masks/ but no images/")
+    (tmp_path / "images").mkdir()
+    refused(tmp_path, str(tmp_path / "images"), "no images")
+    write(tmp_path / "images", "1.jpg", "2.jpg", "3.jpg")
+    refused(tmp_path, "2 of 3 images have no mask", "images/2.jpg", "masks/2.png")
+
+
+def test_an_empty_class_folder(tmp_path):
+    write(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "c").mkdir()
+    refused(tmp_path, str(tmp_path / "c"), "no images", "remove the folder")
+
+
+def test_a_class_of_val_that_train_lacks(tmp_path):
+    write(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/x/4.png")
+    refused(tmp_path, str(tmp_path / "val/x"), "2 classes")
+
+
+def test_a_split_that_is_not_there_names_those_that_are(tmp_path):
+    source = open_source(write(tmp_path, "1.png"))
+    assert len(source.split("train")) == 1
+    with pytest.raises(InputError, match="'val': known: train"):
+        source.split("val")
+
+
+# ---- the real thing
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason=f"CamVid is not at {CAMVID}")
+def test_camvid():
+    source, root = open_source(CAMVID), CAMVID.resolve()
+    assert source.describe() == (
+        f"images/ + masks/ tree at {root}: 367 train, 101 val, 233 test images; 11 classes (sky, building, pole, ...)"
+    )
+    val = require_masks(source)["val"]
+    assert val.image(0).shape == (360, 480, 3)
+    assert set(np.unique(val.mask(0))) <= {*range(11), 255}
+    assert (val.mask(0) == 255).any()

@@ -1,0 +1,77 @@
+"""`python peak_memory.py COMMAND DATA OUT [keep]`: runs a command over small images here, and prints the peak of the
+resident memory in bytes (Linux only). keep: what is decoded stays in memory, to see that it shows.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+TINY: dict = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+ON_CPU: dict = {"accelerator": "cpu", "workers": 0}
+
+
+def pretrain(data: str, out: str) -> None:
+    from regard.cli.training import pretrain
+
+    narrow: dict = {"widths": [32, 32]}
+    options: dict = {"backbone_options": TINY, "method_options": narrow, "epochs": 1, "knn_every": 1}
+    pretrain(data, "barlow_twins", "vit_tiny_patch16_224", out, 32, batch_size=4, **options, **ON_CPU)
+
+
+def score(data: str, out: str) -> None:
+    from regard.cli.scoring import score
+
+    score("vit_tiny_patch16_224", data, split="train", out=out, size=32, backbone_options=TINY, **ON_CPU)
+
+
+def evaluate(data: str, out: str) -> None:
+    from safetensors.torch import save_file
+
+    from regard.backbones.weights import MODEL_FILE
+    from regard.cli.using import evaluate
+    from regard.files import write_json
+    from regard.runs.run import RUN_FILE
+    from untrained import description, untrained_segmentation
+
+    model = untrained_segmentation()
+    write_json(Path(out) / RUN_FILE, description(model))
+    save_file(model.state_dict(), Path(out) / MODEL_FILE)
+    evaluate(out, data, "train", **ON_CPU)
+
+
+def embed(data: str, out: str) -> None:
+    from regard.cli.looking import embed
+
+    given: dict = {"method": "pca", "split": "train", "size": 32, "backbone_options": TINY, "accelerator": "cpu"}
+    embed("vit_tiny_patch16_224", data, out, **given)
+
+
+def info(data: str, out: str) -> None:
+    from regard.cli.data import info
+
+    info(data)
+
+
+def keep_images() -> None:
+    from regard.data.datasets.base import ImageFolder
+
+    kept, read = [], ImageFolder.image
+
+    def image(self, i):
+        kept.append(read(self, i))
+        return kept[-1]
+
+    ImageFolder.image = image
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    command, data, out, *keep = sys.argv[1:]
+    if keep:
+        keep_images()
+    {f.__name__: f for f in (pretrain, score, evaluate, embed, info)}[command](data, out)
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    print(f"peak {int(found[1]) * 1024}")

@@ -1,0 +1,352 @@
+"""Training a segmentation: what its settings promise, averages of its weights, features of a frozen backbone kept."""
+
+import json
+import pickle
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from regard.backbones import build_backbone, save_backbone
+from regard.backbones.weights import MODEL_FILE
+from regard.cli import main
+from regard.data.datasets.scenes import Scenes
+from regard.data.survey import class_pixels
+from regard.errors import InputError, Interrupted
+from regard.segmentation.task import SegmentationTask
+from regard.segmentation.model import SegmentationModel
+from regard.runs import feature_cache, segmenting
+from regard.training import trainer as training
+from regard.runs.run import load_run, summary
+from regard.runs.segmenting import Cache, SegmentSettings, segment_run
+from regard.training.stopping import Checkpoints
+from regard.training.hardware import Hardware
+
+HARDWARE = Hardware("cpu", bar=False)
+SETTINGS = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear", lr=0.01)
+TRAIN, VAL = Scenes(8, size=32), Scenes(4, size=32, seed=1)
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
+
+
+def vit():
+    torch.manual_seed(0)
+    return build_backbone("vit_tiny_patch16_224", **VIT)
+
+
+def resnet():
+    torch.manual_seed(0)
+    return build_backbone("resnet18", channels=(8, 16, 16, 16))
+
+
+def values(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / MODEL_FILE)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def task_of(monkeypatch) -> list[SegmentationTask]:
+    """The tasks that are trained from here on."""
+    seen: list[SegmentationTask] = []
+
+    def fit(trainer, task, *rest) -> None:
+        seen.append(task)
+        training.fit(trainer, task, *rest)
+
+    monkeypatch.setattr(segmenting, "fit", fit)
+    return seen
+
+
+def test_parts_of_a_step_add_up_to_the_step(tmp_path) -> None:
+    """Where each part has as many labelled pixels (no void borders here), and batch norms are out of the way."""
+    settings = replace(SETTINGS, head="fcn", epochs=1, scale=(1.0, 1.2))
+    gradients = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        backbone = vit().eval()
+        seen = []
+        step = SegmentationTask.optimizer_step
+
+        def optimizer_step(task, *rest, into=seen, step=step, **options) -> None:
+            step(task, *rest, **options)
+            into.append({n: p.grad.clone() for n, p in task.model.backbone.named_parameters() if p.grad is not None})
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SegmentationTask, "optimizer_step", optimizer_step)
+            patch.setattr(torch.nn.BatchNorm2d, "forward", lambda norm, x: x)
+            patch.setattr(torch.nn.Dropout, "forward", lambda dropout, x: x)
+            patch.setattr(torch.nn.Dropout2d, "forward", lambda dropout, x: x)
+            segment_run(
+                TRAIN, VAL, backbone, "none", replace(settings, accumulate=accumulate), tmp_path / str(accumulate),
+                hardware=HARDWARE,
+            )  # fmt: skip
+        assert len(seen) == 2  # 8 images in steps of 4
+        gradients.append(seen[0])
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_the_loss_of_the_curve_is_that_of_whole_steps(tmp_path) -> None:
+    """Lightning divides that of a part by the number of parts."""
+    settings = replace(SETTINGS, epochs=1, lr=0.0, backbone_lr=0.0, scale=(1.0, 1.2))
+    losses = []
+    for accumulate in (1, 2):
+        made = segment_run(
+            TRAIN, VAL, vit().eval(), "none", replace(settings, accumulate=accumulate), tmp_path / str(accumulate),
+            hardware=HARDWARE,
+        )  # fmt: skip
+        losses.append(made["curve"][0]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)  # the head's batch norm sees other batches
+
+
+def test_the_step_must_come_out_even() -> None:
+    with pytest.raises(InputError, match="a step of 4 images is not 3 equal parts"):
+        segment_run(TRAIN, VAL, vit(), "none", replace(SETTINGS, accumulate=3), Path("unused"))
+
+
+def test_patience_ends_a_training_that_gets_no_better_and_its_best_epoch_is_kept(tmp_path, monkeypatch) -> None:
+    given = iter([0.1, 0.3, 0.2, 0.3, 0.29, 0.9])  # equal is not better: three epochs after the second it is enough
+
+    def score(task) -> None:
+        task.log("val_miou", next(given))
+
+    monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", score)
+    settings = replace(SETTINGS, epochs=9, patience=3)
+    made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    assert [round(point["val_miou"], 2) for point in made["curve"]] == [0.1, 0.3, 0.2, 0.3, 0.29]
+    assert made["best_epoch"] == 2
+
+
+def cut(monkeypatch, epoch: int) -> None:
+    """Be told to stop in the last step of this epoch."""
+    start = Checkpoints.on_train_batch_start
+
+    def told(callback, trainer, *rest) -> None:
+        start(callback, trainer, *rest)
+        if trainer.current_epoch == epoch and trainer.is_last_batch:
+            callback._remember(signal.SIGTERM, None)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_start", told)
+
+
+def test_a_run_cut_short_does_not_go_on_from_other_weights(tmp_path, monkeypatch, capsys) -> None:
+    """Its checkpoint would bring back the first ones without a word; a cache would hold features of the others."""
+    command = ["segment", "--data", "scenes", "--backbone", "vit_tiny_patch16_224", "--size", "32", "--out"]
+    command += [str(tmp_path / "out"), "--backbone_options", json.dumps(VIT), "--weights"]
+    for seed in "12":
+        torch.manual_seed(int(seed))
+        save_backbone(build_backbone("vit_tiny_patch16_224", **VIT), tmp_path / f"{seed}.safetensors")
+
+    def stops(*_, **__) -> None:
+        raise Interrupted("told to", signal.SIGTERM)
+
+    monkeypatch.setattr(segmenting, "segment_run", stops)
+    for seed, status in (("1", 128 + signal.SIGTERM), ("1", 128 + signal.SIGTERM), ("2", 2)):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, str(tmp_path / f"{seed}.safetensors")])
+        assert ended.value.code == status
+    assert "holds a run with other settings (first_weights, weights)" in capsys.readouterr().err
+
+
+def test_a_run_that_patience_ends_is_not_cut_short_by_a_signal_in_its_last_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", lambda task: task.log("val_miou", 0.5))
+    settings = replace(SETTINGS, epochs=9, patience=1)
+    cut(monkeypatch, 1)
+    made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    assert len(made["curve"]) == 2
+
+
+def test_a_run_whose_best_weights_were_replaced_after_its_checkpoint_ends_all_the_same(tmp_path, monkeypatch) -> None:
+    given = iter([0.5, 0.4, 0.45])
+    monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", lambda task: task.log("val_miou", next(given)))
+    settings = replace(SETTINGS, epochs=3)
+    with monkeypatch.context() as patch:
+        cut(patch, 0)
+        with pytest.raises(Interrupted):
+            segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    (best,) = (tmp_path / "checkpoints").glob("best-*")
+    best.unlink()
+    made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    assert made["best_epoch"] == 3
+    assert len(made["curve"]) == 3
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_what_is_kept_and_scored_is_the_average(average: str, tmp_path, monkeypatch) -> None:
+    seen, step = [], SegmentationTask.optimizer_step
+
+    def optimizer_step(task, *rest, **options) -> None:
+        step(task, *rest, **options)
+        seen.append({name: p.detach().clone() for name, p in task.model.named_parameters()})
+
+    monkeypatch.setattr(SegmentationTask, "optimizer_step", optimizer_step)
+    settings = replace(SETTINGS, epochs=5, average=average)
+    made = segment_run(TRAIN, VAL, resnet(), "none", settings, tmp_path, hardware=HARDWARE)
+    assert len(seen) == 10
+    if average == "swa":  # the ends of epochs 4 and 5
+        expected = {name: (seen[7][name] + seen[9][name]) / 2 for name in seen[0]}
+        assert made["best_epoch"] is None
+    else:
+        expected = seen[0]
+        for n, new in enumerate(seen[1 : 2 * made["best_epoch"]], 1):
+            decay = min(0.999, (1 + n) / (10 + n))
+            expected = {name: decay * old + (1 - decay) * new[name] for name, old in expected.items()}
+    kept = values(tmp_path)
+    for name, value in expected.items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6)
+    if average == "ema":
+        run = load_run(tmp_path, "cpu")
+        best = made["curve"][made["best_epoch"] - 1]["val_miou"]
+        assert summary(run, run.evaluate(VAL))["miou"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_statistics_of_a_frozen_backbone_are_not_renewed_for_the_average(tmp_path) -> None:
+    backbone = resnet()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    settings = replace(SETTINGS, epochs=5, average="swa", freeze=True)
+    segment_run(TRAIN, VAL, backbone, "none", settings, tmp_path, hardware=HARDWARE)
+    assert same(before, backbone.state_dict())
+
+
+def test_balanced_weights_count_every_mask() -> None:
+    counts = class_pixels(TRAIN)
+    expected = np.bincount(np.concatenate([TRAIN.mask(i).ravel() for i in range(8)]), minlength=len(TRAIN.classes))
+    assert counts.tolist() == expected[: len(TRAIN.classes)].tolist()
+
+
+# ---- features of a frozen backbone ----------------------------------------------------------------------------------
+
+
+def cached(
+    folder: Path, cache: Path, content: str = "a", fusion: str = "gate", crops: int = 2, seed: int = 0, **options
+):
+    settings = replace(SETTINGS, freeze=True, epochs=2, cache_crops=crops, **options)
+    return segment_run(TRAIN, VAL, vit(), fusion, settings, folder, seed, HARDWARE, cache=Cache(cache, content))
+
+
+@pytest.mark.parametrize("fusion", ["none", "gate", "propagate"])
+def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(fusion: str, tmp_path) -> None:
+    """The same batches in the same order; a batch of features is computed alone, and rounds a little otherwise."""
+    cached(tmp_path / "cached", tmp_path / "cache", fusion=fusion)
+    settings = replace(SETTINGS, freeze=True, epochs=2)
+    segment_run(TRAIN, VAL, vit(), fusion, settings, tmp_path / "plain", 0, HARDWARE)
+    ours, theirs = values(tmp_path / "cached"), values(tmp_path / "plain")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    curves = [load_run(tmp_path / name, "cpu").description["curve"] for name in ("cached", "plain")]
+    for a, b in zip(*curves, strict=True):
+        assert a == pytest.approx(b, abs=2e-3)
+
+
+def forward_passes(monkeypatch) -> list[int]:
+    """The batch of each pass through the backbone, from here on."""
+    seen, features = [], SegmentationModel.features
+
+    def counting(model, images, *rest, **options):
+        seen.append(len(images))
+        return features(model, images, *rest, **options)
+
+    monkeypatch.setattr(SegmentationModel, "features", counting)
+    return seen
+
+
+def test_the_backbone_runs_once_for_every_crop_and_validation_image(tmp_path, monkeypatch) -> None:
+    seen = forward_passes(monkeypatch)
+    cached(tmp_path / "a", tmp_path / "cache")
+    assert sum(seen) == 2 * len(TRAIN) + len(VAL)
+    seen.clear()
+    cached(tmp_path / "b", tmp_path / "cache", lr=0.02)  # another run, another rate
+    assert not seen
+    assert not same(values(tmp_path / "a"), values(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"content": "b"},
+        {"crops": 1},
+        {"seed": 1},
+        {"fusion": "propagate"},
+        {"scale": (0.9, 1.1)},
+        {"size": 40},
+    ],
+)
+def test_a_stale_cache_is_not_used(change: dict, tmp_path, monkeypatch) -> None:
+    cached(tmp_path / "a", tmp_path / "cache")
+    seen = forward_passes(monkeypatch)
+    cached(tmp_path / "b", tmp_path / "cache", **change)
+    assert sum(seen) >= len(TRAIN)
+
+
+def test_other_weights_are_another_cache(tmp_path, monkeypatch) -> None:
+    cached(tmp_path / "a", tmp_path / "cache")
+    seen, build = forward_passes(monkeypatch), vit
+
+    def changed():
+        backbone = build()
+        with torch.no_grad():
+            next(backbone.parameters()).view(-1)[0] += 1e-3
+        return backbone
+
+    monkeypatch.setitem(globals(), "vit", changed)
+    cached(tmp_path / "b", tmp_path / "cache")
+    assert sum(seen) == 2 * len(TRAIN) + len(VAL)
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+def test_an_interrupted_cache_goes_on_behind_its_last_whole_sample(tmp_path, monkeypatch) -> None:
+    cached(tmp_path / "whole", tmp_path / "cache")
+    features, calls = SegmentationModel.features, []
+
+    def dies(model, images, *rest, **options):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise Killed
+        return features(model, images, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModel, "features", dies)
+        with pytest.raises(Killed):
+            cached(tmp_path / "cut", tmp_path / "other")
+    (partial,) = (tmp_path / "other").glob("*.partial")
+    with (partial / feature_cache.TENSORS_FILE).open("ab") as file:
+        file.write(b"half a sample")
+    with (partial / feature_cache.SAMPLES_FILE).open("a") as file:
+        file.write("[12")
+    seen = forward_passes(monkeypatch)
+    cached(tmp_path / "on", tmp_path / "other")
+    assert sum(seen) == 2 * len(TRAIN) + len(VAL) - 8  # two batches of 4 were done
+    assert same(values(tmp_path / "on"), values(tmp_path / "whole"))
+    for one, two in zip(
+        sorted((tmp_path / "cache").glob("*/*.bin")), sorted((tmp_path / "other").glob("*/*.bin")), strict=True
+    ):
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_loading_process_gets_the_path_of_the_tensors_not_the_tensors(tmp_path) -> None:
+    cached(tmp_path / "out", tmp_path / "cache")
+    folder = max((tmp_path / "cache").glob("*/tensors.bin"), key=lambda path: path.stat().st_size).parent
+    file = feature_cache.TensorFile(folder)
+    first = file[0]
+    packed = pickle.dumps(file)
+    assert len(packed) < (folder / feature_cache.TENSORS_FILE).stat().st_size / 5
+    assert all(np.array_equal(a, b) for a, b in zip(pickle.loads(packed)[0], first, strict=True))
+
+
+def test_a_cache_needs_a_frozen_backbone_and_room(tmp_path, monkeypatch) -> None:
+    with pytest.raises(InputError, match="leave out --cache_crops"):
+        segment_run(TRAIN, VAL, vit(), "none", replace(SETTINGS, cache_crops=2), tmp_path / "out")
+    with pytest.raises(InputError, match="add --freeze"):
+        segment_run(TRAIN, VAL, vit(), "none", SETTINGS, tmp_path / "out", cache=Cache(tmp_path / "cache", ""))
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(InputError, match=r"0\.0 GB are free in .*cache: take fewer --cache_crops"):
+        cached(tmp_path / "out", tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.partial"))

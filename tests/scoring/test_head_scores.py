@@ -1,0 +1,319 @@
+"""Scores of heads over many images: equal to naive means over images, in whatever batches they come, at flat memory."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from regard.attention import metrics
+from regard.backbones import Backbone, build_backbone
+from regard.errors import InputError
+from regard.scoring.head_scores import GROUPS, BlockScores, HeadScores, _jackknife_error, _leaving_out
+
+BLOCKS, CLASSES, OBJECTS = (1, 3), 4, (1, 2, 3)
+PLACE = torch.tensor([[0.0, 0, 1, 1, 0]]).expand(2, 5)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """A tiny ViT whose random attention is far from even."""
+    torch.manual_seed(0)
+    vit = build_backbone("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=4, num_heads=3)
+    for block in vit.model.blocks:
+        block.attn.qkv.weight.data *= 20
+    return vit.eval()
+
+
+def data(count: int, height: int = 44, width: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, and labels in blotches of a few patches, with void pixels; the last row of patches is cut."""
+    coarse = torch.randint(0, CLASSES + 1, (count, height // 11, width // 8))
+    labels = coarse.repeat_interleave(11, 1).repeat_interleave(8, 2)
+    return torch.randn(count, 3, height, width), labels.where(labels < CLASSES, 255)
+
+
+def scored(backbone: Backbone, images: torch.Tensor, labels: torch.Tensor, batch: int = 4, **options) -> dict:
+    scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS, **options)
+    for numbers in torch.arange(len(images)).split(batch):
+        scores.update(images[numbers], numbers, labels[numbers], labels[numbers - 1])
+    return scores.result()
+
+
+def same(a, b) -> None:
+    """Equal up to rounding, at any depth."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            same(a[key], b[key])
+    elif isinstance(a, list):
+        for one, other in zip(a, b, strict=True):
+            same(one, other)
+    else:
+        assert a == (b if a is None or isinstance(a, str) else pytest.approx(b, rel=1e-4, abs=1e-5))
+
+
+def naive_ious(backbone: Backbone, image: torch.Tensor, labels: np.ndarray, block: int) -> np.ndarray:
+    """(heads + 1, objects): IoU pixel by pixel of the heads' masks, and of that of their mean map."""
+    with torch.no_grad():
+        weights = backbone(image[None], attention="cls", blocks=[block]).attention[0].weights[0]
+    weights = torch.cat([weights, weights.mean(0, keepdim=True)])
+    masks = metrics.mass_mask(weights).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, : len(labels)].numpy()
+    seen, objects = labels != 255, [c for c in OBJECTS if (labels == c).any()]
+    return np.array([[(m & (labels == c)).sum() / ((m & seen) | (labels == c)).sum() for c in objects] for m in masks])
+
+
+def test_jaccard_equals_a_naive_mean_over_objects_and_then_images(backbone) -> None:
+    images, labels = data(7)
+    labels[3] = 0  # an image without an object
+    result = scored(backbone, images, labels)
+    assert (result["images"], result["images_with_objects"]) == (7, 6)
+    assert result["objects"] == sum(int((of_image == c).any()) for of_image in labels for c in OBJECTS)
+    for block in result["blocks"]:
+        found = [naive_ious(backbone, images[i], labels[i].numpy(), block["block"]) for i in (0, 1, 2, 4, 5, 6)]
+        oracle = np.array([iou[:-1].max(axis=0).mean() for iou in found])
+        rows = np.array([iou.mean(axis=1) for iou in found])  # (images, heads + 1)
+        assert block["oracle"] == pytest.approx(oracle.mean(), rel=1e-5)
+        assert block["oracle_se"] == pytest.approx(oracle.std(ddof=1) / math.sqrt(6), rel=1e-4)
+        assert block["best_head"] == rows.mean(axis=0)[:-1].argmax()
+        assert block["best_head_jaccard"] == pytest.approx(rows.mean(axis=0)[:-1].max(), rel=1e-5)
+        assert block["mean_map_jaccard"] == pytest.approx(rows.mean(axis=0)[-1], rel=1e-5)
+        assert [row["head"] for row in block["heads"]] == [0, 1, 2, "mean"]
+        errors = rows.std(axis=0, ddof=1) / math.sqrt(6)
+        for row, value, error in zip(block["heads"], rows.mean(axis=0), errors, strict=True):
+            assert row["jaccard"] == pytest.approx(value, rel=1e-5)
+            assert row["jaccard_se"] == pytest.approx(error, rel=1e-4)
+        assert block["oracle"] >= block["best_head_jaccard"]
+
+
+def test_information_is_of_the_table_over_all_images(backbone) -> None:
+    """And `position` is of the labels of another image."""
+    images, labels = data(5)
+    result = scored(backbone, images, labels, batch=2)
+    with torch.no_grad():
+        maps = [m.weights for m in backbone(images, attention="cls", blocks=BLOCKS).attention]
+    counts = metrics.cell_counts(labels, CLASSES, 8)
+    for block, weights in zip(result["blocks"], maps, strict=True):
+        joint = metrics.joint_histogram(weights, counts).double()
+        elsewhere = metrics.joint_histogram(weights, counts.roll(1, 0)).double()
+        samples = metrics.independent_samples(metrics.label_moments(counts).sum(0))
+        information, position = (metrics.information(table.sum(0), samples) for table in (joint, elsewhere))
+        assert block["samples"] == pytest.approx(samples.item())
+        for row, expected, by_position in zip(block["heads"], information, position, strict=False):
+            assert row["information"] == pytest.approx(expected.item(), abs=1e-9)
+            assert row["position"] == pytest.approx(by_position.item(), abs=1e-9)
+            assert row["information_beyond_position"] == pytest.approx(row["information"] - row["position"], abs=1e-12)
+            assert row["information_share"] == pytest.approx(expected.item() / block["label_entropy"])
+
+
+def test_batches_change_nothing(backbone) -> None:
+    """Nor the order in which they come: here all of one shape first. Standard errors and `position` included."""
+    tall, wide = data(7), data(6, 33, 40)
+    elsewhere = [torch.randint(0, CLASSES, labels.shape) for _, labels in (tall, wide)]
+    numbers = [torch.arange(0, 14, 2), torch.arange(1, 13, 2)]
+
+    def found(turns: list[tuple[int, slice]]) -> dict:
+        scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS)
+        for shape, part in turns:
+            images, labels = (tall, wide)[shape]
+            scores.update(images[part], numbers[shape][part], labels[part], elsewhere[shape][part])
+        return scores.result()
+
+    one_by_one = found([(i % 2, slice(i // 2, i // 2 + 1)) for i in range(13)])
+    same(found([(0, slice(0, 7)), (1, slice(0, 6))]), one_by_one)
+    same(found([(1, slice(0, 4)), (0, slice(0, 3)), (0, slice(3, 7)), (1, slice(4, 6))]), one_by_one)
+
+
+def test_batches_of_views_change_nothing(backbone) -> None:
+    views = torch.randn(2, 7, 3, 32, 32)
+    places = torch.rand(2, 7, 5) * 0.5
+    places[..., 2:4] += 0.5  # all overlap
+
+    def found(batch: int) -> dict:
+        scores = HeadScores(backbone, "cls", BLOCKS)
+        scores.update(views[0], torch.arange(7))
+        for part in torch.arange(7).split(batch):
+            scores.update_views(*views[:, part], *places[:, part])
+        return scores.result()
+
+    whole = found(7)
+    assert (whole["view_pairs_that_overlap"], whole["view_pairs_elsewhere"]) == (7, 6)
+    for batch in (1, 3):
+        same(found(batch), whole)
+
+
+def test_consistency_elsewhere_is_that_of_an_image_with_the_one_before(backbone) -> None:
+    """By hand, over whole images; and maps that know nothing of their image are as consistent as with any other."""
+    images = torch.randn(4, 3, 32, 32)
+    place = torch.tensor([0.0, 0, 1, 1, 0]).expand(4, 5)
+    scores = HeadScores(backbone, "cls", BLOCKS)
+    scores.update(images, torch.arange(4))
+    scores.update_views(images, images, place, place)
+    with torch.no_grad():
+        maps = backbone(images, attention="cls", blocks=BLOCKS).attention
+    for block, found in zip(scores.result()["blocks"], maps, strict=True):
+        expected = metrics.consistency(found.weights[1:], found.weights[:-1]).mean(0)
+        for head in range(3):
+            assert block["heads"][head]["consistency"] == pytest.approx(1, abs=1e-5)
+            assert block["heads"][head]["consistency_elsewhere"] == pytest.approx(expected[head].item(), abs=1e-5)
+    blind, weights = BlockScores(3, 0, 0.6), torch.rand(1, 3, 4, 4).expand(4, 3, 4, 4)
+    blind.add_views(weights, weights**2, place, place)
+    torch.testing.assert_close(blind.consistency.result()[0], blind.consistency_elsewhere.result()[0])
+
+
+def test_maps_that_share_a_tenth_of_their_mass_are_a_tenth_consistent() -> None:
+    """On a fine grid too: 90% of the mass in one position of 56 x 56, in different cells of 8 x 8, the rest even."""
+    weights = torch.full((2, 20, 1, 56 * 56), 0.1 / 56**2)
+    first, second = torch.randperm(64)[:40].view(2, 20)  # different cells of 7 x 7 positions
+    for view, cells in enumerate((first, second)):
+        rows, columns = (7 * c + torch.randint(0, 7, (20,)) for c in (cells // 8, cells % 8))
+        weights[view, torch.arange(20), 0, rows * 56 + columns] += 0.9
+    scores = BlockScores(1, 0, 0.6)
+    place = torch.tensor([0.0, 0, 1, 1, 0]).expand(20, 5)
+    scores.add_views(*weights.view(2, 20, 1, 56, 56), place, place)
+    assert scores.consistency.result()[0][0].item() == pytest.approx(0.1, abs=0.03)
+
+
+def smooth(count: int, channels: int) -> torch.Tensor:
+    """Random fields of 32 x 32 that change over a quarter of the side."""
+    coarse = torch.randn(count, channels, 4, 4)
+    return torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic", align_corners=True)
+
+
+def test_smooth_maps_that_know_nothing_tell_nothing_beyond_position() -> None:
+    """Neighbours resemble each other, so that information alone is above 0 by more than its errors; position has the
+    same bias, and the difference is 0 within its own.
+    """
+    beyond, alone = [], []
+    for _ in range(12):
+        weights = (2 * smooth(40, 4)).flatten(2).softmax(-1).view(40, 4, 32, 32)
+        counts = metrics.cell_counts(smooth(40, 8).argmax(1), 8, 1)
+        scores = BlockScores(4, 8, 0.6)
+        scores.add_maps(weights)
+        scores.add_labels(weights, counts, counts.roll(1, 0), counts, torch.arange(40) % GROUPS)
+        for row in scores.result()["heads"][:-1]:
+            alone.append(row["information"] / row["information_se"])
+            beyond.append(row["information_beyond_position"] / row["information_beyond_position_se"])
+    assert np.mean(np.abs(beyond) < 2) > 0.9
+    assert abs(np.mean(beyond)) < 0.5
+    assert np.median(alone) > 2.5
+
+
+def test_the_mode_of_every_module_is_left_as_it_was(backbone) -> None:
+    backbone.train()
+    backbone.model.blocks[1].eval()  # as a frozen block
+    modes = [module.training for module in backbone.modules()]
+    scored(backbone, *data(2))
+    assert [module.training for module in backbone.modules()] == modes
+    backbone.eval()
+
+
+def test_attention_that_is_not_finite_is_refused_by_its_block(backbone) -> None:
+    broken = copy.deepcopy(backbone)
+    broken.model.blocks[3].attn.qkv.weight.data[0] = math.nan
+    images, labels = data(2)
+    with pytest.raises(InputError, match="attention of block 3 of vit_tiny_patch16_224 is not finite"):
+        scored(broken, images, labels)
+
+
+def test_heads_are_scored_each_for_itself(backbone) -> None:
+    """Heads in another order, in the same block: their scores in that order, and the block's as before."""
+    images, labels = data(5)
+    scores, permuted = (HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS) for _ in range(2))
+    with torch.no_grad():
+        maps = backbone(images, attention="cls", blocks=BLOCKS).attention
+    counts = metrics.cell_counts(labels, CLASSES, 8)
+    groups = torch.arange(5)
+    for one, order in ((scores, [0, 1, 2]), (permuted, [2, 0, 1])):
+        for block, attention in zip(one.blocks.values(), maps, strict=True):
+            block.add_maps(attention.weights[:, order])
+            block.add_labels(attention.weights[:, order], counts, counts, counts[:, 1:], groups)
+    for before, after in zip(scores.result()["blocks"], permuted.result()["blocks"], strict=True):
+        heads = before["heads"]
+        for row, expected in zip(after["heads"], [heads[2], heads[0], heads[1], heads[3]], strict=True):
+            same(row | {"head": expected["head"]}, expected)
+        for key in ("oracle", "oracle_se", "diversity", "mean_map_jaccard", "label_entropy"):
+            assert after[key] == pytest.approx(before[key], rel=1e-5)
+
+
+def test_memory_does_not_grow_with_the_images(backbone) -> None:
+    sizes = []
+    scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS)
+    for step in range(1, 41):
+        images, labels = data(2, 44, 32 + 8 * (step % 20))  # of 20 shapes
+        scores.update(images, torch.arange(2), labels, labels.flip(0))
+        scores.update_views(images[..., :32, :32], images[..., :32, :32], PLACE, PLACE)
+        if step in (20, 40):
+            sizes.append(len(pickle.dumps(scores.blocks)))
+    assert abs(sizes[1] - sizes[0]) < 64  # numbers have more digits
+
+
+def test_without_labels_there_are_only_the_scores_that_need_none(backbone) -> None:
+    scores = HeadScores(backbone, "cls", BLOCKS)
+    scores.update(data(3)[0], torch.arange(3))
+    result = scores.result()
+    assert result.keys() == {"images", "blocks"}
+    for block in result["blocks"]:
+        assert block.keys() == {"block", "stride", "diversity", "diversity_se", "heads"}
+        names = {key.removesuffix("_se") for key in block["heads"][0]}
+        assert names == {"head", "entropy", "entropy_share", "area", "distance"}
+        assert block["heads"][-1]["distance"] is None  # a mean map has no other heads
+
+
+def test_instances_are_objects_of_their_own(backbone) -> None:
+    """Two instances of one class count as two; void and 0 as none; scored as if each were a class."""
+    images, labels = data(3)
+    instances = labels.where(labels < CLASSES, 255)
+    result = HeadScores(backbone, "cls", BLOCKS, CLASSES)
+    of_class = (labels > 0).long().where(labels < CLASSES, 255)
+    result.update(images, torch.arange(3), of_class, of_class, instances)
+    by_class = scored(backbone, images, labels)
+    ours = result.result()
+    assert ours["objects"] == by_class["objects"]
+    for one, other in zip(ours["blocks"], by_class["blocks"], strict=True):
+        assert one["oracle"] == pytest.approx(other["oracle"], rel=1e-6)
+
+
+def test_the_same_view_twice_is_consistent_and_views_apart_do_not_count(backbone) -> None:
+    images, _ = data(3, 32, 32)
+    whole, corner, other = torch.tensor([[0.0, 0, 1, 1, 0], [0.0, 0, 0.4, 0.4, 0], [0.5, 0.5, 0.4, 0.4, 0]])
+    scores = HeadScores(backbone, "cls", BLOCKS)
+    scores.update(images, torch.arange(3))
+    scores.update_views(images, images, whole.expand(3, 5), whole.expand(3, 5))
+    scores.update_views(images, images, corner.expand(3, 5), other.expand(3, 5))
+    result = scores.result()
+    assert (result["view_pairs"], result["view_pairs_that_overlap"]) == (6, 3)
+    for block in result["blocks"]:
+        for row in block["heads"]:
+            assert row["consistency"] == pytest.approx(1, abs=1e-6)
+    scores.update_views(images, images.flip(0), whole.expand(3, 5), whole.expand(3, 5))
+    assert all(row["consistency"] < 0.999 for block in scores.result()["blocks"] for row in block["heads"])
+
+
+def test_of_one_image_there_is_no_standard_error_and_no_position(backbone) -> None:
+    images, labels = data(1)
+    scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS)
+    scores.update(images, torch.arange(1), labels)
+    result = scores.result()
+    assert result["images_with_position"] == 0
+    for block in result["blocks"]:
+        assert block["oracle"] is not None
+        assert block["oracle_se"] is None
+        assert block["heads"][0]["information"] is not None
+        for score in ("information_se", "position", "position_se", "information_beyond_position"):
+            assert block["heads"][0][score] is None
+
+
+def test_the_standard_error_of_information_is_its_spread_over_data_sets() -> None:
+    """Of 200 data sets of 10 groups, the spread of the estimates is what each of them says it is, within a fifth."""
+    estimates, errors = [], []
+    for _ in range(200):
+        classes = torch.randint(0, 2, (10, 400))
+        binned = torch.randint(0, 3, (10, 400)).where(torch.rand(10, 400) < 0.5, classes)
+        joint = torch.nn.functional.one_hot(binned * 2 + classes, 6).sum(1).view(10, 1, 3, 2).double()
+        counts = torch.nn.functional.one_hot(classes, 2).mT.unsqueeze(-1).float()  # (groups, classes, 400, 1)
+        estimate, without = _leaving_out(joint, metrics.label_moments(counts))
+        estimates.append(estimate.item())
+        errors.append(_jackknife_error(without).item())
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(estimates), rel=0.2)
