@@ -16,7 +16,7 @@ from side_by_side import table, write
 
 from regard.data.source import open_source, require_masks
 from regard.runs.run import full_summary, load_run, summary
-from regard.segmentation.inference import Inference
+from regard.settings import Inference
 
 WAYS = {
     "whole images": Inference(),

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -20,8 +21,9 @@ from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.samples import Cached
 from regard.runs import segmenting
-from regard.runs.segmenting import Cache, SegmentSettings, segment_run
-from regard.training.hardware import Hardware
+from regard.runs.extras import Cache, Extras
+from regard.runs.segmenting import segment_run
+from regard.settings import Hardware, SegmentSettings
 
 NAME, SIZE, EPOCHS = "vit_small_patch16_224", 224, 4
 
@@ -44,7 +46,7 @@ def epochs(train: Cached, val: Cached, cache: Path | None) -> list[float]:
     def with_watch(count, out, hardware, callbacks, *rest):
         return make(count, out, hardware, [*callbacks, watch], *rest)
 
-    settings = SegmentSettings(SIZE, epochs=EPOCHS, batch_size=8, freeze=True)
+    settings = SegmentSettings(size=SIZE, epochs=EPOCHS, batch_size=8, freeze=True)
     torch.manual_seed(0)
     backbone = build_backbone(NAME)
     out = Path(tempfile.mkdtemp())
@@ -52,7 +54,15 @@ def epochs(train: Cached, val: Cached, cache: Path | None) -> list[float]:
     start = time.perf_counter()
     try:
         kept = Cache(cache, "scenes") if cache else None
-        segment_run(train, val, backbone, "gate", settings, out, hardware=Hardware(bar=False), cache=kept)
+        segment_run(
+            train,
+            val,
+            backbone,
+            replace(settings, fusion="gate"),
+            out,
+            hardware=Hardware(bar=False),
+            extras=Extras(cache=kept),
+        )
     finally:
         segmenting.make_trainer = make
         shutil.rmtree(out)

@@ -21,7 +21,6 @@ import torch
 from scipy.stats import t as student
 from side_by_side import COMMIT, table, write
 
-from regard.attention.guidance import Guidance
 from regard.backbones import Backbone, build_backbone
 from regard.data.loading.samples import Cached
 from regard.data.source import open_source, require_masks
@@ -30,11 +29,11 @@ from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
 from regard.scoring.score import Chosen, choose_protocol, score_heads
+from regard.settings import Guidance, Hardware
 from regard.studies.presets import preset
-from regard.training.hardware import Hardware
 
 TERMS = ("none", "sharpness", "diversity", "consistency")
-HARDWARE = Hardware("cpu", bar=False)
+HARDWARE = Hardware(accelerator="cpu", bar=False)
 PRETRAIN_EPOCHS, SEGMENT_EPOCHS = 6, 10
 SCORES = (
     "entropy_share",
@@ -65,7 +64,9 @@ def trained(data: dict[str, Any], work: Path, term: str, stage: str, weight: flo
         pretrain_run(data["train"], tiny.backbones["vit"].build(), settings, before, seed, HARDWARE)
     if not (after / RUN_FILE).is_file():
         settings = replace(tiny.segment, epochs=SEGMENT_EPOCHS, guidance=guided if stage == "segment" else Guidance())
-        segment_run(data["train"], data["val"], build_backbone(before), "gate", settings, after, seed, HARDWARE)
+        segment_run(
+            data["train"], data["val"], build_backbone(before), replace(settings, fusion="gate"), after, seed, HARDWARE
+        )
     return before, after
 
 

@@ -34,10 +34,10 @@ from regard.backbones import Backbone, build_backbone, normalize
 from regard.data.datasets.base import ClassFolders
 from regard.data.loading.modules import PretrainData
 from regard.data.loading.samples import CentreCrops
-from regard.runs.pretraining import PretrainSettings, build_method, build_views
+from regard.runs.pretraining import build_method, build_views
+from regard.settings import Hardware, PretrainSettings
 from regard.ssl.dino import clip_each
 from regard.ssl.method import Pretraining
-from regard.training.hardware import Hardware
 from regard.training.optimizers import set_lr, split_parameters
 from regard.training.schedules import cosine, dino_warmup_cosine, warmup_cosine
 from regard.training.trainer import StepSeed, make_trainer
@@ -170,7 +170,15 @@ def train(train_set: "Shuffled", val: "Shuffled", seed: int, whose: str, config:
     name, architecture = BACKBONES[config["backbone"]]
     model = build_backbone(name, **architecture)
     batch, epochs, options = BATCH[method], config["epochs"], OPTIONS[method]
-    settings = PretrainSettings(method, SIZE, LOCAL_SIZE, LOCAL_CROPS, epochs, batch, options)
+    settings = PretrainSettings(
+        method=method,
+        size=SIZE,
+        local_size=LOCAL_SIZE,
+        local_crops=LOCAL_CROPS,
+        epochs=epochs,
+        batch_size=batch,
+        method_options=options,
+    )
     if whose == "regard":
         module = build_method(model, settings)
     else:
@@ -181,7 +189,7 @@ def train(train_set: "Shuffled", val: "Shuffled", seed: int, whose: str, config:
     data = PretrainData(train_set, build_views(settings), batch, seed=seed, bank=bank, queries=queries)
     curve, started = Curve(), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        hardware = Hardware("cpu", "32-true", bar=False)
+        hardware = Hardware(accelerator="cpu", precision="32-true", bar=False)
         trainer = make_trainer(epochs, Path(out), hardware, [curve, StepSeed(seed)], "")
         trainer.fit(module, data)
     return {"knn_top1": curve.top1, "seconds": time.perf_counter() - started, "steps": trainer.global_step}

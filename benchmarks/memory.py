@@ -40,7 +40,7 @@ def make_tree(root: Path, count: int) -> None:
 
 def pretrain(data: str, out: str) -> None:
     """Barlow Twins, one epoch."""
-    from regard.cli.training import pretrain
+    from regard.cli.train import pretrain
 
     options = {"backbone_options": VIT, "method_options": {"widths": [32, 32]}}
     pretrain(data, "barlow_twins", "vit_tiny_patch16_224", out, 32, epochs=1, batch_size=8, **options, **ON_CPU)
@@ -48,7 +48,7 @@ def pretrain(data: str, out: str) -> None:
 
 def score(data: str, out: str) -> None:
     """All scores of the heads, those of two views too."""
-    from regard.cli.scoring import score
+    from regard.cli.score import score
 
     score("vit_tiny_patch16_224", data, split="train", out=out, size=32, backbone_options=VIT, **ON_CPU)
 
@@ -59,7 +59,7 @@ def evaluate(data: str, out: str) -> None:
 
     from regard.backbones import build_backbone, describe
     from regard.backbones.weights import MODEL_FILE
-    from regard.cli.using import evaluate
+    from regard.cli.use import evaluate
     from regard.data.datasets.scenes import Scenes
     from regard.runs.run import RUN_FILE
     from regard.segmentation.model import SegmentationModel

@@ -49,10 +49,10 @@ from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.modules import PretrainData
 from regard.data.source import open_source
-from regard.runs.pretraining import PretrainSettings, build_method, build_views
+from regard.runs.pretraining import build_method, build_views
+from regard.settings import Hardware, PretrainSettings
 from regard.ssl.monitors import CollapseMonitor, Pictures
 from regard.training.curves import Clock, LossCurve, Scores
-from regard.training.hardware import Hardware
 from regard.training.trainer import StepSeed, make_trainer, prepare
 
 NARROW = {"embed_dim": 24, "depth": 1, "num_heads": 2}  # a ViT that costs next to nothing
@@ -177,7 +177,15 @@ def settings_of(method: str, options: argparse.Namespace, batch: int) -> Pretrai
         "dino": {"out_dim": options.out_dim},
     }
     size, local = options.size, options.local_size
-    return PretrainSettings(method, size, local, options.local_crops, 1, batch, made[method])
+    return PretrainSettings(
+        method=method,
+        size=size,
+        local_size=local,
+        local_crops=options.local_crops,
+        epochs=1,
+        batch_size=batch,
+        method_options=made[method],
+    )
 
 
 def architecture(name: str, extra: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -192,7 +200,13 @@ def fit_ours(
     method, name, extra = case
     settings = settings_of(method, options, options.batch)
     module = build_method(build_backbone(name, **architecture(name, extra, options)), settings)
-    hardware = Hardware(options.accelerator, options.precision, options.workers, bar=False, compile=options.compile)
+    hardware = Hardware(
+        accelerator=options.accelerator,
+        precision=options.precision,
+        workers=options.workers,
+        bar=False,
+        compile=options.compile,
+    )
     prepare(module, hardware)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

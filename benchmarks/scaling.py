@@ -34,8 +34,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.backbones import Backbone, build_backbone
-from regard.runs.pretraining import PretrainSettings, build_method
-from regard.training.hardware import Hardware
+from regard.runs.pretraining import build_method
+from regard.settings import Hardware, PretrainSettings
 from regard.training.trainer import StepSeed, make_trainer, prepare
 
 BACKBONES = {"resnet50": "resnet50", "vit-s/16": "vit_small_patch16_224"}
@@ -73,7 +73,7 @@ def measure(point: dict[str, Any], out: Path) -> None:
     torch.set_num_threads(1)
     size, images = point["size"], point["images"]
     settings = PretrainSettings(size=size, epochs=1, batch_size=images * point["processes"])
-    hardware = Hardware(point["accelerator"], bar=False, devices=point["processes"])
+    hardware = Hardware(accelerator=point["accelerator"], bar=False, devices=point["processes"])
     module = build_method(build(point["backbone"], size), settings)
     prepare(module, hardware)
     views = [torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8) for _ in range(2)]

@@ -44,7 +44,7 @@ def make_tree(root: Path, count: int, in_each: int) -> None:
 
 def run_until_first_step(data: str, out: str, started: float) -> None:
     """In a process of its own, which ends here: prints the seconds as JSON."""
-    from regard.cli.training import pretrain
+    from regard.cli.train import pretrain
     from regard.data import layout
     from regard.training.trainer import StepSeed
 

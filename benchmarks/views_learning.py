@@ -32,8 +32,8 @@ from torchvision import transforms
 from regard.backbones import build_backbone
 from regard.data.loading.modules import PretrainData
 from regard.data.loading.samples import CentreCrops
-from regard.runs.pretraining import PretrainSettings, build_method, build_views
-from regard.training.hardware import Hardware
+from regard.runs.pretraining import build_method, build_views
+from regard.settings import Hardware, PretrainSettings
 from regard.training.trainer import StepSeed, make_trainer
 
 PATHS = ("published", "cpu", "device")
@@ -88,7 +88,9 @@ def run(seed: int, path: str, config: dict[str, Any]) -> dict[str, Any]:
     L.seed_everything(seed, verbose=False)
     name, architecture = BACKBONES["vit"]
     batch, options = BATCH["barlow_twins"], OPTIONS["barlow_twins"]
-    settings = PretrainSettings("barlow_twins", SIZE, epochs=config["epochs"], batch_size=batch, options=options)
+    settings = PretrainSettings(
+        method="barlow_twins", size=SIZE, epochs=config["epochs"], batch_size=batch, method_options=options
+    )
     module = build_method(build_backbone(name, **architecture), settings)
     probes = {
         "bank": CentreCrops(_data["train"], range(config["bank"]), SIZE),
@@ -101,7 +103,7 @@ def run(seed: int, path: str, config: dict[str, Any]) -> dict[str, Any]:
         data = PretrainData(_data["train"], build_views(settings), batch, seed=seed, on_device=on_device, **probes)
     curve, started = Curve(), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        hardware = Hardware("cpu", "32-true", bar=False)
+        hardware = Hardware(accelerator="cpu", precision="32-true", bar=False)
         trainer = make_trainer(settings.epochs, Path(out), hardware, [curve, StepSeed(seed)], "")
         trainer.fit(module, data)
     return {"knn_top1": curve.top1, "seconds": time.perf_counter() - started, "steps": trainer.global_step}

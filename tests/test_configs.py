@@ -13,13 +13,13 @@ import yaml
 
 from regard.backbones import build_backbone
 from regard.cli import build_parser
-from regard.runs.pretraining import PretrainSettings, build_method
+from regard.runs.pretraining import build_method
 from regard.segmentation.losses import build_loss
 from regard.segmentation.model import SegmentationModel
 from regard.segmentation.task import SegmentationTask
+from regard.settings import PretrainSettings, SegmentSettings
 from regard.studies.plan import check_plan
 from regard.studies.plan_file import read_plan
-from regard.studies.presets import preset
 from regard.training.logs import BEST
 from regard.training.schedules import warmup_cosine
 
@@ -42,7 +42,7 @@ def test_a_study_opens_as_the_others_do_and_can_be_run(path: Path) -> None:
     assert f"regard compare --study configs/{path.name} --data" in opening
     assert "# Cost:" in opening
     assert "# Expect:" in opening
-    check_plan(read_plan(path, preset))
+    check_plan(read_plan(path))
 
 
 @pytest.mark.parametrize("path", SEGMENTATIONS, ids=lambda path: path.stem)
@@ -53,9 +53,9 @@ def test_a_recipe_of_a_segmentation_likewise(path: Path) -> None:
     assert "# Expect:" in opening
     recipe = options(path, "segment")
     backbone = build_backbone(recipe["backbone"], **recipe["backbone_options"])
-    model = SegmentationModel(backbone, 3, recipe["fusion"], recipe["head"], **recipe["head_options"])
+    model = SegmentationModel(backbone, 3, recipe["fusion"], recipe["head"], head_options=recipe["head_options"])
     loss = build_loss(recipe["loss"], None, 255)
-    SegmentationTask(model, 3, loss, schedule=recipe["schedule"], layer_decay=recipe["layer_decay"])
+    SegmentationTask(model, 3, loss, SegmentSettings(schedule=recipe["schedule"], layer_decay=recipe["layer_decay"]))
     assert recipe["batch_size"] % recipe["accumulate"] == 0
 
 
@@ -69,7 +69,9 @@ def test_a_recipe_opens_with_its_command_cost_and_result_and_fits_the_code(path:
     assert recipe["backbone"] in timm.list_models()
     given = recipe["method_options"] | ({"optimizer": recipe["optimizer"]} if recipe["optimizer"] else {})
     given |= {"out_dim": 64} if recipe["method"] == "dino" else {"widths": (64, 64)}  # names and types, not the size
-    settings = PretrainSettings(recipe["method"], batch_size=recipe["batch_size"], options=given | {"lr": recipe["lr"]})
+    settings = PretrainSettings(
+        method=recipe["method"], batch_size=recipe["batch_size"], method_options=given | {"lr": recipe["lr"]}
+    )
     module = build_method(build_backbone("resnet18", channels=(8, 8, 8, 8)), settings)
     assert module.hparams["batch_size"] == recipe["batch_size"]
     assert recipe["batch_size"] % (recipe["devices"] * recipe["nodes"] * recipe["accumulate"]) == 0
@@ -158,7 +160,7 @@ def test_every_choice_of_the_sweep_is_one_that_regard_segment_takes(tmp_path) ->
         assert [options["data"], options["out"], options["logger"]] == ["a folder", "runs/sweep/x7", "wandb"]
         assert options["pretrained"] is True
         model = SegmentationModel(backbone, 3, options["fusion"], options["head"])
-        SegmentationTask(model, 3, build_loss(options["loss"], None, 255), warmup=options["warmup"])
+        SegmentationTask(model, 3, build_loss(options["loss"], None, 255), SegmentSettings(warmup=options["warmup"]))
 
 
 def test_every_file_that_the_documentation_names_exists() -> None:

@@ -23,7 +23,7 @@ MAY = {
 MAY["runs"] = set(MAY) - {"reports"}
 MAY["studies"] = set(MAY)
 MAY["cli"] = set(MAY)
-MAY |= dict.fromkeys(GROUND, set()) | {"__init__": {"backbones", "runs"}, "__main__": {"cli"}}
+MAY |= {name: set() for name in GROUND} | {"__init__": {"backbones", "runs"}, "__main__": {"cli"}}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -24,8 +24,9 @@ def description(model: SegmentationModel, size: int = 32) -> dict:
     """What `regard segment` writes in run.json, as far as it is needed to load the model again."""
     return {
         "backbone": describe(model.backbone),
-        "fusion": "none",
-        "settings": {"size": size, "head": "linear", "head_options": {}},
+        "kept": None,
+        "settings": {"size": size, "fusion": "none", "head": "linear", "head_options": {}},
+        "head_weights": [],
         "classes": list(Scenes.classes),
         "palette": np.asarray(Scenes(1).palette).tolist(),
         "ignore_index": 255,

@@ -15,7 +15,7 @@ _HOMES = {
     "build_backbone": "backbones",
     "AttentionMap": "backbones",
     "Features": "backbones",
-    "load_run": "studies.runs",
+    "load_run": "runs.run",
 }
 
 

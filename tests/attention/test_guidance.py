@@ -2,24 +2,26 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from regard.attention.guidance import Guidance, consistency, diversity, sharpness
+from commands import fails
+from regard.attention.guidance import consistency, diversity, guidance_terms, sharpness, weighted
 from regard.attention.overlap import on_overlap
 from regard.backbones import AttentionMap, build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.augment import draws
 from regard.data.loading.views import View
 from regard.errors import InputError
-from regard.runs.pretraining import PretrainSettings, build_method, pretrain_run
+from regard.runs.pretraining import build_method, pretrain_run
 from regard.segmentation.losses import build_loss
 from regard.segmentation.model import SegmentationModel
 from regard.segmentation.task import SegmentationTask
-from regard.training.hardware import Hardware
+from regard.settings import Guidance, Hardware, PretrainSettings, SegmentSettings
 
 LOSS = build_loss("cross_entropy", None, 255)
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -137,7 +139,8 @@ def test_gradients(term: str) -> None:
 def test_gradients_are_finite_where_a_softmax_gives_zero(term: str) -> None:
     logits = torch.tensor([[0.0, 200.0, -200.0, 0.0], [200.0, 0.0, 0.0, 0.0]]).requires_grad_()
     maps = logits.softmax(-1).view(1, 2, 2, 2)
-    terms = Guidance(**{term: 1.0}).terms([[AttentionMap(m, "cls")] for m in (maps, maps.flip(-1))], [WHOLE, WHOLE])
+    views = [[AttentionMap(m, "cls")] for m in (maps, maps.flip(-1))]
+    terms = guidance_terms(Guidance(**{f"guide_{term}": 1.0}), views, [WHOLE, WHOLE])
     terms[term].backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
@@ -145,12 +148,12 @@ def test_gradients_are_finite_where_a_softmax_gives_zero(term: str) -> None:
 
 def test_terms_are_means_over_views_and_levels() -> None:
     sharp, even = AttentionMap(one_hot(0, 3), "cls"), AttentionMap(EVEN, "cls")
-    terms = Guidance(sharpness=2.0).terms([[sharp, even], [even, even]])
+    terms = guidance_terms(Guidance(guide_sharpness=2.0), [[sharp, even], [even, even]])
     assert set(terms) == {"sharpness"}
     assert terms["sharpness"].item() == pytest.approx(0.75)
-    assert Guidance(sharpness=2.0).total(terms).item() == pytest.approx(1.5)
-    assert not Guidance()
-    assert Guidance().total(Guidance().terms([[sharp]])) == 0
+    assert weighted(Guidance(guide_sharpness=2.0), terms).item() == pytest.approx(1.5)
+    assert not Guidance().guided
+    assert weighted(Guidance(), guidance_terms(Guidance(), [[sharp]])) == 0
 
 
 @pytest.mark.parametrize("term", ["sharpness", "diversity", "consistency"])
@@ -166,7 +169,8 @@ def test_descending_a_term_improves_the_maps(term: str) -> None:
     values = []
     for _ in range(20):
         views = [backbone(images, attention=True).attention, backbone(images.flip(-1), attention=True).attention]
-        loss = Guidance(**{term: 1.0}).terms(views, [WHOLE.expand(4, -1), flipped.expand(4, -1)])[term]
+        guidance = Guidance(**{f"guide_{term}": 1.0})
+        loss = guidance_terms(guidance, views, [WHOLE.expand(4, -1), flipped.expand(4, -1)])[term]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -185,15 +189,25 @@ SMALL = {
 def test_pretraining_adds_the_terms_to_the_loss(tmp_path, method: str) -> None:
     """The first step's loss is that of the same run without guidance, plus weight times the logged terms."""
     losses = {}
-    for name, guidance in (("without", Guidance()), ("with", Guidance(0.5, 0.25, 2.0))):
+    weights = {"guide_sharpness": 0.5, "guide_diversity": 0.25, "guide_consistency": 2.0}
+    for name, guidance in (("without", {}), ("with", weights)):
         torch.manual_seed(0)
         backbone = build_backbone("vit_tiny_patch16_224", **VIT)
-        settings = PretrainSettings(method, 32, 16, 2, epochs=1, batch_size=8, options=SMALL[method], guidance=guidance)
-        made = pretrain_run(Scenes(8, 32), backbone, settings, tmp_path / name, hardware=Hardware("cpu", bar=False))
+        settings = PretrainSettings(
+            method=method,
+            size=32,
+            local_size=16,
+            local_crops=2,
+            epochs=1,
+            batch_size=8,
+            method_options=SMALL[method],
+            **guidance,
+        )
+        made = pretrain_run(
+            Scenes(8, 32), backbone, settings, tmp_path / name, hardware=Hardware(accelerator="cpu", bar=False)
+        )
         losses[name] = made["curve"][0]
-        assert made["settings"]["guidance"] == {
-            "sharpness": guidance.sharpness, "diversity": guidance.diversity, "consistency": guidance.consistency,
-        }  # fmt: skip
+        assert {key: made["settings"][key] for key in weights} == dict.fromkeys(weights, 0.0) | guidance
     added = losses["with"]["loss"] - losses["without"]["loss"]
     terms = [losses["with"][f"guide_{name}"] for name in ("sharpness", "diversity", "consistency")]
     assert added == pytest.approx(0.5 * terms[0] + 0.25 * terms[1] + 2.0 * terms[2], rel=1e-4)
@@ -204,15 +218,15 @@ def test_segmentation_adds_the_terms_to_the_loss() -> None:
     backbone = build_backbone("vit_tiny_patch16_224", **VIT)
     model = SegmentationModel(backbone, 3, "gate", "linear").eval()
     batch = [torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 3, (2, 32, 32))]
-    guidance, logged = Guidance(0.5, 0.25, 2.0), {}
+    guidance, logged = SegmentSettings(guide_sharpness=0.5, guide_diversity=0.25, guide_consistency=2.0), {}
     losses = []
-    for task in (SegmentationTask(model, 3, LOSS), SegmentationTask(model, 3, LOSS, guidance=guidance)):
+    for task in (SegmentationTask(model, 3, LOSS), SegmentationTask(model, 3, LOSS, guidance)):
         task.log = lambda *_, **__: None
         task.log_dict = lambda terms, **_: logged.update(terms)
         losses.append(task.training_step(batch, 0))
     terms = {name.removeprefix("guide_"): term for name, term in logged.items()}
     assert set(terms) == {"sharpness", "diversity", "consistency"}
-    torch.testing.assert_close(losses[1], losses[0] + guidance.total(terms))
+    torch.testing.assert_close(losses[1], losses[0] + weighted(guidance, terms))
 
 
 @pytest.mark.parametrize(("name", "options", "side"), [
@@ -224,7 +238,7 @@ def test_segmentation_is_consistent_with_its_flip_where_heads_are(monkeypatch, n
     """With each map replaced by the brightness of what its position shows, a flip changes nothing but places."""
     backbone = build_backbone(name, **options)
     model = SegmentationModel(backbone, 3, "none", "linear")
-    task = SegmentationTask(model, 3, LOSS, guidance=Guidance(consistency=1.0))
+    task = SegmentationTask(model, 3, LOSS, SegmentSettings(guide_consistency=1.0))
     logged = {}
     task.log = lambda *_, **__: None
     task.log_dict = lambda terms, **_: logged.update(terms)
@@ -255,14 +269,17 @@ def test_segmentation_is_consistent_with_its_flip_where_heads_are(monkeypatch, n
     ("arguments", "message"),
     [
         (["pretrain", "--data", "scenes", "--backbone", "resnet18", "--guide_sharpness", "1"], "no attention to guide"),
-        (["pretrain", "--data", "scenes", "--guide_diversity", "-1"], "--guide_diversity -1.0 is too small"),
+        (
+            ["pretrain", "--data", "scenes", "--guide_diversity", "-1"],
+            "guide_diversity -1 is out of bounds: take 0 or more",
+        ),
         (
             ["segment", "--data", "scenes", "--backbone", "resnet18", "--guide_consistency", "1"],
             "no attention to guide",
         ),
         (
             ["segment", "--data", "scenes", "--backbone", "vit_tiny_patch16_224", "--freeze", "--guide_sharpness", "1"],
-            "a frozen|--freeze leaves it",
+            "freeze leaves it as it is",
         ),
         (
             [
@@ -275,16 +292,12 @@ def test_segmentation_is_consistent_with_its_flip_where_heads_are(monkeypatch, n
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, capsys, arguments: list[str], message: str) -> None:
-    import re
-
-    from test_cli import fails
-
     assert re.search(message, fails(capsys, *arguments, "--out", str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
 def test_supervised_has_one_view() -> None:
     backbone = build_backbone("vit_tiny_patch16_224", **VIT)
-    settings = PretrainSettings("supervised", batch_size=8, guidance=Guidance(consistency=1.0))
+    settings = PretrainSettings(method="supervised", batch_size=8, guide_consistency=1.0)
     with pytest.raises(InputError, match="supervised has one"):
         build_method(backbone, settings, classes=3)

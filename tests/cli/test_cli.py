@@ -12,15 +12,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from commands import fails
 from regard.backbones import build_backbone
-from regard.cli import COMMANDS, _as_parsed, build_parser, main
+from regard.cli import COMMANDS, main
+from regard.cli.parser import arguments_of, build_parser, parsed
 from regard.data.datasets.scenes import Scenes
 from regard.data.reading import read_image
 from regard.evaluation.scores import scores
 from regard.pictures.targets import outputs
 from regard.runs.run import load_run
-from regard.segmentation.inference import Inference
 from regard.segmentation.model import SegmentationModel
+from regard.settings import Inference
 from untrained import description, untrained_segmentation
 
 SMALL = ["--size", "32", "--epochs", "1", "--batch_size", "4", "--workers", "0"]
@@ -61,10 +63,11 @@ def test_images_are_given_as_people_type_them(given: str, images: list[str], tmp
     """An option counts, and not the file's, wherever it stands."""
     (tmp_path / "config.yaml").write_text("images: [of the file]")
     given = given.replace("CONFIG", str(tmp_path / "config.yaml"))
-    spread = _as_parsed(["predict", "--run", "x", "--out", "y", *given.split()])
-    options = build_parser().parse_args(spread).predict
-    assert options.images == images
-    assert options.scales == ([0.5, 1.0] if "--scales" in given else None)
+    words = ["predict", "--run", "x", "--out", "y", *given.split()]
+    _, command, values = parsed(build_parser(COMMANDS), COMMANDS, words)
+    asked = arguments_of(command, values)
+    assert asked["images"] == images
+    assert asked["inference"].scales == ((0.5, 1.0) if "--scales" in given else (1.0,))
 
 
 def tree(root: Path, split: str = "train", count: int = 6) -> Path:
@@ -81,16 +84,6 @@ def tree(root: Path, split: str = "train", count: int = 6) -> Path:
 
 def full_tree(root: Path) -> Path:
     return tree(tree(root), "val", 3)
-
-
-def fails(capsys, *arguments: str) -> str:
-    """Run a command that must fail; gives its one line."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("regard")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def missing_path(root: Path) -> list[str]:
@@ -165,13 +158,13 @@ def test_wrong_data_is_one_line_and_nothing_is_written(command: str, bad, tmp_pa
         (["pretrain", "--data", "scenes", "--method_options", '{"lamda": 1}'], "did you mean 'lambda_'"),
         (
             ["pretrain", "--data", "scenes", "--method", "dino", "--optimizer", "lars"],
-            "is for Barlow Twins",
+            "unknown option of dino 'optimizer'",
         ),
-        (["segment", "--data", "scenes", "--epochs", "0"], "--epochs 0 is too small: take 1 or more"),
-        (["segment", "--data", "scenes", "--workers", "-1"], "--workers -1 is too small"),
+        (["segment", "--data", "scenes", "--epochs", "0"], "epochs 0 is out of bounds: take 1 or more"),
+        (["segment", "--data", "scenes", "--workers", "-1"], "workers -1 is out of bounds"),
         (["segment", "--data", "scenes", "--accelerator", "abacus"], "accelerator"),
-        (["compare", "--data", "scenes", "--jobs", "-1"], "--jobs -1 is too small"),
-        (["compare", "--data", "scenes", "--seeds", "0"], "--seeds 0 is too small"),
+        (["compare", "--data", "scenes", "--jobs", "-1"], "jobs -1 is out of bounds"),
+        (["compare", "--data", "scenes", "--seeds", "0"], "seeds 0 is out of bounds"),
         (["segment", "--data", "scenes", "--size", "32", "--out", "/proc/x", "--backbone", "resnet18"], "/proc/x"),
         (["compare", "--data", "scenes", "--preset", "huge"], "unknown preset 'huge'"),
         (["compare", "--data", "scenes", "--size", "50"], "take a multiple of 32, such as 32 or 64"),
@@ -448,10 +441,10 @@ def test_images_that_cannot_be_read_are_named_and_the_others_done(segmentation, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--overlap", "1"], "cannot overlap by 1"),
+        (["--overlap", "1"], "overlap 1 is out of bounds"),
         (["--window", "0"], "window"),
-        (["--scales", "[0]"], "a scale of 0 is out of range"),
-        (["--opacity", "2"], "--opacity 2 is no share"),
+        (["--scales", "[0]"], "scales 0 is out of bounds"),
+        (["--opacity", "2"], "opacity 2 is out of bounds"),
     ],
 )
 def test_wrong_options_of_predict_are_one_line(options, message, segmentation, photos, tmp_path, capsys) -> None:

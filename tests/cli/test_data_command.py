@@ -130,7 +130,7 @@ def test_check_counts_a_mask_without_an_image_as_a_pair(tree: Path, capsys) -> N
     [
         (["info", "nowhere"], "regard data info: no such folder"),
         (["check", "nowhere"], "regard data check: no such folder"),
-        (["info", "scenes", "--limit", "0"], "regard data info: --limit 0 is too small: take 1 or more"),
+        (["info", "scenes", "--limit", "0"], "regard data info: limit 0 is out of bounds: take 1 or more"),
         (["info", "scenes", "--limit", "few"], "limit"),
         (["info"], "source"),
         (["download", "voc2021"], "did you mean 'voc2012'"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import fails
 from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
@@ -39,16 +40,6 @@ def video(path: Path, greys: list[int]) -> Path:
         writer.write(np.full((32, 48, 3), grey, np.uint8))
     writer.release()
     return path
-
-
-def fails(capsys, *arguments: str) -> str:
-    """Run a command that must fail; gives its one line."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def made(folder: Path) -> list[str]:
@@ -138,7 +129,7 @@ def test_the_explorer_is_written_beside(images, tmp_path, capsys) -> None:
 
 
 BAD = {
-    "no share": ([*VIT, "--mass", "1"], "--mass 1 is no share of the attention: take one between 0 and 1"),
+    "no share": ([*VIT, "--mass", "1"], "mass 1 is out of bounds: take a number above 0, below 1"),
     "convnet": (["--backbone", "resnet18"], "resnet18 has no attention maps"),
     "block": ([*VIT, "--blocks", "[4]"], "no block 4: it has 0 to 3"),
     "head": ([*VIT, "--heads", "[3]"], "no head 3: 0 to 2"),
@@ -147,7 +138,7 @@ BAD = {
     "rollout of blocks": ([*VIT, "--kind", "rollout", "--blocks", "all"], "leave out --blocks"),
     "rollout explored": ([*VIT, "--kind", "rollout", "--explorer"], "leave out --explorer"),
     "words": ([*VIT, "--what", "glow"], "what"),
-    "fps": ([*VIT, "--fps", "0"], "--fps 0 is too small"),
+    "fps": ([*VIT, "--fps", "0"], "fps 0 is out of bounds"),
 }
 
 
@@ -275,7 +266,7 @@ def test_images_without_classes_are_embedded_too(images, tmp_path) -> None:
     ("options", "message"),
     [
         (["--limit", "2"], "2 images make no map"),
-        (["--limit", "0"], "--limit 0 is too small"),
+        (["--limit", "0"], "limit 0 is out of bounds"),
         (["--split", "vall"], "unknown split"),
         (["--method", "umap"], "pip install 'regard[umap]'"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from regard.cli.using import report
+from regard.cli.study import report
 from regard.errors import InputError
 from regard.reports.page import Axis
 from regard.reports.sweep_report import option_axis, read_sweep, render_sweep, write_sweep_report

@@ -13,7 +13,7 @@ ON_CPU: dict = {"accelerator": "cpu", "workers": 0}
 
 
 def pretrain(data: str, out: str) -> None:
-    from regard.cli.training import pretrain
+    from regard.cli.train import pretrain
 
     narrow: dict = {"widths": [32, 32]}
     options: dict = {"backbone_options": TINY, "method_options": narrow, "epochs": 1, "knn_every": 1}
@@ -21,7 +21,7 @@ def pretrain(data: str, out: str) -> None:
 
 
 def score(data: str, out: str) -> None:
-    from regard.cli.scoring import score
+    from regard.cli.score import score
 
     score("vit_tiny_patch16_224", data, split="train", out=out, size=32, backbone_options=TINY, **ON_CPU)
 
@@ -30,7 +30,7 @@ def evaluate(data: str, out: str) -> None:
     from safetensors.torch import save_file
 
     from regard.backbones.weights import MODEL_FILE
-    from regard.cli.using import evaluate
+    from regard.cli.use import evaluate
     from regard.files import write_json
     from regard.runs.run import RUN_FILE
     from untrained import description, untrained_segmentation
@@ -42,7 +42,7 @@ def evaluate(data: str, out: str) -> None:
 
 
 def embed(data: str, out: str) -> None:
-    from regard.cli.looking import embed
+    from regard.cli.look import embed
 
     given: dict = {"method": "pca", "split": "train", "size": 32, "backbone_options": TINY, "accelerator": "cpu"}
     embed("vit_tiny_patch16_224", data, out, **given)

@@ -15,20 +15,22 @@ from regard.backbones import AttentionMap, Backbone, Features, build_backbone
 from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.backbones.weights import MODEL_FILE
 from regard.cli import main
-from regard.data.loading.samples import Fraction
 from regard.data.datasets.scenes import Scenes
+from regard.data.loading.samples import Fraction
 from regard.errors import InputError, Interrupted
-from regard.segmentation.model import SegmentationModel
+from regard.files import write_json
 from regard.runs import choosing_heads, segmenting
+from regard.runs.checks import check_settings
 from regard.runs.choosing_heads import CHOICE_FILE, best_heads, choose_heads
 from regard.runs.export import save_safetensors
-from regard.files import write_json
+from regard.runs.extras import Cache, Extras
 from regard.runs.run import RUN_FILE, load_run, summary
-from regard.runs.segmenting import Cache, SegmentSettings, check_settings, segment_run
+from regard.runs.segmenting import segment_run
+from regard.segmentation.model import SegmentationModel
+from regard.settings import Hardware, SegmentSettings
 from regard.training.stopping import Checkpoints
-from regard.training.hardware import Hardware
 
-HARDWARE = Hardware("cpu", bar=False)
+HARDWARE = Hardware(accelerator="cpu", bar=False)
 SETTINGS = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear", lr=0.01)
 TRAIN, VAL = Scenes(8, size=32), Scenes(4, size=32, seed=1)
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
@@ -149,7 +151,9 @@ def test_choosing_leaves_random_numbers_modes_and_weights_as_they_were() -> None
 
 def train(folder: Path, fusion: str = "gate", cache: Cache | None = None, **options) -> dict:
     settings = replace(SETTINGS, **options)
-    return segment_run(TRAIN, VAL, vit(), fusion, settings, folder, hardware=HARDWARE, cache=cache)
+    return segment_run(
+        TRAIN, VAL, vit(), replace(settings, fusion=fusion), folder, hardware=HARDWARE, extras=Extras(cache=cache)
+    )
 
 
 def same_weights(one: Path, two: Path) -> bool:
@@ -267,14 +271,6 @@ def with_kept(finished: Path, folder: Path, **changes) -> Path:
     return folder
 
 
-def test_a_run_folder_of_before_there_was_a_choice_opens(finished, tmp_path) -> None:
-    old = load_run(with_kept(finished, tmp_path / "old"), "cpu")
-    assert np.array_equal(old.predict(VAL.image(0)), load_run(finished, "cpu").predict(VAL.image(0)))
-    assert old.model.fusion.kept == ((0, 1, 2),) * 4
-    save_safetensors(old, tmp_path / "exported")
-    load_run(tmp_path / "exported", "cpu")
-
-
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
@@ -304,7 +300,6 @@ def test_heads_that_a_run_cannot_have_kept_are_one_line(finished, tmp_path, kept
             {"heads_kept": 1},
             "fusion none sees no attention heads: leave out --heads_kept, or take another fusion",
         ),
-        ("gate", {"heads_kept": 0}, "--heads_kept 0 leaves a fusion nothing to see: take 1 or more, or fusion none"),
         ("gate", {"layers": (4,)}, "has no level 4: take --layers from 0 to 3, or below 0"),
         ("gate", {"layers": (0, -5)}, "has no level -5: take --layers from 0 to 3, or below 0"),
         ("gate", {"layers": (3, -1)}, "a level is named twice in --layers: 3, -1"),
@@ -318,21 +313,8 @@ def test_heads_that_a_run_cannot_have_kept_are_one_line(finished, tmp_path, kept
 )
 def test_a_choice_that_cannot_be_is_one_line(fusion: str, options: dict, message: str) -> None:
     with pytest.raises(InputError) as error:
-        check_settings(replace(SETTINGS, **options), None, fusion, vit())
+        check_settings(replace(SETTINGS, fusion=fusion, **options), vit(), cached=False)
     assert str(error.value).endswith(message)
-
-
-def test_a_convnet_has_no_heads_to_choose_from() -> None:
-    resnet = build_backbone("resnet18", channels=(8, 16, 16, 16))
-    for options, flag in (({"layers": (0,)}, "--layers"), ({"heads_kept": 2}, "--heads_kept")):
-        with pytest.raises(InputError, match=f"resnet18 has no attention heads to choose from: leave out {flag}"):
-            check_settings(replace(SETTINGS, **options), None, "gate", resnet)
-
-
-def test_settings_can_be_looked_at_before_there_is_a_backbone() -> None:
-    check_settings(replace(SETTINGS, layers=(9,), heads_kept=1))
-    with pytest.raises(InputError, match="--heads_kept -1 leaves"):
-        check_settings(replace(SETTINGS, heads_kept=-1))
 
 
 def test_the_command_line_names_the_heads_that_the_fusion_sees(tmp_path, monkeypatch, capsys) -> None:

@@ -14,23 +14,16 @@ from torch import nn
 
 from regard.backbones import build_backbone, describe
 from regard.backbones.weights import MODEL_FILE
-from regard.cli.exporting import export
+from regard.cli.use import export
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
-from regard.segmentation.model import SegmentationModel
-from regard.runs import onnx
-from regard.runs.export import (
-    CONFIG_FILE,
-    from_pretrained,
-    model_card,
-    push,
-    save_onnx,
-    save_pretrained,
-    save_safetensors,
-)
-from regard.runs.exported import config
 from regard.files import write_json
+from regard.runs import onnx
+from regard.runs.export import CONFIG_FILE, model_card, save_onnx, save_pretrained, save_safetensors
+from regard.runs.exported import config
+from regard.runs.hub import from_pretrained, push
 from regard.runs.run import RUN_FILE, Run, load_run
+from regard.segmentation.model import SegmentationModel
 
 CLASSES = list(Scenes(1, size=32).classes)
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -52,7 +45,9 @@ def make_run(folder: Path, backbone: str, fusion: str, head: str, kept: list[lis
     """A run as `regard segment` leaves it; no parameter is zero, so that attention matters."""
     name, options = BACKBONES[backbone]
     head_options = {"width": 16} if head == "segformer" else {}
-    model = SegmentationModel(build_backbone(name, **options), len(CLASSES), fusion, head, kept=kept, **head_options)
+    model = SegmentationModel(
+        build_backbone(name, **options), len(CLASSES), fusion, head, kept=kept, head_options=head_options
+    )
     for parameter in model.parameters():
         if parameter.ndim > 1 or not parameter.any():
             nn.init.normal_(parameter, std=0.2)
@@ -62,9 +57,8 @@ def make_run(folder: Path, backbone: str, fusion: str, head: str, kept: list[lis
         folder / RUN_FILE,
         {
             "backbone": describe(model.backbone),
-            "fusion": fusion,
             "kept": kept,
-            "settings": {"size": 32, "head": head, "head_options": head_options, "data": SECRET},
+            "settings": {"size": 32, "fusion": fusion, "head": head, "head_options": head_options, "data": SECRET},
             "classes": CLASSES,
             "palette": [[i, 2 * i, 255 - i] for i in range(len(CLASSES))],
             "ignore_index": 255,

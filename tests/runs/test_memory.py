@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regard.data.source import open_source
+from regard.data.datasets.scenes import Scenes
 from regard.data.packs.packed import OPEN
 from regard.data.packs.packing import pack
-from regard.data.datasets.scenes import Scenes
+from regard.data.source import open_source
 from regard.runs.feature_cache import SAMPLES_FILE, TENSORS_FILE, TensorFile
 
 HERE = Path(__file__).parent

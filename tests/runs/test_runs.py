@@ -12,10 +12,10 @@ from regard.backbones import normalize
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
 from regard.evaluation.scores import boundary_counts, calibration_bins, confusion
-from regard.segmentation import inference as inference_module
-from regard.segmentation.inference import Inference
 from regard.runs.pixels import read_pixels
 from regard.runs.run import Run, full_summary, summary
+from regard.segmentation import inference as inference_module
+from regard.settings import Inference
 from untrained import description, untrained_segmentation
 
 CLASSES = len(Scenes.classes)

@@ -18,13 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from regard.backbones import build_backbone
-from regard.data.loading.modules import whole_loader
 from regard.data.datasets.scenes import Scenes
+from regard.data.loading.modules import whole_loader
 from regard.errors import InputError, Interrupted
-from regard.segmentation.model import SegmentationModel, has_unused
 from regard.runs import segmenting
-from regard.runs.segmenting import Cache, SegmentSettings, segment_run
-from regard.training.hardware import Hardware
+from regard.runs.extras import Cache, Extras
+from regard.runs.segmenting import segment_run
+from regard.segmentation.model import SegmentationModel, has_unused
+from regard.settings import Hardware, SegmentSettings
 
 REGARD, SIGNALLED = ("-m", "regard"), Path(__file__).parents[1] / "signalled.py"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
@@ -173,25 +174,30 @@ def build(name: str, **options: object):
     ],
 )
 def test_what_cannot_be_is_one_line(hardware: dict, settings: dict, line: str, tmp_path) -> None:
-    asked = Hardware("cpu", bar=False, **hardware)
+    asked = Hardware(accelerator="cpu", bar=False, **hardware)
     with pytest.raises(InputError, match=line):
-        segment_run(TRAIN, VAL, build("resnet18"), "none", replace(SETTINGS, **settings), tmp_path, hardware=asked)
+        segment_run(TRAIN, VAL, build("resnet18"), replace(SETTINGS, **settings), tmp_path, hardware=asked)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_cache_is_for_one_process(tmp_path) -> None:
-    asked, settings = Hardware("cpu", bar=False, devices=2), replace(SETTINGS, freeze=True)
+    asked, settings = Hardware(accelerator="cpu", bar=False, devices=2), replace(SETTINGS, freeze=True)
     with pytest.raises(InputError, match="take --devices 1"):
         segment_run(
-            TRAIN, VAL, build("resnet18"), "none", settings, tmp_path, hardware=asked, cache=Cache(tmp_path, "")
+            TRAIN, VAL, build("resnet18"), settings, tmp_path, hardware=asked, extras=Extras(cache=Cache(tmp_path, ""))
         )
 
 
 def test_a_fusion_that_reads_attention_cannot_checkpoint_activations(tmp_path) -> None:
-    asked = Hardware("cpu", bar=False, checkpoint_activations=True)
+    asked = Hardware(accelerator="cpu", bar=False, checkpoint_activations=True)
     with pytest.raises(InputError, match="fusion gate reads attention maps, which are gone"):
         segment_run(
-            TRAIN, VAL, build("vit_tiny_patch16_224", **VIT), "gate", SETTINGS, tmp_path / "run", hardware=asked
+            TRAIN,
+            VAL,
+            build("vit_tiny_patch16_224", **VIT),
+            replace(SETTINGS, fusion="gate"),
+            tmp_path / "run",
+            hardware=asked,
         )
 
 
@@ -200,8 +206,8 @@ def test_checkpointed_activations_leave_the_training_as_it_is(backbone: str, tmp
     """Weights, and batch statistics: a block runs twice, and counts once."""
     options = VIT if backbone.startswith("vit") else {"channels": (8, 8, 16, 16)}
     for name, save in (("plain", False), ("saved", True)):
-        hardware = Hardware("cpu", bar=False, checkpoint_activations=save)
-        segment_run(TRAIN, VAL, build(backbone, **options), "none", SETTINGS, tmp_path / name, hardware=hardware)
+        hardware = Hardware(accelerator="cpu", bar=False, checkpoint_activations=save)
+        segment_run(TRAIN, VAL, build(backbone, **options), SETTINGS, tmp_path / name, hardware=hardware)
     assert_near(tmp_path / "saved", tmp_path / "plain")
     counts = [
         value for name, value in load_file(tmp_path / "saved" / "model.safetensors").items() if "num_batches" in name
@@ -224,11 +230,11 @@ class Layout(L.Callback):
 
 def test_a_convnet_is_channels_last_and_goes_on_from_a_contiguous_state(tmp_path, monkeypatch) -> None:
     """A run that was begun in another layout, as by an earlier version, ends as one that was not."""
-    hardware, data = Hardware("cpu", bar=False, checkpoint_minutes=0.0), (TRAIN, VAL)
+    hardware, data = Hardware(accelerator="cpu", bar=False, checkpoint_minutes=0.0), (TRAIN, VAL)
 
     def train(out: Path, *callbacks: L.Callback) -> None:
         backbone = build("resnet18", channels=(8, 8, 16, 16))
-        segment_run(*data, backbone, "none", SETTINGS, out, hardware=hardware, callbacks=callbacks)
+        segment_run(*data, backbone, SETTINGS, out, hardware=hardware, extras=Extras(callbacks=callbacks))
 
     class Stop(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:

@@ -17,16 +17,17 @@ from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.data.survey import class_pixels
 from regard.errors import InputError, Interrupted
-from regard.segmentation.task import SegmentationTask
-from regard.segmentation.model import SegmentationModel
 from regard.runs import feature_cache, segmenting
-from regard.training import trainer as training
+from regard.runs.extras import Cache, Extras
 from regard.runs.run import load_run, summary
-from regard.runs.segmenting import Cache, SegmentSettings, segment_run
+from regard.runs.segmenting import segment_run
+from regard.segmentation.model import SegmentationModel
+from regard.segmentation.task import SegmentationTask
+from regard.settings import Hardware, SegmentSettings
+from regard.training import trainer as training
 from regard.training.stopping import Checkpoints
-from regard.training.hardware import Hardware
 
-HARDWARE = Hardware("cpu", bar=False)
+HARDWARE = Hardware(accelerator="cpu", bar=False)
 SETTINGS = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear", lr=0.01)
 TRAIN, VAL = Scenes(8, size=32), Scenes(4, size=32, seed=1)
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
@@ -81,10 +82,8 @@ def test_parts_of_a_step_add_up_to_the_step(tmp_path) -> None:
             patch.setattr(torch.nn.BatchNorm2d, "forward", lambda norm, x: x)
             patch.setattr(torch.nn.Dropout, "forward", lambda dropout, x: x)
             patch.setattr(torch.nn.Dropout2d, "forward", lambda dropout, x: x)
-            segment_run(
-                TRAIN, VAL, backbone, "none", replace(settings, accumulate=accumulate), tmp_path / str(accumulate),
-                hardware=HARDWARE,
-            )  # fmt: skip
+            asked = replace(settings, accumulate=accumulate)
+            segment_run(TRAIN, VAL, backbone, asked, tmp_path / str(accumulate), hardware=HARDWARE)
         assert len(seen) == 2  # 8 images in steps of 4
         gradients.append(seen[0])
     for name, whole in gradients[0].items():
@@ -96,17 +95,10 @@ def test_the_loss_of_the_curve_is_that_of_whole_steps(tmp_path) -> None:
     settings = replace(SETTINGS, epochs=1, lr=0.0, backbone_lr=0.0, scale=(1.0, 1.2))
     losses = []
     for accumulate in (1, 2):
-        made = segment_run(
-            TRAIN, VAL, vit().eval(), "none", replace(settings, accumulate=accumulate), tmp_path / str(accumulate),
-            hardware=HARDWARE,
-        )  # fmt: skip
+        asked = replace(settings, accumulate=accumulate)
+        made = segment_run(TRAIN, VAL, vit().eval(), asked, tmp_path / str(accumulate), hardware=HARDWARE)
         losses.append(made["curve"][0]["train_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)  # the head's batch norm sees other batches
-
-
-def test_the_step_must_come_out_even() -> None:
-    with pytest.raises(InputError, match="a step of 4 images is not 3 equal parts"):
-        segment_run(TRAIN, VAL, vit(), "none", replace(SETTINGS, accumulate=3), Path("unused"))
 
 
 def test_patience_ends_a_training_that_gets_no_better_and_its_best_epoch_is_kept(tmp_path, monkeypatch) -> None:
@@ -117,7 +109,7 @@ def test_patience_ends_a_training_that_gets_no_better_and_its_best_epoch_is_kept
 
     monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", score)
     settings = replace(SETTINGS, epochs=9, patience=3)
-    made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    made = segment_run(TRAIN, VAL, vit(), settings, tmp_path, hardware=HARDWARE)
     assert [round(point["val_miou"], 2) for point in made["curve"]] == [0.1, 0.3, 0.2, 0.3, 0.29]
     assert made["best_epoch"] == 2
 
@@ -157,7 +149,7 @@ def test_a_run_that_patience_ends_is_not_cut_short_by_a_signal_in_its_last_step(
     monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", lambda task: task.log("val_miou", 0.5))
     settings = replace(SETTINGS, epochs=9, patience=1)
     cut(monkeypatch, 1)
-    made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    made = segment_run(TRAIN, VAL, vit(), settings, tmp_path, hardware=HARDWARE)
     assert len(made["curve"]) == 2
 
 
@@ -168,10 +160,10 @@ def test_a_run_whose_best_weights_were_replaced_after_its_checkpoint_ends_all_th
     with monkeypatch.context() as patch:
         cut(patch, 0)
         with pytest.raises(Interrupted):
-            segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+            segment_run(TRAIN, VAL, vit(), settings, tmp_path, hardware=HARDWARE)
     (best,) = (tmp_path / "checkpoints").glob("best-*")
     best.unlink()
-    made = segment_run(TRAIN, VAL, vit(), "none", settings, tmp_path, hardware=HARDWARE)
+    made = segment_run(TRAIN, VAL, vit(), settings, tmp_path, hardware=HARDWARE)
     assert made["best_epoch"] == 3
     assert len(made["curve"]) == 3
 
@@ -186,7 +178,7 @@ def test_what_is_kept_and_scored_is_the_average(average: str, tmp_path, monkeypa
 
     monkeypatch.setattr(SegmentationTask, "optimizer_step", optimizer_step)
     settings = replace(SETTINGS, epochs=5, average=average)
-    made = segment_run(TRAIN, VAL, resnet(), "none", settings, tmp_path, hardware=HARDWARE)
+    made = segment_run(TRAIN, VAL, resnet(), settings, tmp_path, hardware=HARDWARE)
     assert len(seen) == 10
     if average == "swa":  # the ends of epochs 4 and 5
         expected = {name: (seen[7][name] + seen[9][name]) / 2 for name in seen[0]}
@@ -209,7 +201,7 @@ def test_the_statistics_of_a_frozen_backbone_are_not_renewed_for_the_average(tmp
     backbone = resnet()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     settings = replace(SETTINGS, epochs=5, average="swa", freeze=True)
-    segment_run(TRAIN, VAL, backbone, "none", settings, tmp_path, hardware=HARDWARE)
+    segment_run(TRAIN, VAL, backbone, settings, tmp_path, hardware=HARDWARE)
     assert same(before, backbone.state_dict())
 
 
@@ -226,7 +218,16 @@ def cached(
     folder: Path, cache: Path, content: str = "a", fusion: str = "gate", crops: int = 2, seed: int = 0, **options
 ):
     settings = replace(SETTINGS, freeze=True, epochs=2, cache_crops=crops, **options)
-    return segment_run(TRAIN, VAL, vit(), fusion, settings, folder, seed, HARDWARE, cache=Cache(cache, content))
+    return segment_run(
+        TRAIN,
+        VAL,
+        vit(),
+        replace(settings, fusion=fusion),
+        folder,
+        seed,
+        HARDWARE,
+        extras=Extras(cache=Cache(cache, content)),
+    )
 
 
 @pytest.mark.parametrize("fusion", ["none", "gate", "propagate"])
@@ -234,7 +235,7 @@ def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(fusi
     """The same batches in the same order; a batch of features is computed alone, and rounds a little otherwise."""
     cached(tmp_path / "cached", tmp_path / "cache", fusion=fusion)
     settings = replace(SETTINGS, freeze=True, epochs=2)
-    segment_run(TRAIN, VAL, vit(), fusion, settings, tmp_path / "plain", 0, HARDWARE)
+    segment_run(TRAIN, VAL, vit(), replace(settings, fusion=fusion), tmp_path / "plain", 0, HARDWARE)
     ours, theirs = values(tmp_path / "cached"), values(tmp_path / "plain")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
@@ -343,9 +344,9 @@ def test_a_loading_process_gets_the_path_of_the_tensors_not_the_tensors(tmp_path
 
 def test_a_cache_needs_a_frozen_backbone_and_room(tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match="leave out --cache_crops"):
-        segment_run(TRAIN, VAL, vit(), "none", replace(SETTINGS, cache_crops=2), tmp_path / "out")
+        segment_run(TRAIN, VAL, vit(), replace(SETTINGS, cache_crops=2), tmp_path / "out")
     with pytest.raises(InputError, match="add --freeze"):
-        segment_run(TRAIN, VAL, vit(), "none", SETTINGS, tmp_path / "out", cache=Cache(tmp_path / "cache", ""))
+        segment_run(TRAIN, VAL, vit(), SETTINGS, tmp_path / "out", extras=Extras(cache=Cache(tmp_path / "cache", "")))
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(InputError, match=r"0\.0 GB are free in .*cache: take fewer --cache_crops"):
         cached(tmp_path / "out", tmp_path / "cache")

@@ -27,7 +27,7 @@ def run_of(head: str, sharpness: float = 20.0, size: int = 32, **head_options) -
     vit = build_backbone("vit_tiny_patch16_224", **VIT)
     for block in vit.model.blocks:
         block.attn.qkv.weight.data *= sharpness
-    model = SegmentationModel(vit, len(Scenes.classes), "none", head, **head_options)
+    model = SegmentationModel(vit, len(Scenes.classes), "none", head, head_options=head_options)
     about = {"backbone": describe(vit), "settings": {"size": size, "head": head, "head_options": head_options}}
     return Run(model, description(model, size) | about)
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from regard.backbones import build_backbone
 from regard.errors import InputError
-from regard.segmentation.heads import HEADS, AdaptiveMean, BatchNorm, Neck, build_head
+from regard.segmentation.heads import AdaptiveMean, BatchNorm, Neck, build_head
 from regard.segmentation.model import SegmentationModel
+from regard.settings import HEADS
 
 STAGES = ((6, 8, 10, 12), (4, 8, 16, 32))
 VIT = ((8, 8, 8, 8), (16, 16, 16, 16))
@@ -21,7 +22,7 @@ WIDTH = {"width": 16}
 
 
 def head_for(name: str, kind: str, classes: int = 5) -> nn.Module:
-    return build_head(name, *KINDS[kind], classes, **({} if name == "linear" else WIDTH))
+    return build_head(name, *KINDS[kind], classes, options={} if name == "linear" else WIDTH)
 
 
 def pyramid_of(channels, strides, height: int, width: int, batch: int = 2) -> tuple[Tensor, ...]:
@@ -128,7 +129,7 @@ def test_heads_are_the_librarys_decoders_and_a_classifier_with_the_same_weights(
 def test_deeplabv3plus_is_the_librarys_at_the_strides_that_the_paper_has(output_stride: int, rates) -> None:
     channels, strides = (6, 8, 12), (4, 8, 16) if output_stride == 16 else (4, 8, 8)
     decoder = DeepLabV3PlusDecoder((3, 0, 6, 12), 4, 16, rates, output_stride, aspp_separable=True, aspp_dropout=0.0)
-    head = build_head("deeplabv3plus", channels, strides, 5, width=16)
+    head = build_head("deeplabv3plus", channels, strides, 5, options={"width": 16})
     head.decoder.load_state_dict(decoder.state_dict())
     atrous = [
         module.dilation[0] for module in head.modules() if isinstance(module, nn.Conv2d) and module.dilation[0] > 1
@@ -164,7 +165,7 @@ def test_fcn_and_setr_pup_are_what_their_papers_draw() -> None:
 
 @pytest.mark.parametrize(("stride", "times"), [(4, 4), (8, 8), (14, 8), (16, 16), (32, 16)])
 def test_setr_pup_never_outgrows_the_image(stride: int, times: int) -> None:
-    head = build_head("setr_pup", (8,), (stride,), 2, width=8)
+    head = build_head("setr_pup", (8,), (stride,), 2, options={"width": 8})
     assert head((torch.randn(1, 8, 3, 5),)).shape[-2:] == (3 * times, 5 * times)
 
 
@@ -189,11 +190,11 @@ def test_short_pyramids_work_or_are_one_line(name: str) -> None:
             channels, strides = (values[:levels] for values in kind)
             if levels < needed:
                 with pytest.raises(InputError) as error:
-                    build_head(name, channels, strides, 5, **options)
+                    build_head(name, channels, strides, 5, options=options)
                 has = f"this backbone has {levels}"
                 assert str(error.value) == f"head {name} needs a pyramid of {needed} levels, and {has}: use linear"
             else:
-                out = build_head(name, channels, strides, 5, **options)(pyramid_of(channels, strides, 60, 92))
+                out = build_head(name, channels, strides, 5, options=options)(pyramid_of(channels, strides, 60, 92))
                 assert out.shape[:2] == (2, 5)
 
 
@@ -201,17 +202,17 @@ def test_an_unknown_head_or_option_is_one_line() -> None:
     with pytest.raises(InputError, match=r"^unknown head 'upenet': did you mean 'upernet' or 'unet'\? known: linear, "):
         build_head("upenet", *STAGES, 5)
     with pytest.raises(InputError, match=r"^unknown option of head fcn 'wdth': did you mean 'width'\? known: width$"):
-        build_head("fcn", *STAGES, 5, wdth=8)
+        build_head("fcn", *STAGES, 5, options={"wdth": 8})
     with pytest.raises(InputError, match=r"^head linear has no options, and width was given: leave it out$"):
-        build_head("linear", *STAGES, 5, width=8)
+        build_head("linear", *STAGES, 5, options={"width": 8})
     with pytest.raises(InputError, match=r"^width 0 of head unet is too small: it takes a whole number from 1$"):
-        build_head("unet", *STAGES, 5, width=0)
+        build_head("unet", *STAGES, 5, options={"width": 0})
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_width_of_one_is_enough_to_run(name: str) -> None:
     options = {} if name == "linear" else {"width": 1}
-    assert build_head(name, *STAGES, 2, **options)(pyramid_of(*STAGES, 64, 64)).shape[1] == 2
+    assert build_head(name, *STAGES, 2, options=options)(pyramid_of(*STAGES, 64, 64)).shape[1] == 2
 
 
 @pytest.mark.slow
@@ -236,7 +237,7 @@ def test_a_model_answers_at_the_size_of_an_image_that_no_stride_divides(name: st
         body = build_backbone("vit_tiny_patch16_224", **options)
     else:
         body = build_backbone("resnet18", channels=(8, 16, 16, 16))
-    model = SegmentationModel(body, 3, head=name, **({} if name == "linear" else WIDTH)).train()
+    model = SegmentationModel(body, 3, head=name, head_options={} if name == "linear" else WIDTH).train()
     out = model(torch.randn(1, 3, 61, 92))
     assert out.shape == (1, 3, 61, 92)
     out.square().mean().backward()

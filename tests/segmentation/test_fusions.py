@@ -7,9 +7,10 @@ import torch
 
 from regard.backbones import AttentionMap, Features, build_backbone
 from regard.errors import InputError
-from regard.segmentation.fusions import FUSIONS, build_fusion, salience
-from regard.segmentation.heads import HEADS, build_head
+from regard.segmentation.fusions import build_fusion, salience
+from regard.segmentation.heads import build_head
 from regard.segmentation.model import SegmentationModel
+from regard.settings import FUSIONS, HEADS, find
 
 BACKBONES = {
     "vit_tiny_patch16_224": {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3},
@@ -23,6 +24,10 @@ BACKBONES = {
 }
 
 
+def fusion_of(name: str):
+    return find("fusion", name, FUSIONS)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -32,7 +37,7 @@ def test_an_untrained_fusion_gives_exactly_the_output_of_none(backbone: str, hea
     for name in ("none", fusion):
         torch.manual_seed(1)
         body = build_backbone(backbone, **BACKBONES[backbone])
-        model = SegmentationModel(body, 5, name, head, **({} if head == "linear" else {"width": 8})).eval()
+        model = SegmentationModel(body, 5, name, head, head_options={} if head == "linear" else {"width": 8}).eval()
         torch.manual_seed(2)
         for parameter in model.head.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -72,7 +77,7 @@ def test_even_attention_is_no_salience_and_a_peak_stays_bounded() -> None:
 def test_gate_scales_by_the_mix_of_its_heads() -> None:
     weights = torch.rand(1, 2, 3, 3).flatten(2).softmax(-1).unflatten(2, (3, 3))
     seen = features(weights)
-    gate = FUSIONS["gate"]((4,), (2,))
+    gate = fusion_of("gate")((4,), (2,))
     gate.levels[0].strength.data = torch.tensor([0.0, 1.0, 2.0, -1.0])
     gate.levels[0].head_logits.data = torch.tensor([100.0, 0.0])  # the first head alone
     mix = salience(seen.attention[0])[:, 0]
@@ -87,7 +92,7 @@ def test_propagate_averages_along_the_affinity() -> None:
         1, 1, 4, 4
     )  # the next token
     seen = features(weights, affinity)
-    fusion = FUSIONS["propagate"]((4,), (1,))
+    fusion = fusion_of("propagate")((4,), (1,))
     fusion.levels[0].strength.data.fill_(1.0)
     (out,) = fusion(seen)
     torch.testing.assert_close(out.flatten(2), seen.pyramid[0].flatten(2).roll(-1, dims=2))
@@ -104,7 +109,7 @@ def test_attention_asked_of_a_convnet_is_an_error() -> None:
 def test_every_fusion_trains_with_every_head_and_leaves_no_parameter_without_a_gradient(head: str) -> None:
     # DDP refuses a parameter that could learn and gets none, such as of a level that the head does not read
     backbone = build_backbone("vit_tiny_patch16_224", **BACKBONES["vit_tiny_patch16_224"])
-    parts = build_head(head, backbone.channels, backbone.strides, 3, **({} if head == "linear" else {"width": 8}))
+    parts = build_head(head, backbone.channels, backbone.strides, 3, options={} if head == "linear" else {"width": 8})
     for name in FUSIONS:
         fusion = build_fusion(name, backbone, parts.levels)
         seen = backbone(torch.randn(2, 3, 64, 64), attention=fusion.attention, affinity=fusion.affinity)
@@ -117,7 +122,7 @@ def test_every_fusion_trains_with_every_head_and_leaves_no_parameter_without_a_g
 def test_a_level_that_is_not_read_passes_as_it_is() -> None:
     maps = tuple(AttentionMap(torch.rand(1, 2, 3, 3).flatten(2).softmax(-1).unflatten(2, (3, 3)), "cls") for _ in "ab")
     seen = Features((torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3)), maps, torch.zeros(1, 4))
-    gate = FUSIONS["gate"]((4, 4), (2, 2), reads=(1,))
+    gate = fusion_of("gate")((4, 4), (2, 2), reads=(1,))
     for level in gate.levels:
         level.strength.data.fill_(1.0)
     first, second = gate(seen)
@@ -126,7 +131,7 @@ def test_a_level_that_is_not_read_passes_as_it_is() -> None:
 
 
 def test_the_names_of_parameters_are_those_of_saved_runs() -> None:
-    keys = {name: sorted(fusion((4,), (2,)).state_dict()) for name, fusion in FUSIONS.items()}
+    keys = {name: sorted(fusion_of(name)((4,), (2,)).state_dict()) for name in FUSIONS}
     assert keys == {
         "none": [],
         "concat": ["levels.0.mix.weight", "levels.0.project.0.bias", "levels.0.project.0.weight"],
@@ -137,7 +142,7 @@ def test_the_names_of_parameters_are_those_of_saved_runs() -> None:
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_at_the_start_no_attention_gets_in_and_no_head_is_preferred(name: str) -> None:
-    fusion = FUSIONS[name]((4, 6), (2, 5))
+    fusion = fusion_of(name)((4, 6), (2, 5))
     if name == "none":
         assert fusion.head_weights() == fusion.strength() == ()
         return
@@ -149,7 +154,7 @@ def test_at_the_start_no_attention_gets_in_and_no_head_is_preferred(name: str) -
 
 @pytest.mark.parametrize("name", ["gate", "propagate"])
 def test_head_weights_of_a_mix_are_its_own_and_strength_is_over_channels(name: str) -> None:
-    fusion = FUSIONS[name]((4,), (2,))
+    fusion = fusion_of(name)((4,), (2,))
     fusion.levels[0].head_logits.data = torch.tensor([math.log(3), 0.0])
     fusion.levels[0].strength.data = torch.tensor([1.0, -1.0, 3.0, 5.0])
     torch.testing.assert_close(fusion.head_weights()[0], torch.tensor([0.75, 0.25]))
@@ -157,7 +162,7 @@ def test_head_weights_of_a_mix_are_its_own_and_strength_is_over_channels(name: s
 
 
 def test_head_weights_of_concat_count_both_matrices() -> None:
-    fusion = FUSIONS["concat"]((4,), (2,))
+    fusion = fusion_of("concat")((4,), (2,))
     level = fusion.levels[0]
     level.project[0].weight.data.zero_()
     level.project[0].weight.data[0] = torch.tensor([-3.0, 1.0]).view(2, 1, 1)
@@ -172,7 +177,7 @@ def test_head_weights_of_concat_count_both_matrices() -> None:
 @pytest.mark.parametrize("name", ["concat", "gate", "propagate"])
 def test_a_fusion_comes_to_listen_to_the_head_that_tells_the_answer(name: str) -> None:
     heads, telling, side = 5, 3, 6
-    fusion, classify = FUSIONS[name]((4,), (heads,)), torch.nn.Conv2d(4, 2, kernel_size=1)
+    fusion, classify = fusion_of(name)((4,), (heads,)), torch.nn.Conv2d(4, 2, kernel_size=1)
     optimizer = torch.optim.Adam([*fusion.parameters(), *classify.parameters()], lr=0.05)
     for _ in range(150):
         affinity = (3 * torch.randn(8, heads, side**2, side**2)).softmax(-1)
@@ -240,13 +245,13 @@ def test_an_untrained_fusion_of_some_heads_gives_exactly_the_pyramid(backbone: s
 @pytest.mark.parametrize("name", FUSED)
 def test_a_fusion_of_some_heads_is_that_of_a_backbone_with_no_others(name: str) -> None:
     kept, seen = ((2, 0), (1,)), attended()
-    fusion = stirred(FUSIONS[name]((4, 4), (3, 4), kept=kept))
+    fusion = stirred(fusion_of(name)((4, 4), (3, 4), kept=kept))
     fewer = tuple(
         AttentionMap(found.weights[:, list(heads)], "cls", found.affinity[:, list(heads)])
         for found, heads in zip(seen.attention, kept, strict=True)
         if found.affinity is not None
     )
-    alone = FUSIONS[name]((4, 4), (2, 1))
+    alone = fusion_of(name)((4, 4), (2, 1))
     alone.load_state_dict(fusion.state_dict())
     expected = alone(Features(seen.pyramid, fewer, seen.pooled))
     assert all(torch.equal(a, b) for a, b in zip(fusion(seen), expected, strict=True))
@@ -255,7 +260,7 @@ def test_a_fusion_of_some_heads_is_that_of_a_backbone_with_no_others(name: str) 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_the_map_of_a_head_that_is_not_kept_does_not_matter_and_that_of_a_kept_one_does(name: str) -> None:
-    fusion, seen = stirred(FUSIONS[name]((4,), (3,), kept=((0, 2),))), attended((3,))
+    fusion, seen = stirred(fusion_of(name)((4,), (3,), kept=((0, 2),))), attended((3,))
     (before,) = fusion(seen)
     for head in range(3):
         changed = attended((3,)).attention[0]
@@ -270,7 +275,7 @@ def test_to_keep_all_heads_is_to_name_none_bit_for_bit_after_training(name: str)
     found = []
     for kept in (None, ((0, 1, 2), (0, 1, 2, 3))):
         torch.manual_seed(0)
-        fusion = FUSIONS[name]((4, 4), (3, 4), kept=kept)
+        fusion = fusion_of(name)((4, 4), (3, 4), kept=kept)
         optimizer = torch.optim.Adam(fusion.parameters(), lr=0.1)
         for _ in range(4):
             optimizer.zero_grad()
@@ -284,7 +289,7 @@ def test_to_keep_all_heads_is_to_name_none_bit_for_bit_after_training(name: str)
 
 @pytest.mark.parametrize("name", FUSED)
 def test_a_level_that_keeps_no_head_passes_as_it_is_and_has_nothing_to_learn(name: str) -> None:
-    fusion, seen = stirred(FUSIONS[name]((4, 4), (3, 4), kept=((), (3,)))), attended()
+    fusion, seen = stirred(fusion_of(name)((4, 4), (3, 4), kept=((), (3,)))), attended()
     first, second = fusion(seen)
     assert first is seen.pyramid[0]
     assert not torch.equal(second, seen.pyramid[1])
@@ -295,8 +300,8 @@ def test_a_level_that_keeps_no_head_passes_as_it_is_and_has_nothing_to_learn(nam
 
 @pytest.mark.parametrize("name", FUSED)
 def test_which_heads_are_kept_is_no_part_of_the_weights(name: str) -> None:
-    state = FUSIONS[name]((4,), (3,), kept=((1, 2),)).state_dict()
-    FUSIONS[name]((4,), (2,)).load_state_dict(state)  # strict
+    state = fusion_of(name)((4,), (3,), kept=((1, 2),)).state_dict()
+    fusion_of(name)((4,), (2,)).load_state_dict(state)  # strict
 
 
 @pytest.mark.parametrize(

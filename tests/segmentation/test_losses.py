@@ -10,18 +10,15 @@ from segmentation_models_pytorch.losses import LovaszLoss
 from torch import Tensor
 
 from regard.errors import InputError
-from regard.segmentation.losses import (
-    LOSSES,
-    balanced_weights,
-    build_loss,
-    cross_entropy,
-    dice,
-    focal,
-    lovasz,
-)
+from regard.segmentation.losses import balanced_weights, build_loss, cross_entropy, dice, focal, lovasz
+from regard.settings import LOSSES, find
 
 VOID = 255
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])
+
+
+def loss_of(name: str):
+    return find("loss", name, LOSSES)
 
 
 def batch(dtype: torch.dtype = torch.float32, void: bool = True) -> tuple[Tensor, Tensor]:
@@ -81,7 +78,7 @@ def extension(p: np.ndarray, g: np.ndarray) -> float:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_its_definition(name: str, weights: Tensor | None) -> None:
     logits, masks = batch()
-    assert LOSSES[name](logits, masks, VOID, weights).item() == pytest.approx(
+    assert loss_of(name)(logits, masks, VOID, weights).item() == pytest.approx(
         naive(name, logits, masks, weights),
         rel=1e-5,  # float32 against float64
     )
@@ -117,8 +114,8 @@ def test_void_pixels_change_nothing_and_get_no_gradient(name: str, weights: Tens
     logits, masks = batch()
     void = (masks == VOID).unsqueeze(1).expand_as(logits)
     other = torch.where(void, 50 * torch.randn_like(logits), logits).requires_grad_()
-    loss = LOSSES[name](other, masks, VOID, weights)
-    assert loss == LOSSES[name](logits, masks, VOID, weights)
+    loss = loss_of(name)(other, masks, VOID, weights)
+    assert loss == loss_of(name)(logits, masks, VOID, weights)
     loss.backward()
     assert (other.grad[void] == 0).all()
     assert (other.grad[~void] != 0).any()
@@ -131,22 +128,22 @@ def test_a_batch_without_a_label_costs_nothing_and_an_image_without_one_changes_
 ) -> None:
     logits, masks = batch()
     logits.requires_grad_()
-    nothing = LOSSES[name](logits, torch.full_like(masks, VOID), VOID, weights)
+    nothing = loss_of(name)(logits, torch.full_like(masks, VOID), VOID, weights)
     assert nothing.shape == ()
     assert nothing == 0
     nothing.backward()
     assert (logits.grad == 0).all()
 
     more = torch.cat([logits, torch.randn_like(logits)])
-    loss = LOSSES[name](more, torch.cat([masks, torch.full_like(masks, VOID)]), VOID, weights)
-    torch.testing.assert_close(loss, LOSSES[name](logits, masks, VOID, weights))
+    loss = loss_of(name)(more, torch.cat([masks, torch.full_like(masks, VOID)]), VOID, weights)
+    torch.testing.assert_close(loss, loss_of(name)(logits, masks, VOID, weights))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_labels_that_have_no_weight_cost_nothing(name: str) -> None:
     logits, masks = batch()
     logits.requires_grad_()
-    loss = LOSSES[name](logits, masks, VOID, torch.tensor([0.0, 0.0, 0.0, 1.0]))  # the only weight is of no label
+    loss = loss_of(name)(logits, masks, VOID, torch.tensor([0.0, 0.0, 0.0, 1.0]))  # the only weight is of no label
     loss.backward()
     assert loss == 0
     assert (logits.grad == 0).all()
@@ -157,17 +154,17 @@ def test_the_order_of_classes_does_not_matter(name: str) -> None:
     logits, masks = batch()
     order = torch.tensor([2, 0, 3, 1])  # class order[i] becomes class i
     renamed = torch.where(masks == VOID, VOID, order.argsort()[masks.clamp(max=3)])
-    loss = LOSSES[name](logits[:, order], renamed, VOID, WEIGHTS[order])
-    torch.testing.assert_close(loss, LOSSES[name](logits, masks, VOID, WEIGHTS))
+    loss = loss_of(name)(logits[:, order], renamed, VOID, WEIGHTS[order])
+    torch.testing.assert_close(loss, loss_of(name)(logits, masks, VOID, WEIGHTS))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_only_ratios_of_class_weights_count_and_equal_ones_are_none(name: str) -> None:
     logits, masks = batch()
-    loss = LOSSES[name](logits, masks, VOID, WEIGHTS)
-    torch.testing.assert_close(LOSSES[name](logits, masks, VOID, 1e-3 * WEIGHTS), loss)
-    even = LOSSES[name](logits, masks, VOID, torch.full((4,), 0.1))
-    torch.testing.assert_close(even, LOSSES[name](logits, masks, VOID))
+    loss = loss_of(name)(logits, masks, VOID, WEIGHTS)
+    torch.testing.assert_close(loss_of(name)(logits, masks, VOID, 1e-3 * WEIGHTS), loss)
+    even = loss_of(name)(logits, masks, VOID, torch.full((4,), 0.1))
+    torch.testing.assert_close(even, loss_of(name)(logits, masks, VOID))
     assert not torch.isclose(even, loss)
 
 
@@ -175,8 +172,8 @@ def test_only_ratios_of_class_weights_count_and_equal_ones_are_none(name: str) -
 def test_a_certain_and_right_answer_costs_nothing_and_a_wrong_one_the_most(name: str) -> None:
     _, masks = batch()
     truth = masks.where(masks != VOID, 0)
-    assert LOSSES[name](certain(truth, 4), masks, VOID).item() == pytest.approx(0, abs=1e-6)
-    worst = LOSSES[name](certain((truth + 1) % 4, 4), masks, VOID).item()
+    assert loss_of(name)(certain(truth, 4), masks, VOID).item() == pytest.approx(0, abs=1e-6)
+    worst = loss_of(name)(certain((truth + 1) % 4, 4), masks, VOID).item()
     assert worst == pytest.approx(100 if name in ("cross_entropy", "focal") else 1, rel=1e-6)
 
 
@@ -207,9 +204,9 @@ def test_focal_without_focus_is_cross_entropy_and_with_it_forgives_what_is_nearl
 def test_gradients_are_the_slopes(name: str, weights: Tensor | None) -> None:
     logits, masks = batch(torch.float64)
     logits, masks = logits[..., :3, :3].clone().requires_grad_(), masks[..., :3, :3]
-    loss = LOSSES[name](logits, masks, VOID, weights)
+    loss = loss_of(name)(logits, masks, VOID, weights)
     assert loss.dtype == torch.float64
-    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, masks, VOID, weights), logits)
+    assert torch.autograd.gradcheck(lambda x: loss_of(name)(x, masks, VOID, weights), logits)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -217,11 +214,11 @@ def test_gradients_are_the_slopes(name: str, weights: Tensor | None) -> None:
 def test_half_precision_and_autocast_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
     logits, masks = batch()
     half = logits.to(dtype)
-    expected = LOSSES[name](half.float(), masks, VOID, WEIGHTS)
+    expected = loss_of(name)(half.float(), masks, VOID, WEIGHTS)
     assert expected.dtype == torch.float32
-    assert torch.equal(LOSSES[name](half, masks, VOID, WEIGHTS), expected)
+    assert torch.equal(loss_of(name)(half, masks, VOID, WEIGHTS), expected)
     with torch.autocast("cpu", dtype):
-        assert torch.equal(LOSSES[name](half, masks, VOID, WEIGHTS), expected)
+        assert torch.equal(loss_of(name)(half, masks, VOID, WEIGHTS), expected)
 
 
 def test_the_gains_of_lovasz_do_not_drown_in_rounding() -> None:
@@ -238,7 +235,7 @@ def test_the_gains_of_lovasz_do_not_drown_in_rounding() -> None:
 
 def test_a_formula_is_the_sum_of_its_terms() -> None:
     logits, masks = batch()
-    parts = {name: LOSSES[name](logits, masks, VOID, WEIGHTS) for name in LOSSES}
+    parts = {name: loss_of(name)(logits, masks, VOID, WEIGHTS) for name in LOSSES}
     for formula, expected in {
         "cross_entropy": parts["cross_entropy"],
         "cross_entropy+dice": parts["cross_entropy"] + parts["dice"],

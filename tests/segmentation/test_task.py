@@ -7,11 +7,12 @@ import torch
 from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
-from regard.runs.segmenting import SegmentSettings, segment_run
+from regard.runs.extras import Extras
+from regard.runs.segmenting import segment_run
 from regard.segmentation.inference import count_pixels
 from regard.segmentation.model import SegmentationModel
 from regard.segmentation.task import SegmentationTask
-from regard.training.hardware import Hardware
+from regard.settings import Hardware, SegmentSettings
 from regard.training.schedules import rate_factor
 
 
@@ -25,7 +26,9 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads"
 def test_each_layer_learns_slower_than_the_next_by_the_decay() -> None:
     """Stem and positions are layer 0, the blocks 1 to 4; timm counts the final norm to the last of them."""
     model = SegmentationModel(build_backbone("vit_tiny_patch16_224", **VIT), 3)
-    task = SegmentationTask(model, 3, torch.nn.Identity(), backbone_lr=0.01, layer_decay=0.5, weight_decay=0.1)
+    task = SegmentationTask(
+        model, 3, torch.nn.Identity(), SegmentSettings(backbone_lr=0.01, layer_decay=0.5, weight_decay=0.1)
+    )
     rates, decays = {}, {}
     for group in task._backbone_groups():
         for parameter in group["params"]:
@@ -62,7 +65,7 @@ def test_each_layer_learns_slower_than_the_next_by_the_decay() -> None:
 def test_the_last_layer_that_is_used_learns_at_the_peak_rate(name: str, options: dict, first: str, last: str) -> None:
     """A ConvNeXt has a norm after it that only classifying needs."""
     model = SegmentationModel(build_backbone(name, **options), 3, head="linear")
-    task = SegmentationTask(model, 3, torch.nn.Identity(), backbone_lr=0.01, layer_decay=0.5)
+    task = SegmentationTask(model, 3, torch.nn.Identity(), SegmentSettings(backbone_lr=0.01, layer_decay=0.5))
     rates = {parameter: group["lr"] for group in task._backbone_groups() for parameter in group["params"]}
     found = dict(model.backbone.model.named_parameters())
     assert rates[found[last]] == max(rates.values()) == 0.01
@@ -83,8 +86,10 @@ def test_every_part_learns_at_its_share_of_the_peak_at_each_step(tmp_path) -> No
         size=32, epochs=2, batch_size=4, accumulate=2, head="linear", lr=0.02, backbone_lr=0.01, warmup=0.5
     )
     scenes = Scenes(8, size=32)
-    hardware = Hardware("cpu", bar=False)
-    segment_run(scenes, scenes, small_resnet(), "none", settings, tmp_path, hardware=hardware, callbacks=[Watch()])
+    hardware = Hardware(accelerator="cpu", bar=False)
+    segment_run(
+        scenes, scenes, small_resnet(), settings, tmp_path, hardware=hardware, extras=Extras(callbacks=[Watch()])
+    )
     decay = [(1 - step / 4) ** 0.9 for step in range(4)]
     expected = [factor * warmed for factor, warmed in zip(decay, (0.5, 1, 1, 1), strict=True)]
     assert seen == [pytest.approx([0.02 * factor, 0.01 * factor]) for factor in expected]
@@ -133,7 +138,7 @@ def test_a_frozen_backbone_stays_put_through_a_whole_training(tmp_path) -> None:
     backbone = small_resnet()  # in training mode, as timm makes it
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     scenes, settings = Scenes(8, size=32), SegmentSettings(size=32, freeze=True, epochs=2, batch_size=4)
-    segment_run(scenes, scenes, backbone, "none", settings, tmp_path, hardware=Hardware(bar=False))
+    segment_run(scenes, scenes, backbone, settings, tmp_path, hardware=Hardware(bar=False))
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
 
 

@@ -18,6 +18,7 @@ import regard
 from regard.data.loading.modules import PretrainData
 from regard.data.loading.views import barlow_twins_views, dino_views
 from regard.errors import TrainingStopped
+from regard.settings import Hardware
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO
 from regard.ssl.method import Pretraining
@@ -34,7 +35,6 @@ from regard.ssl.monitors import (
     grid,
     teacher_entropy,
 )
-from regard.training.hardware import Hardware
 from regard.training.trainer import fit, make_trainer
 
 CROSS = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -134,7 +134,7 @@ def train(
     minutes: float = 10.0,
 ) -> None:
     """Four steps an epoch, of eight images."""
-    hardware = Hardware("cpu", precision, bar=False, checkpoint_minutes=minutes)
+    hardware = Hardware(accelerator="cpu", precision=precision, bar=False, checkpoint_minutes=minutes)
     trainer = make_trainer(epochs, out, hardware, callbacks, "", accumulate)
     views = dino_views(32, 16, 1) if isinstance(module, DINO) else barlow_twins_views(32)
     fit(trainer, module, PretrainData(Noise(), views, 8, accumulate=accumulate), out)

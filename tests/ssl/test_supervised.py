@@ -14,15 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from commands import fails
 from regard.backbones import build_backbone
 from regard.cli import main
 from regard.data.datasets.base import ClassFolders
 from regard.data.source import open_source
 from regard.errors import InputError
-from regard.runs.pretraining import PretrainSettings, Watch, labelled_splits, pretrain_run, scoring_interval
+from regard.runs.extras import Extras
+from regard.runs.pretraining import labelled_splits, pretrain_run, scoring_interval
+from regard.settings import Hardware, PretrainSettings, Watch
 from regard.ssl.supervised import LOSSES, Supervised, build_loss
 from regard.training.curves import Scores
-from regard.training.hardware import Hardware
 
 BACKBONES = {
     "resnet18": {"channels": (8, 16, 16, 16)},
@@ -32,7 +34,7 @@ BACKBONES = {
         "img_size": 32, "embed_dim": 12, "depths": (1, 1, 1), "num_heads": (1, 2, 3), "window_size": 4,
     },
 }  # fmt: skip
-CPU = Hardware("cpu", bar=False)
+CPU = Hardware(accelerator="cpu", bar=False)
 
 
 def class_folders(root: Path, counts: dict[str, int], size: int = 32) -> Path:
@@ -45,14 +47,6 @@ def class_folders(root: Path, counts: dict[str, int], size: int = 32) -> Path:
             pixels[..., channel] += 150
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
     return root
-
-
-def fails(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    assert stop.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("regard")]
-    return line
 
 
 # Losses
@@ -250,9 +244,9 @@ def test_the_loss_falls_on_two_easy_classes(name: str, loss: str, tmp_path) -> N
     backbone = build_backbone(name, **BACKBONES[name])
     # rates for sixteen small batches: the published ones, after the scaling by batch / 256, would barely move
     options = {"loss": loss, "lr": 0.2 if not backbone.heads else 0.05, "warmup": 0.0}
-    settings = PretrainSettings("supervised", 32, epochs=8, batch_size=16, options=options)
+    settings = PretrainSettings(method="supervised", size=32, epochs=8, batch_size=16, method_options=options)
     made = pretrain_run(
-        data, backbone, settings, tmp_path / "run", hardware=CPU, watch=Watch(knn_every=4), queries=data
+        data, backbone, settings, tmp_path / "run", hardware=CPU, watch=Watch(knn_every=4), extras=Extras(queries=data)
     )
     losses = [point["loss"] for point in made["curve"]]
     assert len(losses) == 16

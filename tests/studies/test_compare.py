@@ -21,6 +21,7 @@ from regard.evaluation.statistics import estimate_difference
 from regard.runs.pretraining import pretrain_run
 from regard.runs.run import load_run
 from regard.runs.segmenting import segment_run
+from regard.settings import Hardware
 from regard.studies import compare as module
 from regard.studies.ablate import ablation
 from regard.studies.compare import compare, open_study, tasks_of
@@ -28,7 +29,6 @@ from regard.studies.jobs import Where
 from regard.studies.plan import Configuration
 from regard.studies.presets import CONFIGURATIONS, QUESTIONS, preset
 from regard.studies.study import Study
-from regard.training.hardware import Hardware
 
 QUIET = Hardware(bar=False)
 
@@ -366,7 +366,7 @@ def test_a_share_of_the_labels_and_a_frozen_backbone_reach_the_training(source, 
     def look(train, val, backbone, fusion, settings, out, *rest):
         images = sorted({train.name(i) for i in range(len(train))})
         seen[settings.freeze, len(images)] = (len(train), images, rest[3] is not None)
-        return segment_run(train, val, backbone, fusion, settings, out, *rest)
+        return segment_run(train, val, backbone, replace(settings, fusion=fusion), out, *rest)
 
     monkeypatch.setattr(module, "segment_run", look)
     few = Configuration("few", "resnet", label_fraction=0.25)
@@ -489,6 +489,6 @@ def test_a_real_training_step_of_the_full_preset(configuration, tmp_path) -> Non
     settings = replace(full.segment, epochs=1, batch_size=2)
     scenes = Scenes(2, size=256)
     backbone = full.backbones[configuration.backbone].build()
-    made = segment_run(scenes, scenes, backbone, configuration.fusion, settings, tmp_path, hardware=QUIET)
+    made = segment_run(scenes, scenes, backbone, settings, tmp_path, hardware=QUIET)
     assert np.isfinite(made["curve"][0]["train_loss"])
     assert made["settings"]["size"] == 224

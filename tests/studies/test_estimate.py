@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from regard.data.source import open_source
+from regard.settings import Hardware
 from regard.studies.compare import compare, open_study
 from regard.studies.estimate import Cost, estimate, show, spoken
 from regard.studies.plan import Configuration
 from regard.studies.presets import preset
-from regard.training.hardware import Hardware
 
 QUIET = Hardware(bar=False)
 
@@ -25,7 +25,7 @@ def plan():
     return replace(
         tiny,
         segment=replace(tiny.segment, epochs=1, head_options={"width": 8}),
-        configurations=(Configuration("a", "resnet"), Configuration("b", "vit", fusion="gate")),
+        configurations=(Configuration("a", "resnet"), Configuration("b", "vit", segment={"fusion": "gate"})),
         questions=(),
         seeds=(0,),
     )

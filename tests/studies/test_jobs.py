@@ -17,10 +17,10 @@ import pytest
 from regard.data.datasets.scenes import Scenes
 from regard.data.source import Source
 from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.settings import Hardware
 from regard.studies import processes, tasks
 from regard.studies.jobs import Failure, Task, Where, run_all
 from regard.studies.processes import deal, visible_gpus
-from regard.training.hardware import Hardware
 
 CPU = Hardware(accelerator="cpu", bar=False)
 TWO = Where(jobs=2)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from regard.errors import InputError
-from regard.runs.pretraining import PretrainSettings
+from regard.settings import PRESETS, PretrainSettings
 from regard.studies.plan import Configuration, PretrainingChoice, check_plan, spread
 from regard.studies.plan_file import read_plan
-from regard.studies.presets import PRESETS, preset
+from regard.studies.presets import preset
 
 
 def written(folder: Path, text: str) -> Path:
@@ -30,10 +30,10 @@ def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
               vit: {label: Thin}
               small: {name: resnet18, options: {channels: [8, 8, 8, 8]}}
             pretrainings:
-              barlow_twins-swin: {epochs: 7, options: {lr: 1e-3}}
-              bt-vit: {backbone: vit, method: barlow_twins, options: {optimizer: adamw}}
+              barlow_twins-swin: {epochs: 7, method_options: {lr: 1e-3}}
+              bt-vit: {backbone: vit, method: barlow_twins, optimizer: adamw}
               dino-small: {backbone: small, method: dino}
-            segment: {lr: 2e-3, guidance: {sharpness: 0.5}}
+            segment: {lr: 2e-3, weight_decay: 0.5}
             configurations:
               bt-swin-gate:
               dino: {fusion: concat, baseline: false}
@@ -41,23 +41,22 @@ def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
               random: {backbone: small}
             questions: [[mine, dino]]
             """,
-        ),
-        preset,
+        )
     )
     tiny = preset("tiny", 32)
     assert (plan.name, plan.seeds, plan.cache) == ("study", (3, 5), True)
     assert plan.backbones["vit"] == replace(tiny.backbones["vit"], label="Thin")
     assert plan.backbones["small"].label == "small"
     before, after = (p.pretrainings["barlow_twins-swin"].settings for p in (tiny, plan))
-    assert after == replace(before, epochs=7, options=before.options | {"lr": 1e-3})
-    ours = PretrainSettings(size=32, local_size=32, options={"optimizer": "adamw"})  # the study's size
+    assert after == replace(before, epochs=7, method_options=before.method_options | {"lr": 1e-3})
+    ours = PretrainSettings(size=32, local_size=32, optimizer="adamw")  # the study's size
     assert plan.pretrainings["bt-vit"] == PretrainingChoice("vit", ours)
     assert plan.segment.lr == 2e-3
-    assert plan.segment.guidance.sharpness == 0.5
-    assert replace(plan.segment, lr=tiny.segment.lr, guidance=tiny.segment.guidance) == tiny.segment
+    assert plan.segment.weight_decay == 0.5
+    assert replace(plan.segment, lr=tiny.segment.lr, weight_decay=tiny.segment.weight_decay) == tiny.segment
     gate, dino, mine, random = plan.configurations
     assert gate == next(c for c in tiny.configurations if c.name == "bt-swin-gate")
-    assert dino == Configuration("dino", "vit", "dino-vit", "concat")
+    assert dino == Configuration("dino", "vit", "dino-vit", segment={"fusion": "concat"})
     assert mine == Configuration("mine", "vit", "bt-vit", label_fraction=0.1, segment={"head": "fcn", "freeze": True})
     cached = {"cache_crops": plan.segment.epochs}  # frozen: the crops that it would see without a cache
     assert plan.settings(mine) == replace(plan.segment, head="fcn", freeze=True, **cached)
@@ -67,7 +66,7 @@ def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
 
 
 def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None:
-    plan = read_plan(written(tmp_path, "seeds: 1"), preset)
+    plan = read_plan(written(tmp_path, "seeds: 1"))
     assert plan.configurations == tuple(c for c in preset("tiny").configurations if not c.baseline)
     assert all({a, b} <= {c.name for c in plan.configurations} for a, b in plan.questions)
     check_plan(plan)
@@ -77,11 +76,11 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
     ("text", "line"),
     [
         ("segmnt: {}", "unknown key 'segmnt': did you mean 'segment'"),
-        ("segment: {epohcs: 3}", "segment: unknown key 'epohcs': did you mean 'epochs'?"),
-        ("segment: {epochs: 2.5}", "segment: epochs should be int, not 2.5"),
-        ("segment: {epochs: 0}", "segment: epochs 0 will not do: take 1 or more"),
-        ("segment: {average: 3}", "segment: average should be str, not 3"),
-        ("seeds: many", "seeds should be int or list"),
+        ("segment: {epohcs: 3}", "segment: unknown setting 'epohcs': did you mean 'epochs'?"),
+        ("segment: {epochs: 2.5}", "segment: epochs should be a whole number, not 2.5"),
+        ("segment: {epochs: 0}", "segment: epochs 0 is out of bounds: take 1 or more"),
+        ("segment: {average: 3}", "segment: average should be none or ema or swa, not 3"),
+        ("seeds: many", "seeds should be a whole number or a list"),
         ("seeds: 0", "are not different numbers from 0"),
         ("preset: huge", "unknown preset 'huge'"),
         ("- a", "should hold keys with values"),
@@ -94,27 +93,27 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
         ("pretrainings: {x: {backbone: vit, method: dno}}", "pretrainings.x: unknown method 'dno'"),
         ("pretrainings: {x: {backbone: vit}}", "pretrainings.x needs either a method, or weights: FILE"),
         ("pretrainings: {x: {backbone: vit, weights: none.pth}}", "pretrainings.x: no file at none.pth"),
-        ("pretrainings: {dino-vit: {options: {lamda: 1}}}", "pretrainings.dino-vit: unknown option of dino 'lamda'"),
+        ("pretrainings: {dino-vit: {method_options: {lamda: 1}}}", "dino-vit: unknown option of dino 'lamda'"),
         ("configurations: {x: {fusoin: gate}}", "configurations.x: unknown key 'fusoin': did you mean 'fusion'?"),
         ("configurations: {x: {fusion: gate}}", "configurations.x: it needs a backbone"),
         ("configurations: {x: {pretraining: y}}", "configurations.x: unknown pretraining 'y'"),
         ("configurations: {x: {backbone: resnet, fusion: gate}}", "configuration 'x': fusion gate needs attention"),
-        ("configurations: {x: {backbone: vit, fusion: gat}}", "configuration 'x': unknown fusion 'gat'"),
+        ("configurations: {x: {backbone: vit, fusion: gat}}", "configurations.x: segment: unknown fusion 'gat'"),
         ("configurations: {x: {backbone: vit, pretraining: barlow_twins-swin}}", "is of backbone swin, not of vit"),
         ("configurations: {x: {backbone: vit, label_fraction: 2}}", "label_fraction 2 is no share"),
-        ("configurations: {x: {backbone: vit, segment: {head: fnc}}}", "configuration 'x': unknown head 'fnc'"),
+        ("configurations: {x: {backbone: vit, segment: {head: fnc}}}", "configurations.x: segment: unknown head 'fnc'"),
         ("configurations: {x: {backbone: vit}, y: {backbone: vit}}", "'x' and 'y' are the same in all but name"),
         ("configurations: {}", "the study has no configurations"),
         ("configurations:", "configurations is empty: give it a value"),
-        ("segment: {lr: .nan}", "segment: lr nan will not do"),
+        ("segment: {lr: .nan}", "segment: lr nan is out of bounds"),
         ("segment: {loss: cros_entropy}", "unknown loss 'cros_entropy'"),
-        ("segment: {schedule: cosin}", "unknown schedule 'cosin'"),
-        ("segment: {average: emma}", "unknown average 'emma'"),
-        ("segment: {most: 0.0}", "a class cannot have at most 0.0 of a crop"),
-        ("segment: {warmup: 3.0}", "a warm-up of 3.0"),
-        ("segment: {layer_decay: 0.0}", "layer decay 0.0"),
+        ("segment: {schedule: cosin}", "schedule should be poly or cosine, not 'cosin'"),
+        ("segment: {average: emma}", "average should be none or ema or swa, not 'emma'"),
+        ("segment: {class_share: 0.0}", "class_share 0 is out of bounds: take a number above 0, up to 1"),
+        ("segment: {warmup: 3.0}", "warmup 3 is out of bounds"),
+        ("segment: {layer_decay: 0.0}", "layer_decay 0 is out of bounds"),
         ("segment: {scale: [2.0, 0.5]}", "a scale from 2 to 0.5 is none"),
-        ("segment: {jitter: 5.0}", "colours change with a probability, and 5 is none"),
+        ("segment: {jitter: 5.0}", "jitter 5 is out of bounds"),
         ("configurations: {x: {backbone: vit, label_fraction: 0.1}}\nlabel_fractions: [1.0, 0.5]", "of its own"),
         ("configurations: {x: {backbone: vit, segment: {freeze: true}}}\nfrozen: [true, false]", "says freeze itself"),
         ("questions: [[bt-swin, bt-swin]]", "is asked twice, or of one configuration"),
@@ -129,21 +128,19 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
 )  # fmt: skip
 def test_a_wrong_file_is_one_line(text, line, tmp_path) -> None:
     with pytest.raises(InputError) as error:
-        check_plan(read_plan(written(tmp_path, text), preset))
+        check_plan(read_plan(written(tmp_path, text)))
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
-        read_plan(tmp_path / "none.yaml", preset)
+        read_plan(tmp_path / "none.yaml")
 
 
 def test_weights_of_a_file_take_the_place_of_a_pretraining(tmp_path) -> None:
     (tmp_path / "w.pth").write_bytes(b"weights")
-    plan = read_plan(
-        written(tmp_path, f"pretrainings: {{barlow_twins-resnet: {{weights: {tmp_path / 'w.pth'}}}}}"), preset
-    )
+    plan = read_plan(written(tmp_path, f"pretrainings: {{barlow_twins-resnet: {{weights: {tmp_path / 'w.pth'}}}}}"))
     choice = plan.pretrainings["barlow_twins-resnet"]
     assert (choice.settings, choice.weights) == (None, str(tmp_path / "w.pth"))
     check_plan(plan)
@@ -183,16 +180,18 @@ def test_a_key_changes_with_what_it_depends_on_and_with_nothing_else() -> None:
         assert all(a != b for a, b in zip(keys(other), before, strict=True))
     random = next(c for c in plan.configurations if c.name == "random-swin")
     assert replace(plan, pretrain_each_seed=True).cell_key(random) == plan.cell_key(random)
-    frozen = replace(gate, segment={"freeze": True})
-    assert plan.cell_key(replace(gate, segment={"freeze": True, "backbone_lr": 0.5})) == plan.cell_key(frozen)
-    assert plan.cell_key(replace(gate, segment={"crop": 64})) == plan.cell_key(gate)  # as without: the images' size
+    frozen = replace(gate, segment={**gate.segment, "freeze": True})
+    assert plan.cell_key(replace(frozen, segment={**frozen.segment, "backbone_lr": 0.5})) == plan.cell_key(frozen)
+    assert (
+        plan.cell_key(replace(gate, segment={**gate.segment, "crop": 64})) == before[0]
+    )  # as without: the images' size
     fewer = replace(plan, backbones={("thin" if k == "swin" else k): v for k, v in plan.backbones.items()})
     other = {k: replace(p, backbone="thin") if p.backbone == "swin" else p for k, p in plan.pretrainings.items()}
     assert replace(fewer, pretrainings=other).cell_key(replace(gate, backbone="thin")) == plan.cell_key(gate)
     for other in (
-        replace(gate, fusion="concat"),
+        replace(gate, segment={"fusion": "concat"}),
         replace(gate, label_fraction=0.5),
-        replace(gate, segment={"head": "fcn"}),
+        replace(gate, segment={**gate.segment, "head": "fcn"}),
         replace(gate, pretraining=None),
     ):
         assert plan.cell_key(other) != before[0]
@@ -209,17 +208,20 @@ def test_a_pretraining_is_shared_by_all_seeds_unless_each_has_its_own() -> None:
 def test_every_configuration_is_spread_over_labels_and_freezing() -> None:
     plan = replace(
         preset("tiny"),
-        configurations=(Configuration("a", "vit"), Configuration("b", "vit", fusion="gate", segment={"head": "fcn"})),
+        configurations=(
+            Configuration("a", "vit"),
+            Configuration("b", "vit", segment={"fusion": "gate", "head": "fcn"}),
+        ),
         questions=(("b", "a"),),
     )
     wide = spread(plan, [1.0, 0.1], [False, True])
     assert wide.axes == {"label_fraction": (1.0, 0.1), "frozen": (False, True)}
-    assert [c.name for c in wide.configurations if c.fusion == "none"] == [
+    assert [c.name for c in wide.configurations if wide.settings(c).fusion == "none"] == [
         "a · 100% of labels · fine-tuned", "a · 100% of labels · frozen",
         "a · 10% of labels · fine-tuned", "a · 10% of labels · frozen",
     ]  # fmt: skip
     last = wide.configurations[-1]
-    assert (last.fusion, last.label_fraction, dict(last.segment)) == ("gate", 0.1, {"head": "fcn", "freeze": True})
+    assert (last.label_fraction, dict(last.segment)) == (0.1, {"fusion": "gate", "head": "fcn", "freeze": True})
     assert last.at == {"label_fraction": 0.1, "frozen": True}
     assert len(wide.questions) == 4
     assert all(a.partition(" · ")[2] == b.partition(" · ")[2] for a, b in wide.questions)

@@ -26,18 +26,18 @@ from PIL import Image
 from sqlalchemy import event
 
 from regard.cli import build_parser
-from regard.cli.sweeping import sweep as sweep_command
-from regard.cli.training import segment
+from regard.cli.study import sweep as sweep_command
+from regard.cli.train import segment
 from regard.data.datasets.scenes import Scenes
 from regard.data.source import open_source
 from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.runs.run import load_run, summary
+from regard.settings import Hardware
 from regard.studies import sweep as sweeping
 from regard.studies import trials as bookkeeping
 from regard.studies.space import parse_space
 from regard.studies.sweep import Pretrained, Sweep, run_sweep
 from regard.studies.trials import LOCK, Pruning, TrialFailed, Trials, import_optuna, importance, reason_of, state_of
-from regard.training.hardware import Hardware
 
 SPACE = parse_space({"lr": {"low": 1e-3, "high": 1e-1, "log": True}, "fusion": ["none", "gate"], "head": "linear"})
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
@@ -47,7 +47,9 @@ COUNTS = {"train": 8, "val": 4, "test": 4}
 def small(out: Path, **changes) -> Sweep:
     source = open_source("scenes", scenes_size=32, scenes_count=COUNTS)
     backbone = Pretrained("vit_tiny_patch16_224", options=VIT)
-    whole = Sweep(source, backbone, SPACE, out, 32, 1, {"batch_size": 4}, hardware=Hardware("cpu", bar=False))
+    whole = Sweep(
+        source, backbone, SPACE, out, 32, 1, {"batch_size": 4}, hardware=Hardware(accelerator="cpu", bar=False)
+    )
     return replace(whole, **changes)
 
 

@@ -19,15 +19,16 @@ from regard.data.loading.views import barlow_twins_views
 from regard.errors import InputError
 from regard.evaluation.probes import knn
 from regard.runs import pretraining
-from regard.runs.pretraining import PretrainSettings, Watch, pretrain_run
+from regard.runs.extras import Extras
+from regard.runs.pretraining import pretrain_run
+from regard.settings import Hardware, PretrainSettings, Watch
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.method import Pretraining
 from regard.training import averaging
 from regard.training import trainer as training
-from regard.training.hardware import Hardware
 
 COUNT, BATCH, EPOCHS, SEED = 20, 8, 5, 3  # 2 whole batches an epoch; the last quarter of 5 epochs is 2
-HARDWARE = Hardware("cpu", bar=False, checkpoint_minutes=0.0)  # saves after every step
+HARDWARE = Hardware(accelerator="cpu", bar=False, checkpoint_minutes=0.0)  # saves after every step
 OPTIONS = {"widths": (12, 12), "optimizer": "adamw", "lr": 0.05}
 
 
@@ -39,7 +40,17 @@ class Labelled(Scenes):
 def train(out: Path, average: str, epochs: int = EPOCHS, accumulate: int = 1, knn: bool = False) -> Pretraining:
     """A pre-training of a tiny ResNet-18; its module as training left it."""
     out.mkdir(exist_ok=True)
-    settings = PretrainSettings("barlow_twins", 32, 16, 2, epochs, BATCH, OPTIONS, accumulate, average)
+    settings = PretrainSettings(
+        method="barlow_twins",
+        size=32,
+        local_size=16,
+        local_crops=2,
+        epochs=epochs,
+        batch_size=BATCH,
+        method_options=OPTIONS,
+        accumulate=accumulate,
+        average=average,
+    )
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
     queries = Labelled(4, size=32, seed=1) if knn else None
@@ -51,7 +62,7 @@ def train(out: Path, average: str, epochs: int = EPOCHS, accumulate: int = 1, kn
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "fit", fit)
-        pretrain_run(Labelled(COUNT, size=32), backbone, settings, out, SEED, HARDWARE, queries=queries)
+        pretrain_run(Labelled(COUNT, size=32), backbone, settings, out, SEED, HARDWARE, extras=Extras(queries=queries))
     return modules[0]
 
 
@@ -259,11 +270,23 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(average: str, cut, step: int, 
 def test_the_last_score_is_that_of_the_backbone_that_is_kept(average: str, tmp_path) -> None:
     """Also where the epochs between scores do not come out even, and with the statistics of the averaged weights."""
     tmp_path = tmp_path / "out"
-    settings = PretrainSettings("barlow_twins", 32, 16, 2, 3, BATCH, OPTIONS, 1, average)
+    settings = PretrainSettings(
+        method="barlow_twins",
+        size=32,
+        local_size=16,
+        local_crops=2,
+        epochs=3,
+        batch_size=BATCH,
+        method_options=OPTIONS,
+        accumulate=1,
+        average=average,
+    )
     bank, queries = Labelled(COUNT, size=32), Labelled(24, size=32, seed=1)
     backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
     tmp_path.mkdir()
-    made = pretrain_run(bank, backbone, settings, tmp_path, SEED, HARDWARE, watch=Watch(knn_every=2), queries=queries)
+    made = pretrain_run(
+        bank, backbone, settings, tmp_path, SEED, HARDWARE, watch=Watch(knn_every=2), extras=Extras(queries=queries)
+    )
     assert [point["epoch"] for point in made["scores"]] == [2, 3]
 
     kept = build_backbone(tmp_path).eval()
@@ -301,10 +324,19 @@ def test_two_processes_average_as_one_does(tmp_path) -> None:
 
 
 def test_what_cannot_be_averaged_is_refused(tmp_path) -> None:
-    with pytest.raises(InputError, match="take --epochs 5 or more"):
+    with pytest.raises(InputError, match="take 5 epochs or more"):
         train(tmp_path, "swa", epochs=4)
     backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
-    dino = PretrainSettings("dino", 32, 16, 2, 2, 8, {"out_dim": 16, "hidden_dim": 8}, average="ema")
-    with pytest.raises(InputError, match="not for DINO: its teacher is an average"):
+    dino = PretrainSettings(
+        method="dino",
+        size=32,
+        local_size=16,
+        local_crops=2,
+        epochs=2,
+        batch_size=8,
+        method_options={"out_dim": 16, "hidden_dim": 8},
+        average="ema",
+    )
+    with pytest.raises(InputError, match="dino keeps an average of the weights already"):
         pretrain_run(Scenes(8, size=32), backbone, dino, tmp_path / "dino", hardware=HARDWARE)
     assert not list(tmp_path.iterdir())

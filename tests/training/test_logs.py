@@ -15,10 +15,11 @@ from regard.backbones import build_backbone
 from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
-from regard.runs.pretraining import PretrainSettings, Watch, pretrain_run
-from regard.runs.segmenting import SegmentSettings, segment_run
+from regard.runs.extras import Extras
+from regard.runs.pretraining import pretrain_run
+from regard.runs.segmenting import segment_run
+from regard.settings import Hardware, PretrainSettings, SegmentSettings, Watch
 from regard.ssl.barlow_twins import BarlowTwins
-from regard.training.hardware import Hardware
 from regard.training.logs import wandb_logger
 
 KEY = "0123456789fakekeyfakekeyfakekey0123456789"  # as long as a real one
@@ -43,14 +44,12 @@ def train(out: Path) -> None:
     """Two epochs of two steps, and a kNN score after each epoch."""
     torch.manual_seed(0)
     settings = PretrainSettings(
-        size=32, epochs=2, batch_size=8, options={"widths": (12, 12), "optimizer": "adamw", "lr": 0.01}
+        size=32, epochs=2, batch_size=8, method_options={"widths": (12, 12), "optimizer": "adamw", "lr": 0.01}
     )
     backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
-    hardware = Hardware("cpu", bar=False, checkpoint_minutes=0.0)
-    pretrain_run(
-        Labelled(16, size=32), backbone, settings, out, 5, hardware,
-        watch=Watch("wandb"), queries=Labelled(4, size=32, seed=1),
-    )  # fmt: skip
+    hardware = Hardware(accelerator="cpu", bar=False, checkpoint_minutes=0.0)
+    extras = Extras(queries=Labelled(4, size=32, seed=1))
+    pretrain_run(Labelled(16, size=32), backbone, settings, out, 5, hardware, Watch(logger="wandb"), extras)
 
 
 def records(file: Path) -> list:
@@ -132,10 +131,9 @@ def test_a_segmentation_logs_the_score_of_every_epoch_under_the_id_that_a_sweep_
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_RUN_ID", "x7")
     settings = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear")
-    made = segment_run(
-        Scenes(4, size=32), Scenes(2, size=32, seed=1), build_backbone("resnet18", channels=(8, 16, 16, 16)), "none",
-        settings, tmp_path, 3, Hardware("cpu", bar=False), logger="wandb",
-    )  # fmt: skip
+    backbone, hardware = build_backbone("resnet18", channels=(8, 16, 16, 16)), Hardware(accelerator="cpu", bar=False)
+    train, val = Scenes(4, size=32), Scenes(2, size=32, seed=1)
+    made = segment_run(train, val, backbone, settings, tmp_path, 3, hardware, Extras(logger="wandb"))
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert file.name == "run-x7.wandb"
     logged = records(file)

@@ -15,14 +15,13 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from regard.attention.guidance import Guidance
 from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.runs import pretraining
-from regard.runs.pretraining import PretrainSettings, pretrain_run
+from regard.runs.pretraining import pretrain_run
+from regard.settings import Guidance, Hardware, PretrainSettings
 from regard.training import trainer as training
 from regard.training.curves import LossCurve
-from regard.training.hardware import Hardware
 from regard.training.stopping import FiniteLoss
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -130,11 +129,23 @@ def test_no_step_waits_for_the_device(
     monkeypatch.setattr(pretraining, "make_trainer", watched)
     monkeypatch.setattr(pretraining, "LossCurve", lambda points: LossCurve(2))  # two stretches, as long as the epochs
     monkeypatch.setattr(training, "FiniteLoss", partial(FiniteLoss, EVERY))  # as on a GPU
-    guidance = Guidance(1.0, 1.0, 1.0) if guided else Guidance()
-    settings = PretrainSettings(method, 32, 16, 2, 2, 4, OPTIONS[method], average=average, guidance=guidance)
+    guidance = Guidance(guide_sharpness=1.0, guide_diversity=1.0, guide_consistency=1.0) if guided else Guidance()
+    settings = PretrainSettings(
+        method=method,
+        size=32,
+        local_size=16,
+        local_crops=2,
+        epochs=2,
+        batch_size=4,
+        method_options=OPTIONS[method],
+        average=average,
+        guidance=guidance,
+    )
     network = build_backbone(backbone, **BACKBONES[backbone])
     with waits.watch():
-        pretrain_run(Labelled(4 * EPOCH, size=32), network, settings, tmp_path, hardware=Hardware("cpu", bar=False))
+        pretrain_run(
+            Labelled(4 * EPOCH, size=32), network, settings, tmp_path, hardware=Hardware(accelerator="cpu", bar=False)
+        )
     assert waits.found[EVERY], "nothing is seen where losses are read"
     assert waits.found[2 * EPOCH], "nothing is seen where an epoch ends"
     unmeant = {step: places for step, places in waits.found.items() if step not in MAY_WAIT}

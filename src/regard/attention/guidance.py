@@ -16,7 +16,6 @@ What each does to the scores of heads and to segmentation is measured in `result
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -25,6 +24,7 @@ from torch import Tensor
 from regard.attention.overlap import Extent, Places, on_overlap
 from regard.backbones import AttentionMap, Backbone
 from regard.errors import InputError
+from regard.settings import Guidance
 
 Maps = Float[Tensor, "batch heads h w"]
 LEAST = 1e-12  # a weight that a softmax rounds to 0 has a finite logarithm, and a finite gradient
@@ -74,48 +74,33 @@ def _entropy(p: Float[Tensor, "*lead n"]) -> Float[Tensor, "*lead"]:
     return -(p * p.clamp(min=LEAST).log()).sum(dim=-1)
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """The weights of the terms; 0 leaves a term out. True where there is any."""
+def check_guidance(guidance: Guidance, backbone: Backbone) -> None:
+    """InputError for terms on the maps of a backbone without attention."""
+    if guidance.guided and not backbone.heads:
+        raise InputError(f"{backbone.name} has no attention to guide: use a ViT or a Swin")
 
-    sharpness: float = 0.0
-    diversity: float = 0.0
-    consistency: float = 0.0
 
-    def __bool__(self) -> bool:
-        return any(getattr(self, field.name) for field in fields(self))
+def guidance_terms(
+    guidance: Guidance, views: Sequence[Sequence[AttentionMap]], places: Sequence[Places] | None = None
+) -> dict[str, Float[Tensor, ""]]:
+    """The terms that have a weight, each a mean over views and levels.
 
-    def check(self, backbone: Backbone) -> None:
-        """InputError for a weight that is no number from 0 up, or a backbone without attention."""
-        for field in fields(self):
-            weight = getattr(self, field.name)
-            if not 0 <= weight < math.inf:
-                raise InputError(
-                    f"guide_{field.name} {weight} is no weight: take 0, which leaves the term out, or more"
-                )
-        if self and not backbone.heads:
-            raise InputError(f"{backbone.name} has no attention to guide: use a ViT or a Swin")
+    views:  for each view of the same images, its maps by level.
+    places: where each view is in its image; needed for consistency, which compares the first two.
+    """
+    found: dict[str, Tensor] = {}
+    for name, term in (("sharpness", sharpness), ("diversity", diversity)):
+        if name in guidance.guided:
+            found[name] = torch.stack([term(level.weights) for maps in views for level in maps]).mean()
+    if "consistency" in guidance.guided:
+        assert places is not None, "consistency compares two views whose places are known"
+        pairs = zip(views[0], views[1], strict=True)
+        found["consistency"] = torch.stack(
+            [consistency(a.weights, b.weights, places[0], places[1], (a.extent, b.extent)) for a, b in pairs]
+        ).mean()
+    return found
 
-    def terms(
-        self, views: Sequence[Sequence[AttentionMap]], places: Sequence[Places] | None = None
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The terms that have a weight, each a mean over views and levels.
 
-        views:  for each view of the same images, its maps by level.
-        places: where each view is in its image; needed for consistency, which compares the first two.
-        """
-        found: dict[str, Tensor] = {}
-        for name, term in (("sharpness", sharpness), ("diversity", diversity)):
-            if getattr(self, name):
-                found[name] = torch.stack([term(level.weights) for maps in views for level in maps]).mean()
-        if self.consistency:
-            assert places is not None, "consistency compares two views whose places are known"
-            pairs = zip(views[0], views[1], strict=True)
-            found["consistency"] = torch.stack(
-                [consistency(a.weights, b.weights, places[0], places[1], (a.extent, b.extent)) for a, b in pairs]
-            ).mean()
-        return found
-
-    def total(self, terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""] | float:
-        """What is added to the loss."""
-        return sum((getattr(self, name) * term for name, term in terms.items()), 0.0)
+def weighted(guidance: Guidance, terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""] | float:
+    """What is added to the loss."""
+    return sum((guidance.guided[name] * term for name, term in terms.items()), 0.0)

@@ -25,6 +25,7 @@ from regard.backbones.swin import Swin
 from regard.backbones.vit import ViT, is_vit
 from regard.backbones.weights import BACKBONE_FILE, backbone_file, load_weights, read_description, without_sources
 from regard.errors import InputError, unknown
+from regard.files import write_whole
 
 __all__ = [
     "AttentionMap",
@@ -188,13 +189,11 @@ def _reason(error: Exception) -> str:
 
 def save_backbone(backbone: Backbone, path: Path) -> None:
     """Write weights and description as one safetensors file, whole or not at all; `build_backbone(path)` reads it."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    description = json.dumps(describe(backbone))
+    said = {"regard": json.dumps(describe(backbone))}
     tensors = {key: value.contiguous() for key, value in backbone.model.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"regard": description})
-    partial.replace(path)
+    write_whole(path, lambda file: file.write(save(tensors, metadata=said)))
 
 
 def parameters(module: nn.Module) -> int:

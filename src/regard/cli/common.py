@@ -1,13 +1,24 @@
-"""What the commands share: hardware options, what is said to people, and where pictures go."""
+"""What commands share. Imported when they run, since it needs torch."""
 
-from typing import Any, Literal
+from typing import Any
+
+import torch
 
 from regard.backbones import Backbone, build_backbone
 from regard.say import console
-from regard.training.hardware import Hardware
+from regard.settings import Device, Model
 
-Accelerator = Literal["auto", "cpu", "gpu"]
-Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+
+def built(model: Model, seed: int) -> Backbone:
+    """The backbone that a command trains; what is random in it follows from the seed."""
+    torch.manual_seed(seed)
+    return build_backbone(model.backbone, model.pretrained, model.weights, **model.backbone_options)
+
+
+def opened(model: Model, device: Device) -> Backbone:
+    """The backbone that a command looks at, in evaluation mode, on its device."""
+    found = build_backbone(model.backbone, model.pretrained, model.weights, **model.backbone_options)
+    return found.eval().to(device.device)
 
 
 def table(result: dict[str, Any], split: str) -> None:
@@ -44,11 +55,3 @@ def table(result: dict[str, Any], split: str) -> None:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def open_backbone(
-    name: str, weights: str | None, pretrained: bool, options: dict[str, Any] | None, accelerator: Accelerator
-) -> Backbone:
-    """The backbone that a command asks for, in eval mode, on its device."""
-    device = Hardware(accelerator).device
-    return build_backbone(name, pretrained, weights, **(options or {})).eval().to(device)

@@ -1,26 +1,26 @@
 """Commands about data sets: data info, data check, data download, data pack."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from regard.errors import InputError
 from regard.say import console, say
+from regard.settings import PackOptions, SurveyOptions
 
 
-def info(source: str, out: str | None = None, limit: int | None = None) -> str:
+def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
     """Say what a path holds: layout, splits, classes and how often they are seen, sizes of images.
 
     Args:
         source: A path, `scenes`, or the s3://, gs:// or https:// URL of a pack.
         out: Folder for info.json and contact-sheet.png (images of each split, and their masks over them).
-        limit: Images of each split at most, evenly spaced, for a quick answer; by default all.
     """
     from regard.data.source import open_source
-    from regard.data.survey import survey
+    from regard.data.survey import survey as surveyed
     from regard.files import write_json
 
     opened = open_source(source)
-    found = survey(opened, limit)
+    found = surveyed(opened, survey.limit)
     _sizes_table(found)
     if opened.classes:
         _classes_table(found, opened.classes, opened.has_masks)
@@ -102,14 +102,12 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
     return f"{line}: regard {'segment' if opened.has_masks else 'pretrain'} --data {done.root} ..."
 
 
-def pack(source: str, to: str, chunk_mb: int = 64, on_bad_image: Literal["raise", "skip"] = "raise") -> str:
+def pack(source: str, to: str, packing: PackOptions) -> str:
     """Pack images, and masks or labels, into a few large files, for `--data` to read them from a disk or a bucket.
 
     Args:
         source: A path, or `scenes`.
         to: A folder, or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; where it holds a part of the same pack, goes on.
-        chunk_mb: Size of a file, in MB of 2**20 bytes.
-        on_bad_image: Stop at an image or a mask that can't be read, or leave it out and name it.
     """
     from regard.data.packs.packing import pack
     from regard.data.packs.store import is_remote
@@ -117,7 +115,7 @@ def pack(source: str, to: str, chunk_mb: int = 64, on_bad_image: Literal["raise"
 
     opened = open_source(source)
     say(opened.describe())
-    made = pack(opened, to, chunk_mb, on_bad_image)
+    made = pack(opened, to, packing.chunk_mb, packing.on_bad_image)
     if made.skipped:
         named = ", ".join(made.skipped[:10]) + (", ..." if len(made.skipped) > 10 else "")
         say(f"{len(made.skipped):,} images are left out, since they or their masks can't be used: {named}")

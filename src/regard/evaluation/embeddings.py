@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from regard.backbones.base import Backbone, eval_mode
 from regard.errors import InputError
+from regard.files import write_whole
 
 Method = Literal["pca", "tsne", "umap"]
 Points = Float[np.ndarray, "images 2"]
@@ -120,13 +122,12 @@ def plot(points: Points, labels: Int[np.ndarray, "images"] | None, classes: Sequ
 
 def write_csv(path: Path, names: Sequence[str], points: Points, classes: Sequence[str] | None) -> None:
     """One row per image: its name, its class where there are any, and its coordinates."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "class", "x", "y"])
-        for i, name in enumerate(names):
-            writer.writerow([name, classes[i] if classes else "", *(f"{value:.6g}" for value in points[i])])
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["name", "class", "x", "y"])
+    for i, name in enumerate(names):
+        writer.writerow([name, classes[i] if classes else "", *(f"{value:.6g}" for value in points[i])])
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def most_frequent(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> int:

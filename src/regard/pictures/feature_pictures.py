@@ -1,6 +1,6 @@
 """What `regard features` draws. Imported when that runs, since it needs torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,38 @@ from torch import Tensor
 from regard.backbones import Backbone
 from regard.data.loading.augment import centre_crop
 from regard.evaluation.components import TokenColours, border, sample_rows
-from regard.evaluation.receptive_field import area_holding, effective_receptive_field, middle, radius_holding
+from regard.evaluation.receptive_field import (
+    area_holding,
+    check_level,
+    effective_receptive_field,
+    middle,
+    radius_holding,
+)
 from regard.files import write_json
 from regard.pictures.draw import CHANNEL_COLOURS, COLOURS, channel_map, heat_map, mosaic, titled, with_circles
 from regard.pictures.reading import Picture, as_batch, count_pictures, fed, read_pictures, save_png
+from regard.pictures.targets import outputs
 from regard.say import console
+from regard.settings import FeaturePictures
 
 TOKENS = 50_000  # that components are fitted on: 77 MB of a ViT-S
 CHANNELS = 64  # of a level that are drawn, 8 a row
 CHANNEL_SIZE = 96  # pixels of a channel's longer side, at least
 SHARES = (0.5, 0.95)  # of a receptive field, whose extent is measured
 DECADES = 4  # that its logarithms are drawn over
+
+
+def draw_features(model: Backbone, images: Sequence[str], chosen: FeaturePictures, out: Path) -> str:
+    """Write what is chosen into `out`; says what was made. InputError for a level or images that are not there."""
+    check_level(model, -1 if chosen.level is None else chosen.level)
+    files, count = outputs(images, str(out)), len(model.strides)
+    if chosen.what == "receptive_field":
+        levels = list(range(count)) if chosen.level is None else [chosen.level % count]
+        return draw_receptive_fields(model, files, out, levels, chosen.size, chosen.seed)
+    level = count - 1 if chosen.level is None else chosen.level % count
+    if chosen.what == "channels":
+        return draw_channels(model, files, out, level, chosen.size)
+    return draw_components(model, files, out, level, chosen.size, chosen.foreground, chosen.seed)
 
 
 def draw_channels(model: Backbone, files: dict[Path, Path], out: Path, level: int, size: int) -> str:

@@ -11,8 +11,9 @@ from regard.backbones import Backbone
 from regard.data.datasets.base import MaskDataset
 from regard.data.loading.samples import Fraction
 from regard.errors import InputError
-from regard.scoring.cell_scores import score_levels
 from regard.files import read_json, write_json
+from regard.scoring.cell_scores import score_levels
+from regard.settings import SegmentSettings
 from regard.training.stopping import last_checkpoint
 
 IMAGES = 64  # training images, evenly spaced, that heads are scored over
@@ -21,19 +22,13 @@ CHOICE_FILE = "kept_heads.json"  # in the folder of a run that is not finished
 Kept = tuple[tuple[int, ...], ...]
 
 
-def check_choice(
-    layers: Sequence[int] | None, heads_kept: int | None, fusion: str | None = None, backbone: Backbone | None = None
-) -> None:
-    """InputError for a choice of heads that is none, or where there are none to choose; None: not known yet."""
-    if layers is None and heads_kept is None:
+def check_choice(settings: SegmentSettings) -> None:
+    """InputError for a choice of heads where a fusion sees none."""
+    if settings.layers is None and settings.heads_kept is None:
         return
-    given = "--layers" if layers is not None else "--heads_kept"
-    if heads_kept is not None and heads_kept < 1:
-        raise InputError(f"--heads_kept {heads_kept} leaves a fusion nothing to see: take 1 or more, or fusion none")
-    if fusion == "none":
+    given = "--layers" if settings.layers is not None else "--heads_kept"
+    if settings.fusion == "none":
         raise InputError(f"fusion none sees no attention heads: leave out {given}, or take another fusion")
-    if backbone is not None and not backbone.heads:
-        raise InputError(f"{backbone.name} has no attention heads to choose from: leave out {given}")
 
 
 def chosen_levels(backbone: Backbone, reads: Sequence[int], layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -19,13 +19,12 @@ def config(description: dict[str, Any]) -> dict[str, Any]:
         "regard": version("regard"),
         "task": "semantic segmentation",
         "backbone": without_sources(description["backbone"]),
-        "fusion": description["fusion"],
-        "kept": description.get("kept"),  # runs of older versions keep all heads
-        "settings": {key: settings[key] for key in ("size", "head", "head_options")},
+        "kept": description["kept"],
+        "settings": {key: settings[key] for key in ("size", "fusion", "head", "head_options")},
         "classes": list(description["classes"]),
         "palette": description["palette"],
         "ignore_index": description["ignore_index"],
-        "head_weights": description.get("head_weights", []),  # runs of older versions have none
+        "head_weights": description["head_weights"],
     }
 
 
@@ -36,7 +35,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             return read_json(folder / name)
     hint = ""
     if not folder.exists() and len(folder.parts) == 2 and not folder.is_absolute():
-        hint = f"; if that is on the Hugging Face hub: regard.runs.run.Run.from_pretrained({folder.as_posix()!r})"
+        hint = f"; if that is on the Hugging Face hub: regard.runs.hub.from_pretrained({folder.as_posix()!r})"
     raise InputError(
         f"{folder} holds no finished segmentation ({RUN_FILE} or {CONFIG_FILE}, and {MODEL_FILE}): make one with "
         f"regard segment{hint}"

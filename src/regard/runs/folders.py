@@ -1,15 +1,15 @@
 """Folders that belong to one run."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
 from regard.errors import InputError
-from regard.training.stopping import CHECKPOINTS
 from regard.files import read_json, write_json
+from regard.training.stopping import CHECKPOINTS
 
 SETTINGS_FILE = "settings.json"
 
@@ -52,5 +52,3 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str, may_re
                 with suppress(OSError):
                     parent.rmdir()
         raise
-
-

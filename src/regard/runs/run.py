@@ -18,8 +18,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import device_of, from_description
 from regard.backbones.weights import MODEL_FILE
-from regard.data.loading.augment import short_side
 from regard.data.datasets.base import MaskDataset
+from regard.data.loading.augment import short_side
 from regard.data.loading.modules import loading
 from regard.data.loading.views import resize
 from regard.errors import InputError
@@ -32,6 +32,10 @@ from regard.evaluation.scores import (
     expected_calibration_error,
     scores,
 )
+from regard.runs.exported import RUN_FILE as RUN_FILE
+from regard.runs.exported import read_description
+from regard.runs.onnx import read_onnx
+from regard.runs.pixels import ImageLike, read_pixels
 from regard.segmentation.inference import (
     BATCH,
     WHOLE,
@@ -43,10 +47,6 @@ from regard.segmentation.inference import (
     run_passes,
 )
 from regard.segmentation.model import SegmentationModel
-from regard.runs.exported import RUN_FILE as RUN_FILE
-from regard.runs.exported import read_description
-from regard.runs.onnx import read_onnx
-from regard.runs.pixels import ImageLike, read_pixels
 
 
 class Run:
@@ -122,19 +122,6 @@ class Run:
             images += 1
         return Evaluation(images, *(total.cpu().numpy() for total in found))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """A new folder as the Hugging Face hub expects it: weights, config.json, model card; see `export`."""
-        from regard.runs.export import save_pretrained
-
-        save_pretrained(self, folder)
-
-    @staticmethod
-    def from_pretrained(name: str | Path, device: str | None = None, revision: str | None = None) -> "Run":
-        """A run from such a folder, or from the hub ("owner/name"); see `export.from_pretrained`."""
-        from regard.runs.export import from_pretrained
-
-        return from_pretrained(name, device, revision)
-
     def _loader(
         self, dataset: MaskDataset, inference: Inference, batch_size: int, workers: int = 0
     ) -> Iterable[list[tuple[list[Tensor], Tensor]]]:
@@ -207,7 +194,7 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
     """A trained segmentation, ready to predict; InputError when there is none. No code is run from what is read.
 
     path:   a folder that `regard segment` or `regard compare` made, or what `regard export` made of one: a folder, or
-            a .onnx file, which onnxruntime runs. For a Hugging Face id: `Run.from_pretrained`.
+            a .onnx file, which onnxruntime runs. For a Hugging Face id: `hub.from_pretrained`.
     device: "cpu", "cuda", ...; by default a GPU where there is one. onnxruntime chooses its own.
     """
     path = Path(path)
@@ -219,10 +206,10 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
         model = SegmentationModel(
             from_description(description["backbone"]),
             len(classes),
-            description["fusion"],
+            settings["fusion"],
             settings["head"],
-            kept=description.get("kept"),  # all heads in runs of versions that did not write it
-            **settings["head_options"],
+            kept=description["kept"],
+            head_options=settings["head_options"],
         )
         model.load_state_dict(load_file(path / MODEL_FILE))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.backbones import AttentionMap, Backbone, Features
-from regard.errors import InputError, unknown
+from regard.errors import InputError
+from regard.settings import FUSIONS, find
 
 Pyramid = tuple[Tensor, ...]
 
@@ -258,14 +259,6 @@ class _Propagate(nn.Module):
         return self.strength.square().mean().sqrt()
 
 
-FUSIONS: dict[str, type[Fusion]] = {
-    "none": NoFusion,
-    "concat": ConcatFusion,
-    "gate": GateFusion,
-    "propagate": PropagateFusion,
-}
-
-
 def build_fusion(
     name: str,
     backbone: Backbone,
@@ -279,21 +272,20 @@ def build_fusion(
 
     Raises InputError for an unknown name, attention asked of a backbone that has none, and heads that it does not have.
     """
-    if name not in FUSIONS:
-        raise unknown("fusion", name, FUSIONS)
-    if FUSIONS[name].attention and not backbone.heads:
+    fusion: type[Fusion] = find("fusion", name, FUSIONS)
+    if fusion.attention and not backbone.heads:
         raise InputError(
             f"fusion {name} needs attention, and {backbone.name} has none: use fusion none, a ViT or a Swin"
         )
     if kept is not None:
-        _check_kept(name, backbone, kept)
-    return FUSIONS[name](backbone.channels, backbone.heads, reads, kept)
+        if not fusion.attention:
+            raise InputError(f"fusion {name} sees no attention heads, so it cannot keep some: leave them out")
+        _check_kept(backbone, kept)
+    return fusion(backbone.channels, backbone.heads, reads, kept)
 
 
-def _check_kept(name: str, backbone: Backbone, kept: Sequence[Sequence[int]]) -> None:
+def _check_kept(backbone: Backbone, kept: Sequence[Sequence[int]]) -> None:
     """InputError unless these are heads of the levels, each once."""
-    if not FUSIONS[name].attention:
-        raise InputError(f"fusion {name} sees no attention heads, so it cannot keep some: leave them out")
     if len(kept) != len(backbone.heads):
         raise InputError(
             f"heads to keep are given for {len(kept)} levels, and {backbone.name} has {len(backbone.heads)}"

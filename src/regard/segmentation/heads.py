@@ -8,6 +8,7 @@ resampled to the very size of the map that it joins.
 
 import inspect
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from regard.errors import InputError, unknown
+from regard.settings import HEADS, find
 
 Pyramid = tuple[Float[Tensor, "batch _ _ _"], ...]  # finest first
 Logits = Float[Tensor, "batch classes h w"]
@@ -290,27 +292,17 @@ def _require_levels(head: str, channels: tuple[int, ...], needed: int) -> None:
         raise InputError(f"head {head} needs a pyramid of {needed} levels, and {has}: use linear")
 
 
-HEADS: dict[str, type[Head]] = {
-    "linear": LinearHead,
-    "fcn": FCNHead,
-    "setr_pup": SETRPUPHead,
-    "unet": UNetHead,
-    "segformer": SegFormerHead,
-    "upernet": UPerNetHead,
-    "deeplabv3plus": DeepLabV3PlusHead,
-}
-
-
-def build_head(name: str, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, **options: int) -> Head:
+def build_head(
+    name: str, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, options: Mapping[str, int] = {}
+) -> Head:
     """A head for a pyramid of these channels and strides.
 
     options: the head's own, such as `width`, the channels that it works with.
 
     Raises InputError for an unknown name or option, an option below 1, and a pyramid that is too short for the head.
     """
-    if name not in HEADS:
-        raise unknown("head", name, HEADS)
-    known = list(inspect.signature(HEADS[name]).parameters)[3:]
+    head = find("head", name, HEADS)
+    known = list(inspect.signature(head).parameters)[3:]
     for option, value in options.items():
         if not known:
             raise InputError(f"head {name} has no options, and {option} was given: leave it out")
@@ -318,4 +310,4 @@ def build_head(name: str, channels: tuple[int, ...], strides: tuple[int, ...], c
             raise unknown(f"option of head {name}", option, known)
         if value < 1:
             raise InputError(f"{option} {value} of head {name} is too small: it takes a whole number from 1")
-    return HEADS[name](channels, strides, classes, **options)
+    return head(channels, strides, classes, **options)

@@ -12,9 +12,7 @@ larger, logits are made a strip of rows at a time.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -23,8 +21,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from regard.backbones import normalize
-from regard.errors import InputError
 from regard.evaluation.scores import confusion
+from regard.settings import Inference
 
 Logits = Float[Tensor, "classes _ _"]
 BATCH = 16  # images or windows in one forward pass
@@ -33,52 +31,6 @@ BATCH = 16  # images or windows in one forward pass
 # a pass; here four of them go together, which is enough to keep a GPU busy. One image or window may have more.
 LOGITS = 2**28
 STRIP = 2**26  # values of a strip of rows: 256 MB of float32; most images are one strip
-LEAST_SCALE, MOST_SCALE = 0.1, 10.0
-
-
-@dataclass(frozen=True)
-class Inference:
-    """How an image is asked about. The default is one pass over the whole image.
-
-    window:  side of square windows, in pixels of the image as it is fed; None for the whole image. Where the image is
-             smaller, the window is too.
-    overlap: share of a window that the next one covers again, from 0 to below 1.
-    flip:    also ask about the mirror image; the probabilities are averaged.
-    scales:  factors of the size that the image is fed at, one pass for each; the probabilities are averaged.
-    Raises InputError for values that make no sense.
-    """
-
-    window: int | None = None
-    overlap: float = 0.5
-    flip: bool = False
-    scales: tuple[float, ...] = (1.0,)
-
-    def __post_init__(self) -> None:
-        if self.window is not None and not isinstance(self.window, Integral):
-            raise InputError(f"a window of {self.window!r} pixels is no whole number: take one such as 512, or None")
-        if self.window is not None and self.window < 1:
-            raise InputError(f"a window of {self.window} pixels holds nothing: take the size of the training crops")
-        if not isinstance(self.overlap, Real):
-            raise InputError(
-                f"an overlap of {self.overlap!r} is no number: take a share from 0 to below 1, such as 0.5"
-            )
-        if not 0 <= self.overlap < 1:
-            raise InputError(f"windows cannot overlap by {self.overlap:g}: take a share from 0 to below 1, such as 0.5")
-        if not isinstance(self.scales, tuple) or not all(isinstance(scale, Real) for scale in self.scales):
-            raise InputError(f"scales of {self.scales!r} are no tuple of numbers: take (1.0,), or (0.75, 1.0, 1.25)")
-        if not self.scales:
-            raise InputError("no scale to look at: take 1.0, or several such as 0.75 1.0 1.25")
-        for scale in self.scales:
-            if not LEAST_SCALE <= scale <= MOST_SCALE:
-                raise InputError(f"a scale of {scale:g} is out of range: take {LEAST_SCALE:g} to {MOST_SCALE:g}")
-
-    @property
-    def label(self) -> str:
-        """Short and fit for a file name, such as window512-overlap0.5-flip-scales0.75-1; empty for the default."""
-        parts = [] if self.window is None else [f"window{self.window}-overlap{self.overlap:g}"]
-        parts += ["flip"] if self.flip else []
-        parts += [] if self.scales == (1.0,) else ["scales" + "-".join(f"{scale:g}" for scale in self.scales)]
-        return "-".join(parts)
 
 
 WHOLE = Inference()  # one pass over the whole image

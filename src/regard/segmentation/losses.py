@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from regard.errors import InputError, unknown
+from regard.errors import InputError
+from regard.settings import LOSSES, find
 
 Logits = Float[Tensor, "batch classes h w"]
 Masks = Int64[Tensor, "batch h w"]
@@ -114,21 +115,16 @@ def _mean(values: Float[Tensor, "*shape"], weights: Float[Tensor, "*shape"]) -> 
     return (weights * values).sum() / torch.where(total > 0, total, 1)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "dice": dice,
-    "focal": focal,
-    "lovasz": lovasz,
-}
-
-
 class Loss(nn.Module):
-    """A weighted sum of losses. terms: (factor, name) of each."""
+    """A weighted sum of losses. terms: (factor, function) of each."""
 
     class_weights: Tensor | None
 
     def __init__(
-        self, terms: Sequence[tuple[float, str]], class_weights: Float[Tensor, " classes"] | None, ignore_index: int
+        self,
+        terms: Sequence[tuple[float, Callable[..., Tensor]]],
+        class_weights: Float[Tensor, " classes"] | None,
+        ignore_index: int,
     ) -> None:
         super().__init__()
         self.terms, self.ignore_index = tuple(terms), ignore_index
@@ -136,7 +132,7 @@ class Loss(nn.Module):
 
     def forward(self, logits: Logits, masks: Masks) -> Scalar:
         """The loss of a batch."""
-        losses = [f * LOSSES[name](logits, masks, self.ignore_index, self.class_weights) for f, name in self.terms]
+        losses = [f * loss(logits, masks, self.ignore_index, self.class_weights) for f, loss in self.terms]
         return torch.stack(losses).sum()
 
 
@@ -153,9 +149,7 @@ def build_loss(formula: str, class_weights: Float[Tensor, " classes"] | None, ig
         name = name.strip()
         if not name:
             raise InputError(f"loss {formula!r} has a term without a name: write it as cross_entropy + 0.5*dice")
-        if name not in LOSSES:
-            raise unknown("loss", name, LOSSES)
-        terms.append((_factor(factor, formula) if star else 1.0, name))
+        terms.append((_factor(factor, formula) if star else 1.0, find("loss", name, LOSSES)))
     if class_weights is not None and not (bool((class_weights >= 0).all()) and 0 < class_weights.sum() < math.inf):
         raise InputError("class weights are to be 0 or more, finite, and not all 0")
     return Loss(terms, class_weights, ignore_index)

@@ -1,6 +1,6 @@
 """A backbone, a fusion and a head: from images to logits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,12 @@ class SegmentationModel(nn.Module):
         head: str = "segformer",
         freeze: bool = False,
         kept: Sequence[Sequence[int]] | None = None,
-        **head_options: int,
+        head_options: Mapping[str, int] = {},
     ) -> None:
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
         # the head first: with one seed it then starts the same under every fusion
-        self.head = build_head(head, backbone.channels, backbone.strides, classes, **head_options)
+        self.head = build_head(head, backbone.channels, backbone.strides, classes, head_options)
         self.fusion = build_fusion(fusion, backbone, self.head.levels, kept)
         if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
             backbone.requires_grad_(False).eval()

@@ -1,7 +1,5 @@
 """A segmentation model (backbone, fusion, head) and how it is trained."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -11,31 +9,26 @@ from jaxtyping import Int64
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from regard.attention.guidance import Guidance
+from regard.attention.guidance import check_guidance, guidance_terms, weighted
 from regard.backbones import Backbone, Features, eval_mode, normalize
-from regard.errors import InputError, unknown
+from regard.errors import InputError
 from regard.evaluation.scores import confusion, scores, torch_counts
 from regard.segmentation.inference import count_pixels, predict_at
 from regard.segmentation.model import SegmentationModel
+from regard.settings import SegmentSettings
 from regard.training.distributed import in_company, sum_over_processes
-from regard.training.schedules import SCHEDULES, rate_factor
-
-FUSED_ADAMW = partial(torch.optim.AdamW, fused=True)
+from regard.training.optimizers import adamw
+from regard.training.schedules import rate_factor
 
 
 class SegmentationTask(L.LightningModule):
     """A loss over labelled pixels; AdamW; linear warm-up, then a polynomial or cosine decay to zero.
 
-    loss:            a module of (logits, masks), as `losses.build_loss` makes it.
-    guidance:        terms on the attention maps, added to the loss. For consistency the crops go through the backbone
-                     a second time, flipped left to right.
-    lr, backbone_lr: peak rates of fusion and head, and of the backbone.
-    layer_decay:     each layer of the backbone learns this much slower than the one after it (Clark et al. 2020,
-                     https://arxiv.org/abs/2003.10555, appendix A; Bao et al. 2022 for ViTs); 1 for one rate. Below 1,
-                     biases and norms have no weight decay.
-    schedule:        "poly", to the power 0.9 as in DeepLab (Chen et al. 2017), or "cosine".
-    warmup:          share of the steps.
-    adamw:           makes the optimizer of parameter groups: torch's, or one that goes on from any memory layout.
+    loss:     a module of (logits, masks), as `losses.build_loss` makes it.
+    settings: the rates, their schedule, and guidance are read; the model is made already. For consistency the crops go
+              through the backbone a second time, flipped left to right. `layer_decay` is that of Clark et al. 2020
+              (https://arxiv.org/abs/2003.10555, appendix A; Bao et al. 2022 for ViTs); below 1, biases and norms have
+              no weight decay. The schedule "poly" is DeepLab's (Chen et al. 2017).
 
     Training batches are [uint8 crops, or the tensors of their features from a cache; int64 masks].
     Validation gives `val_miou` and `val_accuracy` over the whole set, masks at their own size.
@@ -44,6 +37,8 @@ class SegmentationTask(L.LightningModule):
     its scores are those of one process, to the last bit. A step goes by the mean of their losses, each counting by its
     labelled pixels (times class weights): of cross_entropy and focal that is the loss of the whole batch; of dice and
     lovasz, which are no means over pixels, it is the mean of one of each part.
+
+    Raises InputError for guidance of a backbone without attention, and layer decay where layers are not known.
     """
 
     def __init__(
@@ -51,38 +46,17 @@ class SegmentationTask(L.LightningModule):
         model: SegmentationModel,
         classes: int,
         loss: nn.Module,
+        settings: SegmentSettings = SegmentSettings(),
         ignore_index: int = 255,
-        lr: float = 1e-3,
-        backbone_lr: float = 1e-4,
-        weight_decay: float = 0.01,
-        warmup: float = 0.05,
-        schedule: str = "poly",
-        layer_decay: float = 1.0,
-        guidance: Guidance = Guidance(),
-        adamw: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = FUSED_ADAMW,
     ) -> None:
         super().__init__()
-        guidance.check(model.backbone)
-        if guidance and model.freeze:
-            raise InputError("guidance changes the backbone, and a frozen one stays as it is: leave out one of the two")
-        if schedule not in SCHEDULES:
-            raise unknown("schedule", schedule, SCHEDULES)
-        if not 0 <= warmup < 1:
-            raise InputError(f"a warm-up of {warmup} is no share of the steps: take one from 0 to below 1")
-        if not 0 < layer_decay <= 1:
-            raise InputError(f"layer decay {layer_decay} is no factor that slows down: take one above 0, up to 1")
-        if layer_decay < 1 and not hasattr(model.backbone.model, "group_matcher"):
-            raise InputError(f"timm does not say what the layers of {model.backbone.name} are: leave out layer decay")
-        if layer_decay < 1 and model.freeze:
-            raise InputError(
-                "layer decay slows the backbone down, and a frozen one does not learn: leave out one of the two"
-            )
-        self.guidance, self.loss = guidance, loss
-        self.model, self.classes, self.ignore_index = model, classes, ignore_index
-        self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
-        self.warmup, self.schedule, self.layer_decay = warmup, schedule, layer_decay
-        self.adamw = adamw
-        self.reached = reached(model.backbone) if layer_decay < 1 else []  # asked while the tensors are whole
+        check_guidance(settings, model.backbone)
+        decays = settings.layer_decay < 1
+        if decays and not hasattr(model.backbone.model, "group_matcher"):
+            raise InputError(f"timm does not say what the layers of {model.backbone.name} are: leave out layer_decay")
+        self.model, self.classes, self.loss, self.settings = model, classes, loss, settings
+        self.ignore_index = ignore_index
+        self.reached = reached(model.backbone) if decays else []
 
     def training_step(self, batch: list[Any], batch_index: int) -> Tensor:
         """The loss of one batch."""
@@ -90,18 +64,18 @@ class SegmentationTask(L.LightningModule):
         features = self._features(images)
         logits = self.model.decode(features, (masks.shape[-2], masks.shape[-1]))
         loss = self.loss(logits, masks) * self._counts_for(masks)
-        if self.guidance:
+        if self.settings.guided:
             views, places = [features.attention], None
-            if self.guidance.consistency:
+            if self.settings.guide_consistency:
                 views.append(self._features(images.flip(-1)).attention)
                 upright = torch.zeros(len(images), 5, device=images.device)
                 upright[:, 2:4] = 1
                 flipped = upright.clone()
                 flipped[:, 4] = 1
                 places = [upright, flipped]
-            terms = self.guidance.terms(views, places)
+            terms = guidance_terms(self.settings, views, places)
             self.log_dict({f"guide_{name}": term for name, term in terms.items()}, batch_size=len(images))
-            loss = loss + self.guidance.total(terms)
+            loss = loss + weighted(self.settings, terms)
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(masks), sync_dist=True)
         return loss
 
@@ -116,7 +90,7 @@ class SegmentationTask(L.LightningModule):
 
     def _features(self, images: Tensor | list[Tensor]) -> Features:
         if isinstance(images, Tensor):
-            return self.model.features(normalize(images), attention=bool(self.guidance))
+            return self.model.features(normalize(images), attention=bool(self.settings.guided))
         return self.model.from_tensors(images)
 
     def pass_batch(self, batch: list[Any]) -> None:
@@ -149,9 +123,9 @@ class SegmentationTask(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with a peak rate for each part."""
         rest = [*self.model.fusion.parameters(), *self.model.head.parameters()]
-        groups = [{"params": rest, "lr": self.lr}, *self._backbone_groups()]
-        groups = [{"weight_decay": self.weight_decay, "peak": group["lr"]} | group for group in groups]
-        return self.adamw([group for group in groups if group["params"]])
+        groups = [{"params": rest, "lr": self.settings.lr}, *self._backbone_groups()]
+        groups = [{"weight_decay": self.settings.weight_decay, "peak": group["lr"]} | group for group in groups]
+        return adamw([group for group in groups if group["params"]])
 
     def on_train_batch_start(self, batch: list[Any], batch_idx: int) -> None:
         """The rates of this step.
@@ -160,14 +134,16 @@ class SegmentationTask(L.LightningModule):
         Lightning for that makes it begin to load an epoch, and of a run that goes on it does not know yet which.
         """
         total = int(self.trainer.estimated_stepping_batches)
-        factor = rate_factor(self.global_step, total, max(1, round(self.warmup * total)), self.schedule)
+        factor = rate_factor(
+            self.global_step, total, max(1, round(self.settings.warmup * total)), self.settings.schedule
+        )
         for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
             group["lr"] = group["peak"] * factor
 
     def _backbone_groups(self) -> list[dict[str, Any]]:
         model = self.model.backbone.model
-        if self.layer_decay == 1:
-            return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.backbone_lr}]
+        if self.settings.layer_decay == 1:
+            return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.settings.backbone_lr}]
         matcher = model.group_matcher(coarse=False)
         layers = cast(dict[str, int], group_parameters(model, matcher, reverse=True))  # of each parameter, by name
         used = {name: p for name, p in model.named_parameters() if name in self.reached}
@@ -180,8 +156,8 @@ class SegmentationTask(L.LightningModule):
         return [
             {
                 "params": parameters,
-                "lr": self.backbone_lr * self.layer_decay ** (last - layer),
-                "weight_decay": self.weight_decay if decayed else 0.0,
+                "lr": self.settings.backbone_lr * self.settings.layer_decay ** (last - layer),
+                "weight_decay": self.settings.weight_decay if decayed else 0.0,
             }
             for (layer, decayed), parameters in groups.items()
         ]

@@ -112,8 +112,9 @@ class BarlowTwins(Pretraining):
     together; with `accumulate_grad_batches`, the mean of the losses of the parts, which is not that of their whole.
 
     lr, weight_decay: by default 0.2 and 1e-6 with "lars", 5e-4 and 0.05 with "adamw".
-    optimizer: "lars" as published (for convnets), with `lr` for weights and `lr * bias_lr` for biases and norms (0.2
-               and 0.0048 there), each times batch / 256; or "adamw" (for transformers), `lr` times batch / 256 for all.
+    optimizer: "lars" as published (default for convnets), with `lr` for weights and `lr * bias_lr` for biases and
+               norms (0.2 and 0.0048 there), each times batch / 256; or "adamw" (default for transformers), `lr` times
+               batch / 256 for all.
     warmup:    share of the steps before the rate peaks (10 of 1000 epochs as published); it ends at 0.001 of the peak.
     """
 
@@ -122,7 +123,7 @@ class BarlowTwins(Pretraining):
         backbone: Backbone,
         widths: Sequence[int] = (8192, 8192, 8192),
         lambda_: float = 0.0051,
-        optimizer: str = "lars",
+        optimizer: str | None = None,
         lr: float | None = None,
         bias_lr: float = 0.024,
         weight_decay: float | None = None,
@@ -130,6 +131,7 @@ class BarlowTwins(Pretraining):
         warmup: float = 0.01,
     ) -> None:
         super().__init__()
+        optimizer = optimizer or ("adamw" if backbone.heads else "lars")
         if optimizer not in ("lars", "adamw"):
             raise unknown("optimizer", optimizer, ("lars", "adamw"))
         usual_lr, usual_decay = (0.2, 1e-6) if optimizer == "lars" else (5e-4, 0.05)
@@ -143,14 +145,12 @@ class BarlowTwins(Pretraining):
         """The loss of one batch of pairs."""
         settings = self.hparams
         optimizer: torch.optim.Optimizer = self.optimizers()  # type: ignore[assignment]
-        lr = optimizer.param_groups[0]["lr"]
-        if not self.fixed_lr:
-            peak, total = settings["lr"] * settings["batch_size"] / 256, self.total_steps
-            lr = warmup_cosine(self.global_step, total, round(settings["warmup"] * total), peak, peak * 0.001)
+        peak, total = settings["lr"] * settings["batch_size"] / 256, self.total_steps
+        lr = warmup_cosine(self.global_step, total, round(settings["warmup"] * total), peak, peak * 0.001)
         set_lr(optimizer, lr, lr * settings["bias_lr"] if settings["optimizer"] == "lars" else lr)
 
         views, places = self.views_and_places(batch)
-        features = [self.backbone(normalize(view), attention=bool(self.guidance)) for view in views]
+        features = [self.backbone(normalize(view), attention=bool(self.guidance.guided)) for view in views]
         z1, z2 = (gather(self.projector(seen.pooled)) for seen in features)
         invariance, redundancy = barlow_twins_terms(z1, z2)
         loss = invariance + settings["lambda_"] * redundancy

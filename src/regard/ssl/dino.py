@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from regard.backbones import AttentionMap, Backbone, normalize
+from regard.settings import PretrainSettings
 from regard.ssl.method import Pretraining
 from regard.training.distributed import mean_over_processes
 from regard.training.optimizers import adamw, clip_each, move_towards, set_lr, split_parameters
@@ -102,6 +103,14 @@ class DINO(Pretraining):
     freeze_epochs:   epochs in which the prototypes stay as they are (section 5.4).
     """
 
+    averages = True  # the teacher is one
+
+    @classmethod
+    def usual_options(cls, settings: PretrainSettings) -> dict[str, Any]:
+        """Its authors' advice for the batch: the teacher is slower where batches are small."""
+        momentum = 0.9995 if settings.batch_size <= 256 else 0.996
+        return super().usual_options(settings) | {"momentum": momentum}
+
     def __init__(
         self,
         backbone: Backbone,
@@ -138,10 +147,9 @@ class DINO(Pretraining):
         """The loss of one batch of crops."""
         settings, step, total = self.hparams, self.global_step, self.total_steps
         optimizer: torch.optim.Optimizer = self.optimizers()  # type: ignore[assignment]
-        if not self.fixed_lr:
-            peak = settings["lr"] * settings["batch_size"] / 256
-            lr = dino_warmup_cosine(step, total, round(settings["warmup"] * total), peak, settings["final_lr"])
-            set_lr(optimizer, lr, lr)
+        peak = settings["lr"] * settings["batch_size"] / 256
+        lr = dino_warmup_cosine(step, total, round(settings["warmup"] * total), peak, settings["final_lr"])
+        set_lr(optimizer, lr, lr)
         optimizer.param_groups[0]["weight_decay"] = cosine(step, total, *settings["weight_decay"])
         temperature = teacher_temperature(
             self.current_epoch, *settings["teacher_temp"], warmup_epochs=settings["teacher_warmup"]
@@ -151,7 +159,9 @@ class DINO(Pretraining):
         with torch.no_grad():
             teacher = self.teacher_head(self.teacher_backbone(torch.cat(images[:2])).pooled)
         runs = _by_size(images)
-        seen = self.backbone(runs[0], attention=bool(self.guidance))  # of the student; the global crops come first
+        seen = self.backbone(
+            runs[0], attention=bool(self.guidance.guided)
+        )  # of the student; the global crops come first
         pooled = torch.cat([seen.pooled, *(self.backbone(run).pooled for run in runs[1:])])
         loss = dino_loss(self.head(pooled), teacher, self.center, len(crops), temperature)
         added, terms = self.guide(_global_maps(seen.attention, len(crops[0])), places)

@@ -7,9 +7,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from regard.attention.guidance import Guidance
+from regard.attention.guidance import guidance_terms, weighted
 from regard.backbones import AttentionMap, Backbone, normalize
 from regard.evaluation.probes import knn
+from regard.settings import Guidance, PretrainSettings
 from regard.training.distributed import gather
 from regard.training.trainer import count_once
 
@@ -22,18 +23,24 @@ class Pretraining(L.LightningModule):
     labels): first all of the bank, then the queries; they give `knn_top1` and `knn_top5`, percent
     (`evaluation.probes.knn`, k = 20 or all of the bank).
 
-    fixed_lr: leave the rates of the optimizer as they are: the search for one sets them.
+    labelled: whether it learns from labels, which then come after the views of a batch.
+    averages: whether it keeps an average of the weights of its own.
     guidance: terms on the attention maps that are added to the loss. With `consistency`, batches say where the views
               are in their images: (batch, views, 5) comes after the views.
     """
 
     backbone: Backbone
-    fixed_lr: bool = False
+    labelled = averages = False
     guidance: Guidance = Guidance()
+
+    @classmethod
+    def usual_options(cls, settings: PretrainSettings) -> dict[str, Any]:
+        """Options that depend on the length or the batch, where nothing else is said: ten epochs of warm-up."""
+        return {"warmup": min(0.1, 10 / settings.epochs)}
 
     def views_and_places(self, batch: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
         """The views of a batch, and the places of each, (batch, 5), where the batch has them."""
-        if not self.guidance.consistency:
+        if not self.guidance.guide_consistency:
             return list(batch), None
         *views, places = batch
         return views, list(places.unbind(dim=1))
@@ -47,10 +54,10 @@ class Pretraining(L.LightningModule):
 
         It is the mean over this process's images: the mean over processes of its gradient is that of all images.
         """
-        terms = self.guidance.terms(views, places)
+        terms = guidance_terms(self.guidance, views, places)
         named = {f"guide_{name}": term.detach() for name, term in terms.items()}
         self.record(named)
-        return self.guidance.total(terms), named
+        return weighted(self.guidance, terms), named
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Log values of this step, if the Trainer writes this step down: Lightning takes 0.7 ms for each, and copies a

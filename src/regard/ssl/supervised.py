@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from regard.backbones import Backbone, normalize
 from regard.errors import InputError, unknown
+from regard.settings import PretrainSettings
 from regard.ssl.method import Pretraining
 from regard.training.distributed import gather
 from regard.training.optimizers import adamw, set_lr, sgd, split_parameters
@@ -93,6 +94,13 @@ class Supervised(Pretraining):
     warmup:       share of the steps before the rate peaks (about 5 of 90 epochs in Goyal et al. 2017); it ends at 0.
     """
 
+    labelled = True
+
+    @classmethod
+    def usual_options(cls, settings: PretrainSettings) -> dict[str, Any]:
+        """Its warm-up does not depend on the number of epochs."""
+        return {}
+
     def __init__(
         self,
         backbone: Backbone,
@@ -119,12 +127,11 @@ class Supervised(Pretraining):
     def training_step(self, batch: list[Tensor], batch_index: int) -> dict[str, Any]:
         """The loss of one batch."""
         settings, total = self.hparams, self.total_steps
-        if not self.fixed_lr:
-            peak = settings["lr"] * settings["batch_size"] / 256
-            lr = warmup_cosine(self.global_step, total, round(settings["warmup"] * total), peak, 0.0)
-            set_lr(self.optimizers(), lr, lr)  # type: ignore[arg-type]
+        peak = settings["lr"] * settings["batch_size"] / 256
+        lr = warmup_cosine(self.global_step, total, round(settings["warmup"] * total), peak, 0.0)
+        set_lr(self.optimizers(), lr, lr)  # type: ignore[arg-type]
         images, labels = batch
-        seen = self.backbone(normalize(images), attention=bool(self.guidance))
+        seen = self.backbone(normalize(images), attention=bool(self.guidance.guided))
         added, terms = self.guide([seen.attention], None)
         loss = self.loss(seen.pooled, labels) + added
         self.record({"loss": loss})

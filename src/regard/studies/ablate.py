@@ -6,22 +6,30 @@ in having the first value of the first axis.
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
 
-from regard.attention.guidance import Guidance
+import msgspec
+
 from regard.errors import InputError, unknown
-from regard.runs.pretraining import PretrainSettings
-from regard.runs.segmenting import SegmentSettings
-from regard.segmentation.fusions import FUSIONS
-from regard.segmentation.heads import HEADS
+from regard.settings import (
+    FUSIONS,
+    HEADS,
+    Guidance,
+    PretrainSettings,
+    SegmentSettings,
+    changed,
+    find,
+    options,
+    typed,
+)
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.studies.plan import Configuration, Plan
-from regard.studies.plan_file import changed
 
 Varied = tuple[Plan, Configuration]
-TERMS = [field.name for field in fields(Guidance)]
+TERMS = [field.name.removeprefix("guide_") for field in fields(Guidance)]
 # What a term of guidance weighs where nothing is said: the weights that results/README.md reports on.
 SEGMENT_WEIGHT, PRETRAIN_WEIGHT = 0.1, 100.0
 MOST_LINES = 400  # configurations of a grid, past which it is surely a mistake
@@ -31,14 +39,12 @@ MOST_LINES = 400  # configurations of a grid, past which it is surely a mistake
 class Axis:
     """Something that an ablation can vary.
 
-    about: for people.
     usual: the values that are tried where none are named, as text.
     parse: a value of a text; InputError for a text that is none.
     own:   the value that a configuration has already.
     vary:  a plan and a configuration with another one.
     """
 
-    about: str
     usual: Callable[[Plan, Configuration], Sequence[str]]
     parse: Callable[[str], Any]
     own: Callable[[Plan, Configuration], Any]
@@ -81,22 +87,30 @@ def ablation(plan: Plan, base: str, axes: Mapping[str, Sequence[str] | None], gr
 
 
 def find_axis(name: str) -> Axis:
-    """An axis by name: one of `AXES`, or any setting of segmentation that is a number or a word."""
+    """An axis by name: one of `AXES`, or any setting of segmentation that is a number, a word, or some numbers."""
     if name in AXES:
         return AXES[name]
     if name not in SETTINGS:
         raise unknown("axis", name, [*AXES, *SETTINGS])
 
-    def parse(text: str) -> Any:
-        return getattr(changed(SegmentSettings(), {name: text}), name)
+    def usual(plan: Plan, c: Configuration) -> Sequence[str]:
+        if name not in USUAL:
+            raise InputError(f"axis {name} has no usual values: name some, as {name}=A,B")
+        return USUAL[name]
 
     return Axis(
-        f"the setting {name} of segmentation",
-        _must_be_named(name),
-        parse,
+        usual,
+        lambda text: setting_of(name, text),
         lambda plan, c: getattr(plan.settings(c), name),
-        lambda plan, c, value: (plan, _with(c, **{name: value})),
+        lambda plan, c, value: (plan, _head(plan, c, value) if name == "head" else _with(c, {name: value})),
     )
+
+
+def setting_of(name: str, text: str) -> Any:
+    """The value of a setting of segmentation as an axis is written: `all` for none, `yes`, `no`, `0+2` for numbers."""
+    words: dict[str, Any] = {"all": None, "yes": True, "no": False}
+    written = words[text] if text in words else text.split("+") if name == "layers" else text
+    return getattr(changed(SegmentSettings(), {name: written}), name)
 
 
 def _parsed(name: str, axis: Axis, text: str) -> Any:
@@ -156,67 +170,29 @@ def word(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _with(c: Configuration, **changes: Any) -> Configuration:
+def _with(c: Configuration, changes: Mapping[str, Any]) -> Configuration:
     return replace(c, segment={**c.segment, **changes})
 
 
-def _must_be_named(name: str) -> Callable[[Plan, Configuration], Sequence[str]]:
-    def usual(plan: Plan, c: Configuration) -> Sequence[str]:
-        raise InputError(f"axis {name} has no usual values: name some, as {name}=A,B")
-
-    return usual
-
-
-def _one_of(known: Sequence[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in known:
-            raise unknown("value", text, known)
-        return text
-
-    return parse
-
-
-def _number(kind: type, least: float = 1.0) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError as error:
-            raise InputError(f"{text!r} is no {'whole ' * (kind is int)}number") from error
-        if not value >= least or value == float("inf"):
-            raise InputError(f"{text} is too small: take {least:g} or more")
-        return value
-
-    return parse
-
-
-def _or_all(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: None if text == "all" else parse(text)
+def _number(text: str) -> float:
+    value = typed("it", float, text)
+    if not 0 <= value < math.inf:
+        raise InputError(f"{text} is too small: take 0 or more")
+    return value
 
 
 def _share(text: str) -> float:
-    value = _number(float, 0.0)(text)
+    value = _number(text)
     if not 0 < value <= 1:
         raise InputError(f"{text} is no share: take one above 0, up to 1")
     return value
 
 
-def _levels(text: str) -> tuple[int, ...]:
-    """`0+2`: the levels 0 and 2."""
-    try:
-        return tuple(int(part) for part in text.split("+"))
-    except ValueError as error:
-        raise InputError(f"{text!r} are no levels: take all, or numbers such as 0, -1 or 0+2") from error
-
-
-def _yes_or_no(text: str) -> bool:
-    return _one_of(("yes", "no"))(text) == "yes"
-
-
-def _head(plan: Plan, c: Configuration, head: str) -> Varied:
+def _head(plan: Plan, c: Configuration, head: str) -> Configuration:
     """With those options of the head before that this one has, too."""
-    known = inspect.signature(HEADS[head]).parameters
+    known = inspect.signature(find("head", head, HEADS)).parameters
     options = {key: value for key, value in plan.settings(c).head_options.items() if key in known}
-    return plan, _with(c, head=head, head_options=options)
+    return _with(c, {"head": head, "head_options": options})
 
 
 def _guidance(default: float) -> Callable[[str], str]:
@@ -226,20 +202,23 @@ def _guidance(default: float) -> Callable[[str], str]:
         terms = []
         for part in [] if text == "none" else text.split("+"):
             term, _, weight = part.partition(":")
-            value = _number(float, 0.0)(weight or str(default))
-            terms += [f"{_one_of(TERMS)(term)}:{value:g}"] if value else []
+            if term not in TERMS:
+                raise unknown("value", term, TERMS)
+            value = _number(weight or str(default))
+            terms += [f"{term}:{value:g}"] if value else []
         return "+".join(terms) or "none"
 
     return parse
 
 
-def _to_guidance(text: str) -> Guidance:
-    parts = [] if text == "none" else [part.split(":") for part in text.split("+")]
-    return Guidance(**{term: float(weight) for term, weight in parts})
+def _weights(text: str) -> dict[str, float]:
+    """The settings of guidance that such a text says."""
+    said = dict(part.split(":") for part in text.split("+")) if text != "none" else {}
+    return {f"guide_{term}": float(said.get(term, 0.0)) for term in TERMS}
 
 
-def _from_guidance(guidance: Guidance) -> str:
-    return "+".join(f"{term}:{weight:g}" for term, weight in asdict(guidance).items() if weight) or "none"
+def _spoken(guidance: Guidance) -> str:
+    return "+".join(f"{term}:{weight:g}" for term, weight in guidance.guided.items()) or "none"
 
 
 def _pretraining(plan: Plan, c: Configuration) -> PretrainSettings:
@@ -267,10 +246,9 @@ def _pretrained(plan: Plan, c: Configuration, suffix: str, settings: PretrainSet
 
 def _pretrain_guidance(plan: Plan, c: Configuration, text: str) -> Varied:
     settings = _pretraining(plan, c)
-    guidance = _to_guidance(text)
-    if guidance == settings.guidance:
+    if text == _spoken(settings):
         return plan, c
-    return _pretrained(plan, c, f"guidance {text}", replace(settings, guidance=guidance))
+    return _pretrained(plan, c, f"guidance {text}", replace(settings, **_weights(text)))
 
 
 def _option(word: str, option: str, value: Callable[[Any], Any]) -> Callable[[Plan, Configuration, Any], Varied]:
@@ -278,14 +256,14 @@ def _option(word: str, option: str, value: Callable[[Any], Any]) -> Callable[[Pl
         settings = _barlow_twins(plan, c)
         if _barlow_twins_option(settings, option) == value(given):
             return plan, c
-        options = {**settings.options, option: value(given)}
-        return _pretrained(plan, c, f"{word} {given:g}", replace(settings, options=options))
+        options = {**settings.method_options, option: value(given)}
+        return _pretrained(plan, c, f"{word} {given:g}", replace(settings, method_options=options))
 
     return vary
 
 
 def _barlow_twins_option(settings: PretrainSettings, option: str) -> Any:
-    value = settings.options.get(option, inspect.signature(BarlowTwins).parameters[option].default)
+    value = settings.method_options.get(option, inspect.signature(BarlowTwins).parameters[option].default)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -294,80 +272,39 @@ def _width(plan: Plan, c: Configuration) -> int:
 
 
 AXES: dict[str, Axis] = {
-    "fusion": Axis(
-        "how attention reaches the head",
-        lambda plan, c: list(FUSIONS),
-        _one_of(list(FUSIONS)),
-        lambda plan, c: c.fusion,
-        lambda plan, c, value: (plan, replace(c, fusion=value)),
-    ),
-    "head": Axis(
-        "the segmentation head",
-        lambda plan, c: ["linear", "fcn", "unet", "segformer"],
-        _one_of(list(HEADS)),
-        lambda plan, c: plan.settings(c).head,
-        _head,
-    ),
-    "layers": Axis(
-        "the levels of the pyramid whose attention is fused: all, 0, -1, 0+2",
-        lambda plan, c: ["all", "0", "-1"],
-        _or_all(_levels),
-        lambda plan, c: plan.settings(c).layers,
-        lambda plan, c, value: (plan, _with(c, layers=value)),
-    ),
-    "heads_kept": Axis(
-        "how many attention heads of a level are fused, the best by score: all, 1, 2",
-        lambda plan, c: ["all", "1", "2"],
-        _or_all(_number(int)),
-        lambda plan, c: plan.settings(c).heads_kept,
-        lambda plan, c, value: (plan, _with(c, heads_kept=value)),
-    ),
-    "guidance": Axis(
-        "terms of guidance while segmentation is trained: none, sharpness, diversity:0.5",
+    "guidance": Axis(  # while segmentation is trained
         lambda plan, c: ["none", *TERMS],
         _guidance(SEGMENT_WEIGHT),
-        lambda plan, c: _from_guidance(plan.settings(c).guidance),
-        lambda plan, c, value: (plan, _with(c, guidance=_to_guidance(value))),
+        lambda plan, c: _spoken(plan.settings(c)),
+        lambda plan, c, value: (plan, _with(c, _weights(value))),
     ),
     "pretrain_guidance": Axis(
-        "terms of guidance in the pre-training",
         lambda plan, c: ["none", *TERMS],
         _guidance(PRETRAIN_WEIGHT),
-        lambda plan, c: _from_guidance(_pretraining(plan, c).guidance),
+        lambda plan, c: _spoken(_pretraining(plan, c)),
         _pretrain_guidance,
     ),
-    "label_fraction": Axis(
-        "the share of the training masks",
+    "label_fraction": Axis(  # the share of the training masks
         lambda plan, c: ["1", "0.1", "0.01"],
         _share,
         lambda plan, c: c.label_fraction,
         lambda plan, c, value: (plan, replace(c, label_fraction=value)),
     ),
-    "freeze": Axis(
-        "whether the backbone is left as it is",
-        lambda plan, c: ["no", "yes"],
-        _yes_or_no,
-        lambda plan, c: plan.settings(c).freeze,
-        lambda plan, c, value: (plan, _with(c, freeze=value)),
-    ),
-    "crop": Axis(
-        "side of the training crops, pixels",
+    "crop": Axis(  # side of the training crops, pixels
         lambda plan, c: [str(plan.settings(c).size), str(max(1, plan.settings(c).size // 2))],
-        _number(int),
+        lambda text: setting_of("crop", text),
         lambda plan, c: plan.settings(c).crop or plan.settings(c).size,
-        lambda plan, c, value: (plan, _with(c, crop=value)),
+        lambda plan, c, value: (plan, _with(c, {"crop": value})),
     ),
-    "projector": Axis(
-        "width of Barlow Twins' projector, all layers",
+    "projector": Axis(  # width of Barlow Twins' projector, all layers
         lambda plan, c: [str(max(1, _width(plan, c) // 4)), str(_width(plan, c)), str(4 * _width(plan, c))],
-        _number(int),
+        lambda text: typed("it", Annotated[int, msgspec.Meta(ge=1)], text),
         _width,
         _option("projector", "widths", lambda width: (width,) * 3),
     ),
-    "lambda": Axis(
-        "weight of Barlow Twins' off-diagonal terms",
+    "lambda": Axis(  # weight of Barlow Twins' off-diagonal terms
         lambda plan, c: ["0.0013", "0.0051", "0.02"],
-        _number(float, 0.0),
+        _number,
         lambda plan, c: _barlow_twins_option(_barlow_twins(plan, c), "lambda_"),
         _option("lambda", "lambda_", float),
     ),
@@ -376,9 +313,16 @@ AXES: dict[str, Axis] = {
 # Published weights know nothing of these: where one is varied, every pre-training is made here.
 OF_PRETRAINING = {"pretrain_guidance", "projector", "lambda"}
 
-# Further axes: the settings of segmentation that are one number or word.
+# Further axes: the settings of segmentation that are one number or word, and `layers`; what is tried of them.
 SETTINGS = [
-    field.name
-    for field in fields(SegmentSettings)
-    if field.name not in AXES and field.name not in ("size", "scale", "head_options", "cache_crops")
+    one.name
+    for one in options(SegmentSettings)
+    if one.name not in AXES and one.name not in ("size", "scale", "head_options", "cache_crops")
 ]
+USUAL = {
+    "fusion": list(FUSIONS),
+    "head": ["linear", "fcn", "unet", "segformer"],
+    "layers": ["all", "0", "-1"],
+    "heads_kept": ["all", "1", "2"],
+    "freeze": ["no", "yes"],
+}

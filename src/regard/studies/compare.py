@@ -34,16 +34,17 @@ from regard.errors import InputError, Interrupted
 from regard.files import read_json, write_json, write_whole
 from regard.reports.report import write_report
 from regard.reports.schema import VERSION
+from regard.runs.extras import Cache, Extras
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, load_run, summary
-from regard.runs.segmenting import Cache, segment_run
+from regard.runs.segmenting import segment_run
 from regard.scoring.cell_scores import head_scores
+from regard.settings import Hardware
 from regard.studies.environment import commit, environment
 from regard.studies.jobs import Failure, Task, Where, console, run_all
 from regard.studies.plan import Configuration, Plan, check_plan
 from regard.studies.results import collect, scored_split
 from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
-from regard.training.hardware import Hardware
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over
 STUDY_FILE, RESULTS_FILE, LOCK_FILE = "study.json", "results.json", ".lock"
@@ -202,14 +203,15 @@ def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
     origin = f"pre-trained here: {epochs} of {len(train)} images, without labels"
     origin += f" ({reason})" if reason else ""
     torch.manual_seed(seed)
-    made = pretrain_run(train, backbone.build(), settings, folder, seed, study.hardware, title, origin)
+    extras = Extras(title, {"said": origin})
+    made = pretrain_run(train, backbone.build(), settings, folder, seed, study.hardware, extras=extras)
     return f"{origin}, {made['seconds']:.0f} s"
 
 
 def _keep(folder: Path, backbone: Backbone, origin: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     save_backbone(backbone, folder / BACKBONE_FILE)
-    write_json(folder / PRETRAIN_FILE, {"origin": origin, "seconds": 0.0, "curve": []})
+    write_json(folder / PRETRAIN_FILE, {"origin": {"said": origin}, "seconds": 0.0, "curve": []})
     return origin
 
 
@@ -257,18 +259,8 @@ def _train(study: Study, title: str, configuration: Configuration, seed: int) ->
     }
     if study.hardware.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    segment_run(
-        train,
-        splits["val"],
-        backbone,
-        configuration.fusion,
-        settings,
-        folder,
-        seed,
-        study.hardware,
-        title,
-        Cache(study.out / "features", study.content) if plan.caches(settings) else None,
-        origin,
-    )
+    cache = Cache(study.out / "features", study.content) if plan.caches(settings) else None
+    extras = Extras(title, origin, cache=cache)
+    segment_run(train, splits["val"], backbone, settings, folder, seed, study.hardware, extras)
     peak = torch.cuda.max_memory_allocated() / 2**20 if study.hardware.on_gpu else None
     write_json(folder / COST_FILE, {"peak_memory_mb": peak})

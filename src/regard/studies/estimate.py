@@ -98,7 +98,7 @@ def _pretraining(study: Study, name: str) -> tuple[float, str]:
     train = study.source.split("train")
     batch = min(BATCH, choice.settings.batch_size, len(train))
     part: Dataset = Chosen(train, STEPS * batch)
-    short = replace(choice.settings, batch_size=batch, accumulate=1)
+    short = replace(choice.settings, batch_size=batch, accumulate=1, average="none")
 
     def trial(epochs: int, folder: Path) -> float:
         backbone = plan.backbones[choice.backbone].build()
@@ -124,10 +124,7 @@ def _cell(study: Study, c: Configuration) -> tuple[float, str]:
 
     def trial(epochs: int, folder: Path) -> float:
         backbone = build_backbone(choice.name, **choice.options)
-        made = segment_run(
-            few, some, backbone, c.fusion, replace(short, epochs=epochs), folder, 0, study.hardware
-        )  # fmt: skip
-        return made["seconds"]
+        return segment_run(few, some, backbone, replace(short, epochs=epochs), folder, 0, study.hardware)["seconds"]
 
     image = _epoch(trial) / (len(few) + FORWARD * len(some))
     seconds = settings.epochs * image * (len(train) + FORWARD * len(val))

@@ -20,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from regard.errors import Interrupted
 from regard.files import write_whole
+from regard.settings import Hardware
 from regard.studies.cluster import Cluster
 from regard.studies.processes import Processes, deal, visible_gpus
 from regard.studies.tasks import Failure, Outcome, Task, Where, attempt, with_cache
-from regard.training.hardware import Hardware
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 

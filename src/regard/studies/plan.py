@@ -6,7 +6,6 @@ and `compare.compare` runs it.
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,17 +13,11 @@ from typing import Any, Literal, TypeVar
 
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError, unknown
-from regard.runs.pretraining import PretrainSettings, check_options
-from regard.runs.segmenting import Cache, SegmentSettings, check_settings, check_training, levels_read
+from regard.runs.checks import check_settings, levels_read
+from regard.runs.pretraining import check_options
+from regard.settings import PretrainSettings, SegmentSettings
 
 T = TypeVar("T")
-
-# The least that a setting may be, wherever it stands in a file.
-LEAST = (
-    dict.fromkeys(("epochs", "batch_size", "size", "crop", "accumulate", "patience", "cache_crops", "heads_kept"), 1)
-    | dict.fromkeys(("local_size",), 1)
-    | dict.fromkeys(("lr", "backbone_lr", "weight_decay", "jitter", "warmup", "local_crops"), 0)
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,6 @@ class Configuration:
     name: str
     backbone: str
     pretraining: str | None = None
-    fusion: str = "none"
     baseline: bool = False
     label_fraction: float = 1.0
     segment: Mapping[str, Any] = field(default_factory=dict)
@@ -145,7 +137,6 @@ class Plan:
         return digest(
             weights,
             self._backbone(configuration.backbone),
-            configuration.fusion,
             configuration.label_fraction,
             asdict(settings),
             self.caches(settings),
@@ -277,9 +268,7 @@ def _check_configuration(plan: Plan, c: Configuration, backbone: Backbone) -> No
             raise InputError(f"pretraining {c.pretraining} is of backbone {theirs}, not of {c.backbone}")
     if not 0 < c.label_fraction <= 1:
         raise InputError(f"label_fraction {c.label_fraction:g} is no share: take one above 0, up to 1")
-    least(asdict(settings))
-    check_settings(settings, Cache(Path(), "") if plan.caches(settings) else None, c.fusion, backbone)
-    check_training(settings, c.fusion, backbone)
+    check_settings(settings, backbone, plan.caches(settings))
 
 
 def within(where: str, check: Callable[..., T], *arguments: Any) -> T:
@@ -288,10 +277,3 @@ def within(where: str, check: Callable[..., T], *arguments: Any) -> T:
         return check(*arguments)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def least(values: Mapping[str, Any]) -> None:
-    """InputError for a setting below `LEAST`."""
-    for key, value in values.items():
-        if key in LEAST and isinstance(value, int | float) and not LEAST[key] <= value < math.inf:
-            raise InputError(f"{key} {value} will not do: take {LEAST[key]} or more")

@@ -1,20 +1,15 @@
 """A plan as a YAML file: what it departs from, and one line for whatever is wrong in it."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from typing import Any
 
 from regard.errors import InputError, unknown
-from regard.runs.pretraining import PretrainSettings
-from regard.runs.segmenting import SegmentSettings
-from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice, least, spread, within
-
-T = TypeVar("T")
+from regard.files import read_yaml
+from regard.settings import PretrainSettings, SegmentSettings, changed, typed
+from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice, spread, within
+from regard.studies.presets import preset
 
 # What a file may say at its top.
 KEYS = {
@@ -35,46 +30,21 @@ KEYS = {
 }
 
 
-def read_plan(path: str | Path, preset: Callable[[str, int | None], Plan], seeds: int | None = None) -> Plan:
+def read_plan(path: str | Path) -> Plan:
     """The plan that a YAML file describes; see docs/studies.md for an example with everything in it.
 
-    preset: makes the plan that the file departs from, of a name and a size: what the file does not say is taken from
-            there, and an entry of the same name changes only what it says. Without `configurations`, the preset's.
+    What the file does not say is taken from its `preset`, and an entry of the same name changes only what it says.
+    Without `configurations`, the preset's.
 
     Raises InputError, with the file's name, for what is no YAML, an unknown key (and names the nearest), or a value of
     the wrong type.
     """
-    try:
-        plan = _plan(_load(Path(path)), Path(path).stem, preset, seeds)
-        return replace(plan, text=Path(path).read_text(encoding="utf-8"))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    found = read_yaml(Path(path))
+    plan = within(str(path), _plan, found, Path(path).stem)
+    return replace(plan, text=Path(path).read_text(encoding="utf-8"))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise InputError("there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise InputError("should hold keys with values, such as configurations:")
-    return found
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's, which takes 1e-3 for a number as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _plan(found: dict[str, Any], stem: str, preset: Callable[[str, int | None], Plan], seeds: int | None) -> Plan:
+def _plan(found: dict[str, Any], stem: str) -> Plan:
     _known("key", found, KEYS)
     for key, value in found.items():
         if value is None:
@@ -95,7 +65,7 @@ def _plan(found: dict[str, Any], stem: str, preset: Callable[[str, int | None], 
     ) if "configurations" in found else tuple(c for c in base.configurations if not c.baseline)  # fmt: skip
     names = {c.name for c in configurations}
     questions = found.get("questions", [pair for pair in base.questions if set(pair) <= names])
-    chosen = seeds if seeds is not None else found.get("seeds", base.seeds)
+    chosen = found.get("seeds", base.seeds)
     plan = Plan(
         found.get("name", stem),
         backbones,
@@ -123,7 +93,9 @@ def _backbone(key: str, base: BackboneChoice | None, given: dict[str, Any]) -> B
         raise InputError("it has no name: give it that of a timm model")
     if "name" in given and base is not None and given["name"] != base.name:
         base = None  # options are those of a model
-    return changed(base or BackboneChoice(given.get("label", key), given["name"]), given)
+    types = {"label": str, "name": str, "options": dict[str, Any]}
+    given = {name: typed(name, types[name], value) for name, value in given.items()}
+    return replace(base or BackboneChoice(given.get("label", key), given["name"]), **given)
 
 
 def _pretraining(base: PretrainingChoice | None, given: dict[str, Any], size: int) -> PretrainingChoice:
@@ -138,12 +110,11 @@ def _pretraining(base: PretrainingChoice | None, given: dict[str, Any], size: in
     if "weights" in given and not settings:
         choice = replace(choice, settings=None, published=None)
     elif settings:
-        least(settings)
         start = choice.settings or PretrainSettings(size=size, local_size=max(32, round(size * 96 / 224 / 32) * 32))
-        if isinstance(settings.get("options"), dict) and settings.get("method", start.method) == start.method:
-            settings["options"] = dict(start.options) | settings["options"]
-        elif settings.get("method", start.method) != start.method:
-            settings.setdefault("options", {})  # those of another method
+        if settings.get("method", start.method) != start.method:
+            settings.setdefault("method_options", {})  # the others are of another method
+        elif isinstance(settings.get("method_options"), dict):
+            settings["method_options"] = dict(start.method_options) | settings["method_options"]
         choice = replace(choice, settings=changed(start, settings))
     return replace(choice, **{key: typed(key, str | None, value) for key, value in rest.items()})
 
@@ -161,9 +132,11 @@ def _configuration(
     }  # fmt: skip
     _known("key", given, types)
     given = {key: typed(key, types[key], value) for key, value in given.items()}
-    changes = given.pop("segment", {})
+    changes = given.pop("segment", {}) | ({"fusion": given.pop("fusion")} if "fusion" in given else {})
     made = within("segment", changed, segment, changes)
     given["segment"] = {key: getattr(made, key) for key in changes}
+    if base is not None and "fusion" in base.segment:
+        given["segment"] = {"fusion": base.segment["fusion"]} | given["segment"]
     if base is not None:
         return replace(base, **given)
     if "backbone" not in given:
@@ -178,37 +151,7 @@ def _configuration(
     return Configuration(name, **given)
 
 
-def changed(base: T, given: Mapping[str, Any]) -> T:
-    """A copy of a dataclass with other values, of the right types; InputError otherwise."""
-    known = [f.name for f in fields(base)]  # pyright: ignore[reportArgumentType]
-    _known("key", given, known)
-    least(given)
-    made = typed("", type(base), asdict(base) | dict(given))  # pyright: ignore[reportArgumentType]
-    return replace(base, **{key: getattr(made, key) for key in given})  # pyright: ignore[reportArgumentType]
-
-
 def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     for key in given:
         if key not in known:
             raise unknown(what, str(key), known)
-
-
-def typed(key: str, kind: Any, value: Any) -> Any:
-    """A value as its type, by jsonargparse: nested dataclasses are built. InputError where it does not fit."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
-    try:
-        return parser.instantiate(parser.parse_object({"value": value})).value
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(_in_words(key, value, " ".join(str(error).split()))) from error
-
-
-def _in_words(key: str, value: Any, message: str) -> str:
-    """jsonargparse's message, which is several lines about its own types, as "KEY should be a TYPE, not VALUE"."""
-    inner = re.search(r'Parser key "value\.?([\w.]*)"', message)
-    path = [part for part in (inner[1] if inner else "").split(".") if part]
-    for part in path:
-        value = value.get(part) if isinstance(value, Mapping) else value
-    kinds = re.findall(r"Expected an? (?:typing\.)?(?:<class ')?(Literal\[[^]]*\]|[\w ]+(?:\[[^]]*\])?)", message)
-    words = " or ".join(dict.fromkeys(kind.strip().replace("NoneType", "null") for kind in kinds)) or "of another type"
-    return f"{'.'.join([key, *path]).strip('.')} should be {words}, not {value!r}"

@@ -3,25 +3,29 @@
 from dataclasses import replace
 from typing import Any
 
-from regard.errors import InputError, unknown
-from regard.runs.pretraining import PretrainSettings
-from regard.runs.segmenting import SegmentSettings
+from regard.errors import InputError
+from regard.settings import PRESETS, PretrainSettings, SegmentSettings, find
 from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice
 
+
+def _row(name: str, backbone: str, pretraining: str | None, fusion: str, baseline: bool = False) -> Configuration:
+    return Configuration(name, backbone, pretraining, baseline, segment={"fusion": fusion})
+
+
 CONFIGURATIONS = (
-    Configuration("bt-resnet50", "resnet", "barlow_twins-resnet", "none"),
-    Configuration("bt-swin", "swin", "barlow_twins-swin", "none"),
-    Configuration("bt-swin-concat", "swin", "barlow_twins-swin", "concat"),
-    Configuration("bt-swin-gate", "swin", "barlow_twins-swin", "gate"),
-    Configuration("dino-gate", "vit", "dino-vit", "gate"),
+    _row("bt-resnet50", "resnet", "barlow_twins-resnet", "none"),
+    _row("bt-swin", "swin", "barlow_twins-swin", "none"),
+    _row("bt-swin-concat", "swin", "barlow_twins-swin", "concat"),
+    _row("bt-swin-gate", "swin", "barlow_twins-swin", "gate"),
+    _row("dino-gate", "vit", "dino-vit", "gate"),
     # Baselines, so that a difference can be attributed.
-    Configuration("dino", "vit", "dino-vit", "none", baseline=True),
-    Configuration("bt-swin-propagate", "swin", "barlow_twins-swin", "propagate", baseline=True),
-    Configuration("random-resnet50", "resnet", None, "none", baseline=True),
-    Configuration("random-swin", "swin", None, "none", baseline=True),
-    Configuration("random-swin-concat", "swin", None, "concat", baseline=True),
-    Configuration("random-swin-gate", "swin", None, "gate", baseline=True),
-    Configuration("random-vit-gate", "vit", None, "gate", baseline=True),
+    _row("dino", "vit", "dino-vit", "none", baseline=True),
+    _row("bt-swin-propagate", "swin", "barlow_twins-swin", "propagate", baseline=True),
+    _row("random-resnet50", "resnet", None, "none", baseline=True),
+    _row("random-swin", "swin", None, "none", baseline=True),
+    _row("random-swin-concat", "swin", None, "concat", baseline=True),
+    _row("random-swin-gate", "swin", None, "gate", baseline=True),
+    _row("random-vit-gate", "vit", None, "gate", baseline=True),
 )
 
 # Pairs whose difference answers a question, where both are in the comparison: (a, b), reported as a minus b.
@@ -43,31 +47,30 @@ def preset(name: str, size: int | None = None) -> Plan:
 
     size: another short side of the images; InputError for what is no multiple of 32, and for an unknown name.
     """
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
+    plan = find("preset", name, PRESETS)
     if size is None:
-        return PRESETS[name]()
+        return plan()
     if size < 32 or size % 32:
         below = max(32, size - size % 32)
         raise InputError(
             f"size {size} does not suit every backbone: take a multiple of 32, such as {below} or {below + 32}"
         )
-    return PRESETS[name](size)
+    return plan(size)
 
 
-def _tiny(size: int = 64) -> Plan:
+def tiny(size: int = 64) -> Plan:
     """Minutes on two CPU cores: the same three families, tens of times smaller."""
     window = size // 16  # so that every stage of the Swin divides into windows
     transformer = {"optimizer": "adamw", "lr": 8e-3, "weight_decay": 0.01, "warmup": 0.1, "widths": (256, 256, 256)}
-    pretrain = PretrainSettings("barlow_twins", size, epochs=5, batch_size=32, options=transformer)
+    pretrain = PretrainSettings(method="barlow_twins", size=size, epochs=5, batch_size=32, method_options=transformer)
     dino = PretrainSettings(
-        "dino",
-        size,
+        method="dino",
+        size=size,
         local_size=size // 2,
         local_crops=2,
         epochs=4,
         batch_size=32,
-        options={
+        method_options={
             "out_dim": 256,
             "hidden_dim": 256,
             "bottleneck_dim": 64,
@@ -104,8 +107,8 @@ def _tiny(size: int = 64) -> Plan:
             "dino-vit": PretrainingChoice("vit", dino),
         },
         segment=SegmentSettings(
-            size,
-            scale=(1.0, 1.0),  # a few hundred steps: nothing to regularise yet
+            size=size,
+            scale=(1.0, 1.0),
             jitter=0.0,
             head_options={"width": 48},
             epochs=5,
@@ -123,7 +126,7 @@ def _tiny(size: int = 64) -> Plan:
     )
 
 
-def _full(size: int = 224) -> Plan:
+def full(size: int = 224) -> Plan:
     """The real backbones with the published recipes, at a batch that one GPU carries.
 
     Both transformers have stochastic depth 0.1, as published for DINO's student, also in segmentation; ResNet has none.
@@ -143,18 +146,22 @@ def _full(size: int = 224) -> Plan:
         },
         pretrainings={
             "barlow_twins-resnet": PretrainingChoice(
-                "resnet", PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=lars)
+                "resnet",
+                PretrainSettings(method="barlow_twins", size=size, epochs=300, batch_size=256, method_options=lars),
             ),
             "barlow_twins-swin": PretrainingChoice(
-                "swin", PretrainSettings("barlow_twins", size, epochs=300, batch_size=256, options=adamw)
+                "swin",
+                PretrainSettings(method="barlow_twins", size=size, epochs=300, batch_size=256, method_options=adamw),
             ),
             "dino-vit": PretrainingChoice(
                 "vit",
-                PretrainSettings("dino", size, local_size=96, epochs=300, batch_size=256, options=dino),
+                PretrainSettings(
+                    method="dino", size=size, local_size=96, epochs=300, batch_size=256, method_options=dino
+                ),
                 published="vit_small_patch16_224.dino",
             ),
         },
-        segment=SegmentSettings(size, epochs=100, batch_size=16, lr=1e-3, backbone_lr=1e-4),
+        segment=SegmentSettings(size=size, epochs=100, batch_size=16, lr=1e-3, backbone_lr=1e-4),
         configurations=CONFIGURATIONS,
         questions=QUESTIONS,
         note=(
@@ -164,21 +171,21 @@ def _full(size: int = 224) -> Plan:
     )
 
 
-def _small(size: int = 224) -> Plan:
+def small(size: int = 224) -> Plan:
     """`full` with smaller backbones (ResNet-26 13.9M, Swin 10.7M, ViT-S/16 21.7M parameters) and short schedules.
 
     Meant for one GPU and an hour on a few thousand images; not timed yet.
     """
-    full = _full(size)
+    whole = full(size)
     short = {}
-    for key, choice in full.pretrainings.items():
+    for key, choice in whole.pretrainings.items():
         assert choice.settings is not None
-        options = dict(choice.settings.options) | _short_options(choice.settings.method)
-        short[key] = replace(choice, settings=replace(choice.settings, epochs=40, options=options))
+        options = dict(choice.settings.method_options) | _short_options(choice.settings.method)
+        short[key] = replace(choice, settings=replace(choice.settings, epochs=40, method_options=options))
     return replace(
-        full,
+        whole,
         name="small",
-        backbones=dict(full.backbones)
+        backbones=dict(whole.backbones)
         | {
             "resnet": BackboneChoice("ResNet-26", "resnet26", {}),
             "swin": BackboneChoice(
@@ -195,12 +202,9 @@ def _small(size: int = 224) -> Plan:
             ),
         },
         pretrainings=short,
-        segment=replace(full.segment, epochs=30),
+        segment=replace(whole.segment, epochs=30),
     )
 
 
 def _short_options(method: str) -> dict[str, Any]:
     return {"widths": (2048, 2048, 2048)} if method == "barlow_twins" else {"out_dim": 8192, "teacher_warmup": 10}
-
-
-PRESETS = {"tiny": _tiny, "small": _small, "full": _full}

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from regard.errors import InputError
+from regard.settings import Hardware
 from regard.studies.tasks import Outcome, Task, attempt, with_cache, without_bars
-from regard.training.hardware import Hardware
 
 GRACE = 60.0  # seconds that a process gets to finish its step and save it, when all is stopped
 POLL = 0.5  # seconds between looks at whether a process has died

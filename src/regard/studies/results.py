@@ -280,7 +280,8 @@ def _described_pretraining(study: Study, name: str, seed: int) -> dict[str, Any]
         "method": choice.settings.method if choice.settings else "weights",
         "backbone": plan.backbones[choice.backbone].label,
         "cross_correlation": _data_uri(pictures[-1]) if pictures else None,
-        **{field: made[field] for field in ("origin", "seconds", "curve")},
+        "origin": made["origin"]["said"],
+        **{field: made[field] for field in ("seconds", "curve")},
     }
 
 
@@ -309,7 +310,7 @@ def _described(
         "name": c.name,
         "backbone": plan.backbones[c.backbone].label,
         "pretraining": c.pretraining,
-        "fusion": c.fusion,
+        "fusion": settings.fusion,
         "head": settings.head,
         "baseline": c.baseline,
         "label_fraction": c.label_fraction,

@@ -7,69 +7,46 @@ loss: cross_entropy + dice                # the same in all trials
 """
 
 import math
+import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
-import yaml
 
-from regard.attention.guidance import Guidance
+from regard.attention.guidance import check_guidance
 from regard.backbones import Backbone
 from regard.errors import InputError, unknown
-from regard.runs.segmenting import SegmentSettings
-from regard.segmentation.fusions import FUSIONS, build_fusion
-from regard.segmentation.heads import HEADS, build_head
+from regard.files import read_yaml
+from regard.segmentation.fusions import build_fusion
+from regard.segmentation.heads import build_head
 from regard.segmentation.losses import build_loss
-from regard.training.averaging import make_averaging
-from regard.training.schedules import SCHEDULES
+from regard.settings import FUSIONS, Guidance, SegmentSettings, check_average, check_value, kinds_of, options, typed
 
 Value = bool | int | float | str | None
 DEFAULTS = SegmentSettings()
+KINDS = kinds_of(SegmentSettings)
 
 
-@dataclass(frozen=True)
-class Option:
-    """An option that can be swept. value: what `regard segment` takes by default; of an optional one, None.
-
-    least, most: of a number. names: the values of a word that are known, where they are few.
-    """
-
-    kind: type
-    value: Value
-    least: int | float = 0.0
-    most: int | float = math.inf
-    names: tuple[str, ...] = ()
+def _kinds(name: str) -> set[Any]:
+    """The types that a setting may have."""
+    kind = KINDS[name]
+    parts = get_args(kind) if get_origin(kind) is types.UnionType else (kind,)
+    return {str if get_origin(part) is Literal else part for part in parts}
 
 
-# In the words of `regard segment`.
-OPTIONS: dict[str, Option] = {
-    "fusion": Option(str, "none", names=tuple(FUSIONS)),
-    "head": Option(str, DEFAULTS.head, names=tuple(HEADS)),
-    "freeze": Option(bool, DEFAULTS.freeze),
-    "lr": Option(float, DEFAULTS.lr),
-    "backbone_lr": Option(float, DEFAULTS.backbone_lr),
-    "layer_decay": Option(float, DEFAULTS.layer_decay, least=1e-3, most=1.0),
-    "weight_decay": Option(float, DEFAULTS.weight_decay),
-    "warmup": Option(float, DEFAULTS.warmup, most=0.99),
-    "schedule": Option(str, DEFAULTS.schedule, names=SCHEDULES),
-    "batch_size": Option(int, DEFAULTS.batch_size, least=1),
-    "accumulate": Option(int, DEFAULTS.accumulate, least=1),
-    "loss": Option(str, DEFAULTS.loss),
-    "class_weights": Option(str, DEFAULTS.class_weights, names=("none", "balanced")),
-    "average": Option(str, DEFAULTS.average, names=("none", "ema", "swa")),
-    "crop": Option(int, DEFAULTS.crop, least=1, most=2**15 - 1),
-    "heads_kept": Option(int, DEFAULTS.heads_kept, least=1),
-    "class_share": Option(float, DEFAULTS.most, most=1.0),
-    "guide_sharpness": Option(float, 0.0),
-    "guide_diversity": Option(float, 0.0),
-    "guide_consistency": Option(float, 0.0),
-}
 SAME = {  # why these are the same in all trials
     "epochs": "trials of other lengths cannot be held against each other epoch by epoch: give --epochs",
     "size": "it changes what is scored, not only how well: give --size",
     "seed": "the best of several seeds is luck: give --seed",
+    "patience": "a sweep gives up trials itself: give --prune",
+    "cache_crops": "trials have no cache",
+}
+OPTIONS = {  # what can be swept: the settings of a segmentation that are one number or word
+    option.name: option
+    for option in options(SegmentSettings)
+    if option.name not in SAME and _kinds(option.name) & {bool, int, float, str}
 }
 OF_A_LEARNING_BACKBONE = ("backbone_lr", "layer_decay", "guide_sharpness", "guide_diversity", "guide_consistency")
 
@@ -110,7 +87,9 @@ class Space:
 
     def usual(self) -> dict[str, Value]:
         """The defaults of `regard segment`, of those options that may have them here."""
-        return {name: OPTIONS[name].value for name, among in self.varied.items() if OPTIONS[name].value in among}
+        return {
+            name: getattr(DEFAULTS, name) for name, among in self.varied.items() if getattr(DEFAULTS, name) in among
+        }
 
     def suggest(self, trial: Any) -> dict[str, Value]:
         """The options of one trial: see `whole`."""
@@ -132,7 +111,7 @@ class Space:
         among = self.varied[name]
         if isinstance(among, tuple):
             return trial.suggest_categorical(name, among)
-        if OPTIONS[name].kind is int:
+        if isinstance(among.low, int):
             step = 1 if among.step is None else int(among.step)
             return trial.suggest_int(name, int(among.low), int(among.high), log=among.log, step=step)
         return trial.suggest_float(name, among.low, among.high, log=among.log, step=among.step)
@@ -161,14 +140,9 @@ def default_space(backbone: Backbone) -> Space:
 def read_space(path: str | Path) -> Space:
     """The space in a YAML file; InputError for what is none, or could not be used."""
     try:
-        written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the space {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the space {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(written, Mapping) or not written:
-        raise InputError(f"the space {path} should hold options, such as `lr: {{low: 1e-4, high: 1e-2, log: true}}`")
-    return parse_space(written)
+        return parse_space(read_yaml(Path(path)))
+    except InputError as error:
+        raise InputError(f"the space {path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def parse_space(written: Mapping[str, Any]) -> Space:
@@ -202,25 +176,22 @@ def parse_space(written: Mapping[str, Any]) -> Space:
 
 
 def _range(name: str, entry: Mapping[str, Any]) -> Range:
-    option = OPTIONS[name]
-    if option.kind not in (int, float):
+    if not _kinds(name) & {int, float}:
         raise InputError(f"{name} is no number, so it has no range: give choices, such as {name}: [a, b]")
     for key in entry:
         if key not in ("low", "high", "log", "step"):
             raise unknown(f"key of {name}", str(key), ("low", "high", "log", "step"))
     if "low" not in entry or "high" not in entry:
         raise InputError(f"the range of {name} needs low and high, such as {name}: {{low: 1, high: 2}}")
-    low, high = (_number(name, entry[key]) for key in ("low", "high"))
-    log, step = entry.get("log", False), entry.get("step")
-    if not isinstance(log, bool):
-        raise InputError(f"log of {name} is true or false, not {log!r}")
+    low, high = _value(name, entry["low"]), _value(name, entry["high"])
+    log, step = typed(f"log of {name}", bool, entry.get("log", False)), entry.get("step")
     if low >= high:
         raise InputError(f"the range of {name} is empty: low {low:g} is not below high {high:g}")
     if log and low <= 0:
         raise InputError(f"the range of {name} has no logarithm at {low:g}: take a low above 0, or leave out log")
     if step is None:
         return Range(low, high, log)
-    step = _number(name, step, bounded=False)
+    step = typed(f"step of {name}", KINDS[name], step)
     if log:
         raise InputError(f"log and step of {name} do not go together: leave out one of them")
     if not 0 < step <= high - low:
@@ -228,37 +199,12 @@ def _range(name: str, entry: Mapping[str, Any]) -> Range:
     return Range(low, low + step * math.floor((high - low) / step + 1e-9), step=step)
 
 
-def _value(name: str, value: Any) -> Value:
-    option = OPTIONS[name]
-    if value is None and option.value is None:
-        return None
-    if option.kind in (int, float):
-        return _number(name, value)
-    if option.kind is bool and not isinstance(value, bool):
-        raise InputError(f"{name} is true or false, not {value!r}")
-    if option.kind is str and not isinstance(value, str):
-        raise InputError(f"{name} is a word, not {value!r}")
-    if option.names and value not in option.names:
-        raise unknown(name, str(value), option.names)
+def _value(name: str, value: Any) -> Any:
+    value = typed(name, KINDS[name], value)
+    check_value(SegmentSettings, OPTIONS[name], value)
     if name == "loss":
-        build_loss(str(value), None, 255)
+        build_loss(value, None, 255)
     return value
-
-
-def _number(name: str, value: Any, bounded: bool = True) -> Any:
-    option = OPTIONS[name]
-    if isinstance(value, str):  # YAML reads 1e-4, which lacks a point, as a word
-        try:
-            value = float(value)
-        except ValueError:
-            raise InputError(f"{name} is a number, not {value!r}") from None
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not isinstance(value, int | float) or (option.kind is int and not whole):
-        raise InputError(f"{name} is a {'whole ' * (option.kind is int)}number, not {value!r}")
-    if not math.isfinite(value) or (bounded and not option.least <= value <= option.most):
-        most = f" to {option.most:g}" if math.isfinite(option.most) else " or more"
-        raise InputError(f"{name} {value:g} is out of bounds: take {option.least:g}{most}")
-    return option.kind(value)
 
 
 def check_space(space: Space, backbone: Backbone, fixed: Mapping[str, Value], epochs: int) -> None:
@@ -268,7 +214,7 @@ def check_space(space: Space, backbone: Backbone, fixed: Mapping[str, Value], ep
     """
 
     def choices(name: str) -> tuple[Value, ...]:
-        among = space.varied.get(name, (space.fixed.get(name, fixed.get(name, OPTIONS[name].value)),))
+        among = space.varied.get(name, (space.fixed.get(name, fixed.get(name, getattr(DEFAULTS, name))),))
         return among if isinstance(among, tuple) else ()
 
     with torch.random.fork_rng(devices=[]):
@@ -279,16 +225,10 @@ def check_space(space: Space, backbone: Backbone, fixed: Mapping[str, Value], ep
     if "heads_kept" in space.described() and set(choices("fusion")) == {"none"}:
         raise InputError("fusion none sees no attention heads: leave out heads_kept, or add fusion: [none, gate]")
     for average in choices("average"):
-        make_averaging(str(average), epochs)
-    guided = [name for name in space.described() if name.startswith("guide_")]
-    if guided:
-        Guidance(**{name.removeprefix("guide_"): 1.0 for name in guided}).check(backbone)
+        check_average(str(average), epochs)
+    check_guidance(Guidance(**{name: 1.0 for name in space.described() if name.startswith("guide_")}), backbone)
 
 
-def build_settings(options: Mapping[str, Any], size: int, epochs: int) -> tuple[str, SegmentSettings]:
-    """The fusion and the settings that these options of `regard segment` come to."""
-    given = {name: value for name, value in options.items() if not name.startswith("guide_")}
-    guidance = {name.removeprefix("guide_"): value for name, value in options.items() if name.startswith("guide_")}
-    fusion = given.pop("fusion", "none")
-    most = given.pop("class_share", None)
-    return fusion, SegmentSettings(size=size, epochs=epochs, most=most, guidance=Guidance(**guidance), **given)
+def build_settings(options: Mapping[str, Any], size: int, epochs: int) -> SegmentSettings:
+    """The settings that these options of `regard segment` come to."""
+    return SegmentSettings(size=size, epochs=epochs, **options)

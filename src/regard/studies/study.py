@@ -13,8 +13,8 @@ from regard.errors import InputError
 from regard.files import read_json
 from regard.runs.pretraining import PRETRAIN_FILE
 from regard.runs.run import MODEL_FILE, RUN_FILE
+from regard.settings import Hardware
 from regard.studies.plan import Configuration, Plan
-from regard.training.hardware import Hardware
 
 COUNTS_FILE, CELL_FILE, COST_FILE = "counts.npz", "cell.json", "cost.json"
 

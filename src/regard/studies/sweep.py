@@ -39,14 +39,15 @@ from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.files import read_json, write_json
 from regard.reports.sweep_report import RESULTS_FILE, write_sweep_report
+from regard.runs.extras import Extras
 from regard.runs.folders import SETTINGS_FILE
 from regard.runs.segmenting import segment_run
+from regard.settings import Hardware
 from regard.studies.plan import plain
 from regard.studies.space import Space, Value, build_settings, check_space
 from regard.studies.sweep_results import BEST_FILE, collect, write_best
 from regard.studies.tasks import FULL, full_disk, one_line, with_cache
 from regard.studies.trials import DATABASE, GRACE, LOCK, Pruning, TrialFailed, Trials, import_optuna, state_of
-from regard.training.hardware import Hardware
 
 TRIALS = "trials"  # the folder of their folders
 POLL = 2.0  # seconds between looks at whether the last trials are over
@@ -261,10 +262,10 @@ def _score(sweep: Sweep, trial: Any) -> float:
     folder = sweep.out / TRIALS / str(trial.number)
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     splits = require_masks(sweep.source)
-    fusion, settings = build_settings(sweep.fixed | sweep.space.suggest(trial), sweep.size, sweep.epochs)
+    settings = build_settings(sweep.fixed | sweep.space.suggest(trial), sweep.size, sweep.epochs)
+    backbone, extras = sweep.backbone.build(sweep.seed), Extras(f"trial {trial.number}", callbacks=(Pruning(trial),))
     made = segment_run(
-        splits["train"], splits["val"], sweep.backbone.build(sweep.seed), fusion, settings, folder, sweep.seed,
-        sweep.hardware, f"trial {trial.number}", callbacks=(Pruning(trial),),
+        splits["train"], splits["val"], backbone, settings, folder, sweep.seed, sweep.hardware, extras
     )  # fmt: skip
     kept = made["best_epoch"] or made["curve"][-1]["epoch"]
     miou = next(point["val_miou"] for point in made["curve"] if point["epoch"] == kept)

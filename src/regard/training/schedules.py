@@ -34,9 +34,6 @@ def teacher_temperature(epoch: int, start: float, end: float, warmup_epochs: int
     return start + (end - start) * epoch / max(1, warmup_epochs - 1)
 
 
-SCHEDULES = ("poly", "cosine")
-
-
 def rate_factor(step: int, total: int, warmup: int, schedule: str, power: float = 0.9) -> float:
     """Of the peak rate, how much step `step` of `total` gets: linear over `warmup` steps, times the decay to zero."""
     done = min(step, total - 1) / total

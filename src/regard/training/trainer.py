@@ -21,10 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from regard.backbones import Backbone
 from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.settings import Hardware
 from regard.training.distributed import SharedBatchStatistics
-from regard.training.hardware import UNUSED, Hardware
 from regard.training.logs import make_loggers
-from regard.training.sharding import FullySharded
 from regard.training.stopping import (
     CHECKPOINTS,
     Checkpoints,
@@ -33,12 +32,6 @@ from regard.training.stopping import (
     ignore_time_limit,
     last_checkpoint,
 )
-
-
-def check_sharding(hardware: Hardware, averaging: Sequence[L.Callback]) -> None:
-    """InputError where an average of the weights is asked for and no process has them whole."""
-    if averaging and hardware.strategy == "fsdp":
-        raise InputError("an average is of whole weights, and fsdp cuts them: leave out --average, or take ddp")
 
 
 def prepare(networks: nn.Module, hardware: Hardware) -> None:
@@ -110,8 +103,6 @@ def make_trainer(
         ".*in eval mode at the start of training.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*total length of `list` across ranks is zero.*",
-        # Nothing adds to a backbone's features in their place.
-        ".*FSDP2-wrapped module .* returned a view tensor.*",
         ".*recommended to use .*sync_dist=True.*",  # losses are means over the batch: rank 0's is a fair sample
     ):
         warnings.filterwarnings("ignore", message)
@@ -126,7 +117,8 @@ def make_trainer(
         accelerator="gpu" if hardware.on_gpu else "cpu",
         devices=hardware.devices,
         num_nodes=hardware.nodes,
-        strategy=_strategy(hardware, unused),
+        # not static_graph for unused parameters: it knows no parts of a step
+        strategy=f"ddp_find_unused_parameters_{'true' if unused else 'false'}" if many else "auto",
         plugins=plugins,
         precision=precision,
         max_epochs=epochs,
@@ -141,17 +133,6 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-def _strategy(hardware: Hardware, unused: bool) -> str | FullySharded:
-    """Lightning's name of it, or ours. Not static_graph for unused parameters: it knows no parts of a step."""
-    if hardware.strategy == "fsdp":
-        return FullySharded()
-    if hardware.strategy not in ("auto", "ddp"):
-        return hardware.strategy
-    if hardware.processes == 1:
-        return hardware.strategy
-    return f"{UNUSED}_true" if unused else "ddp"
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:

@@ -1,110 +1,66 @@
 """The command that scores attention heads: score."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from regard.cli.common import Accelerator
 from regard.errors import InputError
 from regard.say import console
+from regard.settings import Device, Model, Scoring
 
 RANDOM = "random"  # the origin of weights that are neither given nor fetched
 
 
-def score(
-    backbone: str,
-    data: str,
-    split: str | None = None,
-    out: str = "runs/scores",
-    protocol: Literal["regard", "dino"] = "regard",
-    size: int | None = None,
-    mass: float | None = None,
-    kind: Literal["cls", "pooled", "received"] | None = None,
-    blocks: list[int] | Literal["levels", "all"] | None = None,
-    objects: Literal["class", "instance"] = "class",
-    limit: int | None = None,
-    consistency: bool = True,
-    importance: bool = False,
-    baseline: bool = True,
-    batch_size: int = 16,
-    seed: int = 0,
-    weights: str | None = None,
-    pretrained: bool = False,
-    backbone_options: dict[str, Any] | None = None,
-    accelerator: Accelerator = "auto",
-    workers: int = 4,
-) -> str:
+def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = "runs/scores") -> str:
     """Score what each attention head looks at, with masks or without, beside the same model with random weights.
 
     Args:
-        backbone: A timm ViT or Swin, what `regard pretrain` made, or a folder of `regard segment`.
         data: `scenes`, a path or a pack's URL; without masks, only the scores that need none.
-        split: train, val or test; by default val where there is one, else test, else train.
         out: Folder for scores.json, scores.csv and pictures.
-        protocol: `regard`, or `dino`: 480 x 480, last block, CLS, 60% of the mass, class 0 and void as background.
-        size: Short side that images are brought to, in pixels; by default 224.
-        mass: Share of the attention that a head's mask holds; by default 0.6.
-        kind: How attention is read; by default the backbone's own way.
-        blocks: `levels` (default), `all`, or a list such as [0, -1]; by default of `dino`, the last.
-        objects: What is scored as one object of an image: a class, or an instance (VOC).
-        limit: Images at most: evenly spaced ones.
-        consistency: Also compare two augmented views of each image, and of two images, at two more forward passes.
-        importance: Of a folder of `regard segment`: also the drop in mIoU without each head.
-        baseline: Also score the same architecture with random weights.
-        batch_size: Images per forward pass.
-        seed: Of views and of random weights.
-        weights: A checkpoint file for the backbone: DINO or timm.
-        pretrained: timm's published weights for the backbone.
-        backbone_options: Passed to timm, such as {"img_size": 64, "patch_size": 8}; positions "dino" is ours.
-        accelerator: `auto` takes a GPU where there is one.
-        workers: Processes that load images.
     """
-    import torch
-
-    from regard.backbones import build_backbone
     from regard.backbones.weights import read_description
+    from regard.cli.common import built
     from regard.data.source import open_source, require_masks
-    from regard.runs.importance import importance as importance_of_heads
+    from regard.runs.importance import importance
     from regard.runs.run import RUN_FILE, load_run
-    from regard.scoring import score as scoring
+    from regard.scoring import score as scores
     from regard.scoring import scorecard
-    from regard.training.hardware import Hardware
 
-    device = Hardware(accelerator).device
-    run = None
-    if (Path(backbone) / RUN_FILE).is_file():
-        if weights or pretrained or backbone_options:
+    run, name = None, model.backbone
+    if (Path(name) / RUN_FILE).is_file():
+        if model.weights or model.pretrained or model.backbone_options:
             raise InputError(
-                f"{backbone} has its own weights and options: leave out --weights, --pretrained, --backbone_options"
+                f"{name} has its own weights and options: leave out --weights, --pretrained, --backbone_options"
             )
-        run = load_run(backbone, device)
-        model, origin = run.model.backbone, f"of the segmentation in {backbone}"
-    elif importance:
-        raise InputError(
-            f"--importance needs a trained segmentation, and {backbone} is none: a folder of regard segment"
-        )
+        run = load_run(name, device.device)
+        backbone, origin = run.model.backbone, f"of the segmentation in {name}"
+    elif scoring.importance:
+        raise InputError(f"--importance needs a trained segmentation, and {name} is none: a folder of regard segment")
     else:
-        torch.manual_seed(seed)
-        model = build_backbone(backbone, pretrained, weights, **(backbone_options or {})).to(device).eval()
-        made = read_description(Path(backbone))
-        origin = weights or ("timm's published" if pretrained else f"of {backbone}" if made else RANDOM)
+        backbone = built(model, scoring.seed).to(device.device).eval()
+        made = read_description(Path(name))
+        origin = model.weights or ("timm's published" if model.pretrained else f"of {name}" if made else RANDOM)
 
-    source = open_source(data, scenes_size=scoring.DINO_SIZE if protocol == "dino" else size or 224)
-    split = split or next(name for name in ("val", "test", "train") if name in source.splits)
-    chosen = scoring.Chosen(source.split(split), limit)
-    rules = scoring.choose_protocol(protocol, model, chosen.classes, size, mass, kind, blocks, objects)
-    if objects == "instance":
+    source = open_source(data, scenes_size=scores.DINO_SIZE if scoring.protocol == "dino" else scoring.size or 224)
+    split = scoring.split or next(name for name in ("val", "test", "train") if name in source.splits)
+    chosen = scores.Chosen(source.split(split), scoring.limit)
+    rules = scores.choose_protocol(
+        scoring.protocol, backbone, chosen.classes, scoring.size, scoring.mass, scoring.kind, scoring.blocks,
+        scoring.objects,
+    )  # fmt: skip
+    if scoring.objects == "instance":
         chosen.require_instances()
-    if importance:
+    if scoring.importance:
         require_masks(source)
     scorecard.check_folder(Path(out))
     console().print(source.describe())
 
-    found = importance_of_heads(run, chosen, rules.blocks) if run and importance else None
-    models = {"given": model}
-    if baseline and origin != RANDOM:
-        models["random"] = scoring.random_twin(model, seed)
-    results = scoring.score_heads(models, chosen, rules, consistency, batch_size, workers, seed)
-    setting = scoring.describe_setting(rules, model, chosen, source.root, split, origin, seed, views=consistency)
+    found = importance(run, chosen, rules.blocks) if run and scoring.importance else None
+    models = {"given": backbone}
+    if scoring.baseline and origin != RANDOM:
+        models["random"] = scores.random_twin(backbone, scoring.seed)
+    views = scoring.consistency
+    results = scores.score_heads(models, chosen, rules, views, scoring.batch_size, scoring.workers, scoring.seed)
+    setting = scores.describe_setting(rules, backbone, chosen, source.root, split, origin, scoring.seed, views=views)
     report = scorecard.report_scores(results["given"], results.get("random"), found, setting)
     _print_tables(report)
     scorecard.write_scores(report, Path(out))

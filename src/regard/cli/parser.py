@@ -1,0 +1,211 @@
+"""From typed functions to a command line, and back.
+
+A parameter of a command is an option, whose words are in the docstring; a parameter that is a `Settings` dataclass is
+all of its fields, side by side, each with the words, choices and default that it has there.
+"""
+
+import argparse
+import inspect
+import json
+import math
+import shlex
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from regard.errors import InputError
+from regard.settings import Settings, default_of, kinds_of, options
+
+Command = Callable[..., str]
+Commands = Mapping[str, Command | Mapping[str, Command]]
+
+ABOUT = {"data": "Say what a path holds, find what is wrong with it, download a published data set, pack one."}
+POSITIONAL = ("report", "info", "check", "download", "pack")  # `regard report DIR`, `regard data info SRC`
+NOT_REPEATED = ("jobs", "devices", "workers", "dry_run", "cluster", "cluster_options")  # they change no result
+
+
+class Parser(ArgumentParser):
+    """A wrong option is one line too. rare: the options that only `--help=all` shows."""
+
+    rare: set[str]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit status 2."""
+        line = " ".join(message.split())
+        print(f"regard: {line} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class Help(argparse.Action):
+    """`--help` shows the options that people use, `--help=all` every one. They are only hidden while it is shown."""
+
+    def __call__(self, parser: Any, namespace, values, option_string=None) -> NoReturn:
+        """Show the help and end."""
+        hidden = [] if values == "all" else [one for one in parser._actions if one.dest in parser.rare]
+        words = [one.help for one in hidden]
+        for one in hidden:
+            one.help = argparse.SUPPRESS
+        try:
+            parser.print_help()
+            if hidden:
+                print(f"\n{len(hidden)} more options: {parser.prog} --help=all")
+        finally:
+            for one, said in zip(hidden, words, strict=True):
+                one.help = said
+        raise SystemExit(0)
+
+
+def build_parser(commands: Commands) -> Parser:
+    """A subcommand per function, with its options, `--config FILE.yaml` and `--print_config`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    parser = Parser(
+        prog="regard", description="Learn from images without labels, read the attention, segment with it, and compare."
+    )
+    outer = parser.add_subcommands(metavar="COMMAND")
+    groups = []
+    for name, command in commands.items():
+        if isinstance(command, Mapping):
+            group = Parser(prog=f"regard {name}", description=ABOUT[name])
+            outer.add_subcommand(name, group, help=ABOUT[name])
+            groups.append((group, name, command))
+        else:
+            outer.add_subcommand(name, command_parser(name, command), help=_summary(command))
+    for group, name, inner in groups:  # after the outer ones: jsonargparse wants them level by level
+        below = group.add_subcommands(metavar="COMMAND")
+        for word, command in inner.items():
+            below.add_subcommand(word, command_parser(f"{name} {word}", command), help=_summary(command))
+    return parser
+
+
+def command_parser(name: str, command: Command) -> Parser:
+    """The options of one command."""
+    parser = Parser(prog=f"regard {name}", description=_summary(command), add_help=False)
+    parser.rare = set()
+    parser.add_argument("-h", "--help", action=Help, nargs="?", const="", default=argparse.SUPPRESS, help="Show this.")
+    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    groups = _groups(command)
+    parser.add_function_arguments(command, as_positional=name.split()[-1] in POSITIONAL, skip=set(groups))
+    sections: dict[str, Any] = {}
+    for kind in groups.values():
+        for option in options(kind):
+            declared = next(base for base in reversed(kind.__mro__) if option.name in inspect.get_annotations(base))
+            title = (declared.__doc__ or "").strip().splitlines()[0].rstrip(".")
+            section = sections.setdefault(title, parser.add_argument_group(title) if title not in sections else None)
+            about, default = option.metadata, default_of(option)
+            words = about["words"] + (f" One of {', '.join(about['choices'])}." if about["choices"] else "")
+            given = {"required": True} if default is MISSING else {"default": default}
+            section.add_argument(f"--{option.name}", type=kinds_of(kind)[option.name], help=words, **given)
+            if not about["common"]:
+                parser.rare.add(option.name)
+    for action in parser._actions:  # `--baselines` alone means true
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
+    return parser
+
+
+def _groups(command: Command) -> dict[str, type[Settings]]:
+    """The parameters of a command that are settings."""
+    hints = get_type_hints(command)
+    return {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Settings)}
+
+
+def _summary(command: Command) -> str:
+    """The first line of the docstring."""
+    return (command.__doc__ or "").strip().splitlines()[0]
+
+
+def parsed(parser: Parser, commands: Commands, words: list[str]) -> tuple[str, Command, dict[str, Any]]:
+    """What is asked for: the words that name the command, its function, and all of its options."""
+    found = parser.parse_args(_as_parsed(words, commands))
+    name, command = "regard", commands
+    while isinstance(command, Mapping):
+        word = found.subcommand
+        name, command, found = f"{name} {word}", command[word], found[word]
+    return name, command, found.as_dict()
+
+
+def arguments_of(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the function is called with. InputError for a value out of its bounds."""
+    made, groups = {}, _groups(command)
+    for name in inspect.signature(command).parameters:
+        if name in groups:
+            made[name] = groups[name](**{one.name: values[one.name] for one in options(groups[name])})
+        else:
+            made[name] = value = values[name]
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise InputError(f"{name} {value:g} is out of bounds: take 0 or more")
+    return made
+
+
+def command_line(command: Command, given: Mapping[str, Any]) -> str:
+    """The command that does the same again. given: its arguments by name; what is as by default is not said."""
+    words = ["regard", command.__name__]
+    for name, parameter in inspect.signature(command).parameters.items():
+        value = given[name]
+        if isinstance(value, Settings):
+            said = {one.name: (getattr(value, one.name), default_of(one)) for one in options(value)}
+        else:
+            said = {name: (value, parameter.default)}
+        for option, (chosen, usual) in said.items():
+            if chosen == usual or option in NOT_REPEATED:
+                continue
+            words.append(f"--{option}")
+            if isinstance(chosen, tuple | list):
+                words += map(str, chosen)
+            elif chosen is not True:
+                words.append(chosen if isinstance(chosen, str) else json.dumps(chosen))
+    return shlex.join(words)
+
+
+def _takes_several(commands: Commands) -> set[str]:
+    """The options that are lists and nothing else: `--images A B C`."""
+    found = set()
+    for command in commands.values():
+        if isinstance(command, Mapping):
+            continue
+        kinds = get_type_hints(command)
+        for kind in _groups(command).values():
+            kinds = kinds | kinds_of(kind)
+        for name, kind in kinds.items():
+            parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+            if all(get_origin(part) in (list, tuple) for part in parts if part is not types.NoneType):
+                found.add(f"--{name}")
+    return found
+
+
+def _as_parsed(arguments: Sequence[str], commands: Commands) -> list[str]:
+    """The arguments as jsonargparse takes them.
+
+    `--images A B C`, `--images=A`, once or often, as one JSON list. And files of options first, wherever they stand, as
+    the last of several values counts.
+    """
+    lists = _takes_several(commands)
+    given: dict[str, list[str]] = {}
+    files: list[str] = []
+    rest: list[str] = []
+    into = rest
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):  # `--dry-run` is as good as `--dry_run`
+            name = "--" + name[2:].replace("-", "_")
+            argument = name + equals + value
+        if name in lists:
+            into = given.setdefault(name, [])
+            into.extend([value] if value else [])
+        elif name == "--config":
+            into = files
+            into.append(argument)
+        elif argument.startswith("--"):
+            into = rest
+            rest.append(argument)
+        else:
+            into.append(argument)
+    for name, values in given.items():
+        is_json = len(values) == 1 and values[0].startswith("[")
+        rest += [f"{name}={values[0] if is_json else json.dumps(values)}"]
+    words = 2 if rest and isinstance(commands.get(rest[0]), Mapping) else 1
+    return [*rest[:words], *files, *rest[words:]]

@@ -1,0 +1,122 @@
+"""Commands that train: pretrain, segment."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from regard.errors import InputError
+from regard.say import is_first_process, say
+from regard.settings import Hardware, ModelToTrain, PretrainSettings, SegmentSettings, Watch
+
+
+def pretrain(
+    data: str,
+    model: ModelToTrain,
+    settings: PretrainSettings,
+    watch: Watch,
+    hardware: Hardware,
+    out: str = "runs/pretrain",
+    seed: int = 0,
+    resume: Literal["auto", "never"] = "auto",
+) -> str:
+    """Train a backbone on images without labels, or, as the baseline, on class folders with them.
+
+    Args:
+        data: `scenes`, a path or a pack's URL: any folder of images will do; for `supervised`, class folders.
+        out: Folder for the backbone, curves and pictures; a second call goes on with a run cut short.
+        seed: Of weights, order and views.
+        resume: `auto` goes on with a run that was cut short in the same folder; `never` refuses such a folder.
+    """
+    from regard.backbones.base import weights_digest
+    from regard.cli.common import built
+    from regard.data.source import open_source
+    from regard.runs.extras import Extras
+    from regard.runs.folders import run_folder
+    from regard.runs.pretraining import PRETRAIN_FILE, check_options, labelled_splits, pretrain_run
+    from regard.training.hardware import check_processes
+
+    method = check_options(settings)
+    source = open_source(data, scenes_size=settings.size)
+    say(source.describe())
+    queries = source.splits.get("val", source.splits.get("test")) if source.has_labels else None
+    train = source.split("train")
+    if method.labelled:
+        train, queries = labelled_splits(source)
+        if "val" not in source.splits:
+            say(f"no val/, so a fixed fifth of the images, {len(queries):,}, is held out of training")
+    backbone = built(model, seed)
+    check_processes(hardware)
+    started = {"data": source.root, "backbone": backbone.name, "options": backbone.options, "seed": seed}
+    started |= asdict(settings) | {"first_weights": weights_digest(backbone)}
+    with run_folder(out, started, PRETRAIN_FILE, may_resume=resume == "auto" or not is_first_process()) as folder:
+        extras = Extras(queries=queries)
+        made = pretrain_run(train, backbone, settings, folder, seed, hardware, watch, extras)
+    if made["skipped"]:
+        say(f"{len(made['skipped'])} images could not be read: they are named in {out}/pretrain.json")
+    scores = ", ".join(f"{name} {score:.1f}%" for name, score in made["final"].items())
+    return (
+        f"pre-trained backbone in {out}{f' ({scores})' if scores else ''}: regard segment --backbone {out} --data ..."
+    )
+
+
+def segment(
+    data: str,
+    model: ModelToTrain,
+    settings: SegmentSettings,
+    hardware: Hardware,
+    out: str = "runs/segment",
+    cache: str | None = None,
+    seed: int = 0,
+    logger: Literal["wandb"] | None = None,
+) -> str:
+    """Train a segmentation on images with masks, and score the best epoch.
+
+    Args:
+        data: `scenes`; a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid; a pack's URL.
+        out: Folder for the run; a second call goes on with a run cut short.
+        cache: Folder for the features of a frozen backbone: they are computed once, for other runs too.
+        seed: Of weights, order and crops.
+        logger: `wandb` (Weights & Biases), beside CSV and TensorBoard.
+    """
+    from regard.backbones.base import weights_digest
+    from regard.cli.common import built, table
+    from regard.data.source import check_readable, fingerprint, open_source, require_masks
+    from regard.runs.checks import check_hardware, check_settings
+    from regard.runs.extras import Cache, Extras
+    from regard.runs.folders import run_folder
+    from regard.runs.run import RUN_FILE, load_run, summary
+    from regard.runs.segmenting import segment_run
+    from regard.training.hardware import check_processes
+
+    if settings.freeze and settings.backbone_lr != SegmentSettings.backbone_lr:
+        raise InputError("a frozen backbone does not learn, at no rate: leave out --backbone_lr, or --freeze")
+    source = open_source(data, scenes_size=settings.size)
+    splits = require_masks(source)
+    for split in ("train", "val"):
+        source.split(split)
+    backbone = built(model, seed)
+    check_settings(settings, backbone, cached=cache is not None)
+    check_processes(hardware)
+    check_hardware(settings, hardware, len(splits["train"]), cached=cache is not None)
+    kept = Cache(Path(cache), fingerprint(source, Path(cache), Path(out))) if cache else None
+    say(source.describe())
+    check_readable(source)
+    origin = {
+        "data": source.root,
+        **{name: value for name, value in asdict(model).items() if name != "backbone_options"},
+    }
+    begun = {"options": backbone.options, "first_weights": weights_digest(backbone), "cached": kept is not None}
+    started = origin | begun | {"seed": seed} | asdict(settings)
+    with run_folder(out, started, RUN_FILE) as folder:
+        extras = Extras(origin=origin, logger=logger, cache=kept)
+        made = segment_run(splits["train"], splits["val"], backbone, settings, folder, seed, hardware, extras)
+    line = f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."
+    if not is_first_process():
+        return line
+    for level in made["head_weights"]:
+        heads = zip(level["heads"], level["weights"], strict=True)
+        shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in heads)
+        say(f"heads of block {level['block']} in the fusion (strength {level['strength']:.3f}): {shares}")
+    run = load_run(out)
+    table(summary(run, run.evaluate(splits["val"])), "val")
+    return line

@@ -1,0 +1,135 @@
+"""Commands that use what was trained: evaluate, predict, export."""
+
+from pathlib import Path
+from typing import Literal
+
+from regard.errors import InputError
+from regard.pictures.targets import outputs
+from regard.say import say
+from regard.settings import Batches, Device, Inference, MaskPictures
+
+
+def evaluate(
+    run: str,
+    data: str,
+    inference: Inference,
+    device: Device,
+    batches: Batches,
+    split: str | None = None,
+) -> str:
+    """Score a trained segmentation: IoU, accuracy, Boundary IoU, calibration, and what is taken for what.
+
+    Scores of other settings, and of other data, are kept: they go into files of their own.
+
+    Args:
+        run: Folder of `regard segment`, or a cell of `regard compare`, or what `regard export` made of one.
+        data: `scenes`, a path or a pack's URL, with masks of the same classes.
+        split: train, val or test; by default test where there is one, else val.
+    """
+    from dataclasses import asdict
+
+    from regard.cli.common import table
+    from regard.data.source import open_source, require_masks
+    from regard.files import write_json
+    from regard.pictures.charts import confusion_chart, reliability_chart
+    from regard.runs.masks import evaluation_file, name_evaluation, save_figure
+    from regard.runs.run import full_summary, load_run
+
+    loaded = load_run(run, device.device)
+    source = open_source(data, scenes_size=loaded.size)
+    splits = require_masks(source)
+    split = split or ("test" if "test" in splits else "val")
+    source.split(split)
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent  # of an exported file, beside it
+    name = name_evaluation(folder, "-".join(filter(None, (split, inference.label))), source)
+    found = loaded.score(splits[split], inference, batches.batch_size, batches.workers)
+    result = full_summary(loaded, found)
+    table(result, split)
+    path = folder / evaluation_file(name)
+    asked = {"short_side": loaded.size, **asdict(inference)}
+    write_json(path, {"data": source.describe(), "split": split, "inference": asked, **result})
+    title = f"{Path(run).name} on {Path(source.root).name} ({split}, {found.images} images)\n{inference.label}".strip()
+    save_figure(folder / f"confusion-{name}.png", confusion_chart(found.counts, loaded.classes, title))
+    save_figure(folder / f"reliability-{name}.png", reliability_chart(found.bins, title))
+    return f"scores in {path}; pictures beside it: confusion-{name}.png, reliability-{name}.png"
+
+
+def predict(
+    run: str,
+    images: list[str],
+    out: str,
+    drawing: MaskPictures,
+    inference: Inference,
+    device: Device,
+    batches: Batches,
+) -> str:
+    """Segment images: an indexed PNG with the classes' colours for each, at the image's own size.
+
+    Images that can't be read are named, and the others done; the exit status is then 2.
+
+    Args:
+        run: Folder of `regard segment`, or a cell of `regard compare`, or what `regard export` made of one.
+        images: Files, folders of images at any depth, or patterns such as "photos/**/*.jpg".
+        out: Folder for the masks.
+    """
+    from regard.runs.masks import OVERLAY, PROBABILITIES, segment_files
+    from regard.runs.run import load_run
+
+    loaded = load_run(run, device.device)
+    also = [OVERLAY] * drawing.overlay + [PROBABILITIES] * drawing.probabilities
+    files = outputs(images, out, also, videos=False)
+    made = segment_files(loaded, files, inference, also, drawing.opacity, batches.batch_size)
+    return f"{made} masks in {out}"
+
+
+def export(
+    run: str,
+    format: Literal["onnx", "safetensors", "hub"],
+    out: str,
+    push: str | None = None,
+    opset: int = 18,
+    height: int | None = None,
+    width: int | None = None,
+) -> str:
+    """Make a trained segmentation fit for other programs: one ONNX file, safetensors, or a Hugging Face hub folder.
+
+    Args:
+        run: Folder of `regard segment`, or a cell of `regard compare`.
+        format: `onnx` takes RGB images, float32 0..255, any size, and is checked against torch before it is kept;
+            `safetensors` is weights and config.json; `hub` has a model card too.
+        out: The file to make, ending in .onnx, or the folder.
+        push: OWNER/NAME on the Hugging Face hub to upload to, with format hub; a new one is private. The token is that
+            of HF_TOKEN, or of `hf auth login`.
+        opset: Version of the ONNX operators, 18 to 23.
+        height: Fix the height of images in the ONNX file, pixels; with width.
+        width: Fix the width.
+    """
+    if push is not None and format != "hub":
+        raise InputError(f"--push goes with --format hub, not {format}")
+    if (height, width, opset) != (None, None, 18) and format != "onnx":
+        raise InputError(f"--height, --width and --opset go with --format onnx, not {format}")
+    if (height is None) != (width is None):
+        raise InputError("--height and --width go together")
+    from regard.runs.export import save_onnx, save_pretrained, save_safetensors
+    from regard.runs.hub import check_push
+    from regard.runs.hub import push as upload
+    from regard.runs.run import load_run
+
+    if push is not None:
+        check_push(push)
+    loaded = load_run(run, "cpu")
+    if format == "safetensors":
+        save_safetensors(loaded, out)
+        return f"weights and config.json in {out}"
+    if format == "hub":
+        save_pretrained(loaded, out)
+        if push is None:
+            return f"weights, config.json and model card in {out}"
+        return f"{out} pushed to {upload(Path(out), push)}"
+    say("exporting, then comparing with torch at several sizes: this takes a minute or more")
+    fixed = None if height is None or width is None else (height, width)
+    reason = save_onnx(loaded, out, fixed, opset)
+    if reason is None:
+        return f"ONNX model for images of any size in {out}"
+    rows, columns = fixed or (loaded.size, loaded.size)
+    return f"ONNX model in {out}, fixed to images of {rows} x {columns} pixels: {reason}"

@@ -1,0 +1,69 @@
+"""What a training would refuse, said before it begins."""
+
+import torch
+
+from regard.backbones import Backbone
+from regard.errors import InputError
+from regard.runs.choosing_heads import check_choice, chosen_levels
+from regard.segmentation.heads import build_head
+from regard.segmentation.losses import build_loss
+from regard.segmentation.model import SegmentationModel
+from regard.segmentation.task import SegmentationTask
+from regard.settings import Hardware, PretrainSettings, SegmentSettings
+
+
+def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) -> None:
+    """InputError for a segmentation that cannot be trained: all of its parts are made once, for two classes.
+
+    Leaves the backbone and the global generators as they were.
+    """
+    if cached and not settings.freeze:
+        raise InputError("a cache keeps the features of a backbone that does not learn: add --freeze, or leave it out")
+    if not cached and settings.cache_crops != 1:
+        raise InputError("crops are kept in a cache only: add --cache and --freeze, or leave out --cache_crops")
+    loss = build_loss(settings.loss, None, 255)
+    with torch.random.fork_rng(devices=[]):
+        model = SegmentationModel(backbone, 2, settings.fusion, settings.head, False, None, settings.head_options)
+        SegmentationTask(model, 2, loss, settings)
+    check_choice(settings)
+    if settings.layers is not None:
+        chosen_levels(backbone, model.head.levels, settings.layers)
+
+
+def levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...]:
+    """The levels of the pyramid that the head reads. Leaves the global generators as they were."""
+    with torch.random.fork_rng(devices=[]):
+        return build_head(settings.head, backbone.channels, backbone.strides, 2, settings.head_options).levels
+
+
+def check_hardware(settings: SegmentSettings, hardware: Hardware, images: int, cached: bool) -> None:
+    """InputError for what so many processes, or these ways to compute, cannot do with so many training images."""
+    batch, parts = settings.batch_size, hardware.processes * settings.accumulate
+    share = f"{hardware.processes} processes x {settings.accumulate} parts"
+    if batch % parts:
+        raise InputError(f"a batch of {batch} does not divide among {share}: take a multiple of {parts}")
+    if parts > 1 and images < batch:
+        most = images - images % parts
+        remedy = f"take a batch size of {most} or less" if most else "take fewer"
+        raise InputError(f"{images} images for training do not fill a step of {batch} in {share}: {remedy}")
+    if cached and hardware.processes > 1:
+        raise InputError("features in a cache are trained on by one process: leave out --cache, or take --devices 1")
+    if hardware.checkpoint_activations and settings.freeze:
+        raise InputError("a frozen backbone keeps no activations: leave out --checkpoint_activations, or --freeze")
+    if hardware.checkpoint_activations and (settings.guided or settings.fusion != "none"):
+        what = "guidance" if settings.guided else f"fusion {settings.fusion}"
+        raise InputError(f"{what} reads attention maps, which are gone with --checkpoint_activations: leave out one")
+
+
+def check_pretraining(settings: PretrainSettings, hardware: Hardware, images: int) -> None:
+    """InputError for a batch that cannot be had of so many images, and for maps whose activations would be gone."""
+    batch, parts = settings.batch_size, hardware.processes * settings.accumulate
+    if batch < 2 or images < batch:
+        raise InputError(f"a batch of {batch} cannot be had of {images} images: it takes at least 2, and whole batches")
+    if batch % parts or batch // parts < 2:
+        raise InputError(
+            f"a batch of {batch} does not divide among {hardware.processes} processes x {settings.accumulate} parts "
+            f"of at least 2 images: take a multiple of {parts}, at least {2 * parts}"
+        )
+    if hardware.checkpoint_activations and settings.guided:
+        raise InputError("guidance reads attention maps, which are gone with checkpointed activations: leave it off")

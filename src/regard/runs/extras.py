@@ -1,0 +1,38 @@
+"""What a run may be given besides data, network and settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from regard.data.datasets.base import Dataset
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where features of frozen backbones are kept; content changes with the data's files: `data.source.fingerprint`."""
+
+    folder: Path
+    content: str
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a run may be given besides; none of it changes what is learnt.
+
+    title:     of its progress bar.
+    origin:    where data and weights came from, kept in its description for people.
+    logger:    "wandb", beside CSV and TensorBoard.
+    callbacks: called after the score of an epoch is in the curve.
+    cache:     of a segmentation with a frozen backbone.
+    queries:   of a pre-training: labelled images, whose classes kNN asks of the training images, then labelled too.
+    """
+
+    title: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    logger: str | None = None
+    callbacks: Sequence[L.Callback] = ()
+    cache: Cache | None = None
+    queries: Dataset | None = None

@@ -1,0 +1,693 @@
+"""Every setting, once: its default, its bounds or choices, and its words for people.
+
+The command line, config files, study files, the axes of an ablation and the space of a sweep are views of this file: a
+new setting is one field here, read where it acts. What can be chosen by name is a dict, name -> "module:attribute"; a
+new fusion, head, method, loss or preset is a file and an entry. Importing this imports no torch: `--help` answers at
+once.
+"""
+
+import math
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import cache
+from importlib import import_module
+from numbers import Real
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from regard.errors import InputError, unknown
+
+FUSIONS = {
+    "none": "regard.segmentation.fusions:NoFusion",
+    "concat": "regard.segmentation.fusions:ConcatFusion",
+    "gate": "regard.segmentation.fusions:GateFusion",
+    "propagate": "regard.segmentation.fusions:PropagateFusion",
+}
+HEADS = {
+    "linear": "regard.segmentation.heads:LinearHead",
+    "fcn": "regard.segmentation.heads:FCNHead",
+    "setr_pup": "regard.segmentation.heads:SETRPUPHead",
+    "unet": "regard.segmentation.heads:UNetHead",
+    "segformer": "regard.segmentation.heads:SegFormerHead",
+    "upernet": "regard.segmentation.heads:UPerNetHead",
+    "deeplabv3plus": "regard.segmentation.heads:DeepLabV3PlusHead",
+}
+LOSSES = {
+    "cross_entropy": "regard.segmentation.losses:cross_entropy",
+    "dice": "regard.segmentation.losses:dice",
+    "focal": "regard.segmentation.losses:focal",
+    "lovasz": "regard.segmentation.losses:lovasz",
+}
+METHODS = {
+    "barlow_twins": "regard.ssl.barlow_twins:BarlowTwins",
+    "dino": "regard.ssl.dino:DINO",
+    "supervised": "regard.ssl.supervised:Supervised",
+}
+VIEWS = {  # of a method: those of barlow_twins where it has no entry
+    "barlow_twins": "regard.data.loading.views:barlow_twins_views",
+    "dino": "regard.data.loading.views:dino_views",
+    "supervised": "regard.data.loading.views:supervised_views",
+}
+PRESETS = {
+    "tiny": "regard.studies.presets:tiny",
+    "small": "regard.studies.presets:small",
+    "full": "regard.studies.presets:full",
+}
+
+MOST_PIXELS = 2**15 - 1  # of a side: OpenCV resizes no further
+
+S = TypeVar("S", bound="Settings")
+
+
+def find(what: str, name: str, known: Mapping[str, str]) -> Any:
+    """What a name stands for, imported; InputError, with the nearest names, for one that is not known."""
+    if name not in known:
+        raise unknown(what, name, known)
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def setting(
+    default: Any,
+    words: str,
+    least: int | float = -math.inf,
+    most: int | float = math.inf,
+    above: int | float = -math.inf,
+    below: int | float = math.inf,
+    choices: Collection[str] | None = None,
+    common: bool = False,
+) -> Any:
+    """A field of `Settings` that people may set.
+
+    words:   for `--help`.
+    least, most, above, below: bounds of a number, the latter two not of it.
+    choices: the words that it may be, where its type does not say them.
+    common:  shown by `--help`; the others by `--help=all`.
+    """
+    bounds = (least, most, above, below)
+    about = {"words": words, "bounds": bounds, "choices": choices, "common": common}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Values of their types and within their bounds: InputError, which names the setting, for any other."""
+
+    def __post_init__(self) -> None:
+        for option in options(self):
+            value = typed(option.name, kinds_of(type(self))[option.name], getattr(self, option.name), strict=True)
+            check_value(type(self), option, value)
+            object.__setattr__(self, option.name, value)  # a list that stands for a tuple, a 1 for 1.0
+
+
+def options(settings: Settings | type[Settings]) -> list[Field]:
+    """The fields that people may set."""
+    return [one for one in fields(settings) if one.metadata]
+
+
+def default_of(option: Field) -> Any:
+    """What it is where nothing is said; MISSING where something must be."""
+    return option.default_factory() if option.default_factory is not MISSING else option.default
+
+
+kinds_of = cache(get_type_hints)  # the types of a class's settings, by name
+
+
+def choices_of(settings: type[Settings], option: Field) -> tuple[str, ...]:
+    """The words that it may be; none where it is something else, or any word."""
+    kind = kinds_of(settings)[option.name]
+    literals = [one for part in (kind, *get_args(kind)) if get_origin(part) is Literal for one in get_args(part)]
+    return tuple(option.metadata["choices"] or literals)
+
+
+def check_value(settings: type[Settings], option: Field, value: Any) -> None:
+    """InputError for a number out of the option's bounds, and a word that is none of its choices."""
+    choices = choices_of(settings, option)
+    if choices and isinstance(value, str) and value not in choices:
+        raise unknown(option.name.replace("_", " "), value, choices)
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, Real) and not isinstance(number, bool):
+            least, most, above, below = option.metadata["bounds"]
+            if not (math.isfinite(number) and least <= number <= most and above < number < below):
+                raise InputError(
+                    f"{option.name} {number:g} is out of bounds: take {in_bounds(*option.metadata['bounds'])}"
+                )
+
+
+def in_bounds(least: int | float, most: int | float, above: int | float, below: int | float) -> str:
+    """Bounds for people: `0 or more`, `above 0, up to 1`."""
+    low = f"{least:g} or more" if math.isfinite(least) else f"a number above {above:g}"
+    low = low if math.isfinite(max(least, above)) else "a finite number"
+    high = f", up to {most:g}" if math.isfinite(most) else f", below {below:g}" if math.isfinite(below) else ""
+    return low + high
+
+
+def changed(settings: S, given: Mapping[str, Any]) -> S:
+    """A copy with other values, as a file or a command line gives them.
+
+    Raises InputError for a setting that there is not, and a value of another type or out of bounds.
+    """
+    known = [one.name for one in options(settings)]
+    for name in given:
+        if name not in known:
+            raise unknown("setting", str(name), known)
+    kinds = kinds_of(type(settings))
+    return replace(settings, **{name: typed(name, kinds[name], value) for name, value in given.items()})
+
+
+def typed(name: str, kind: Any, value: Any, strict: bool = False) -> Any:
+    """A value as this type, also from text where not `strict`; InputError, which names it, where it is none."""
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{name} should be {in_words(kind)}, not {value!r}") from error
+
+
+def in_words(kind: Any) -> str:
+    """A type for people: `a whole number or null`, `numbers`."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(in_words, get_args(kind)))
+    if get_origin(kind) in (tuple, list):
+        return f"a list, each {in_words(get_args(kind)[0])}"
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", types.NoneType: "null"}
+    return plain.get(kind, "keys with values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Settings):
+    """The backbone, and where its weights come from."""
+
+    backbone: str = setting(
+        MISSING, "A timm model, a folder or file of `regard pretrain`, or a folder of `regard segment`.", common=True
+    )
+    weights: str | None = setting(None, "A checkpoint file: Barlow Twins, DINO, torchvision or timm.", common=True)
+    pretrained: bool = setting(False, "Start from timm's published weights.", common=True)
+    backbone_options: dict[str, Any] = setting(
+        {}, 'Passed to timm, such as {"img_size": 64, "patch_size": 8}; `positions` of a ViT is timm or dino.'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelToTrain(Model):
+    """The backbone, and the weights that it starts from."""
+
+    backbone: str = setting(
+        "resnet50", "A timm model, or what `regard pretrain` made (its folder or file).", common=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device(Settings):
+    """Where it is computed."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", "`auto` takes a GPU where there is one.")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether that is a CUDA device. InputError when one is asked for and there is none."""
+        import torch
+
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise InputError("no GPU is to be seen here: use --accelerator cpu, or auto")
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    @property
+    def device(self) -> str:
+        """torch's name of it, for what one process does."""
+        return "cuda" if self.on_gpu else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(Device):
+    """Where and how it is computed."""
+
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = setting(
+        "auto", "`auto` is bf16-mixed on a GPU, else 32-true."
+    )
+    bar: bool = True  # a progress bar for each training
+
+    @property
+    def chosen_precision(self) -> str:
+        """What `auto` comes to."""
+        if self.precision == "auto":
+            return "bf16-mixed" if self.on_gpu else "32-true"
+        return self.precision
+
+    @property
+    def autocast(self) -> Any:
+        """The torch.dtype that mixed precision computes in; None without it."""
+        import torch
+
+        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.chosen_precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware(Computing):
+    """What a training runs on.
+
+    Batches and rates are those of all processes together, so results do not depend on their number, up to rounding and
+    to what stochastic depth draws.
+    """
+
+    workers: int = setting(4, "Processes that load images, for each device.", least=0)
+    devices: int = setting(1, "Processes (GPUs) on each machine.", least=1)
+    nodes: int = setting(1, "Machines.", least=1)
+    compile: bool = setting(False, "Compile the networks with torch.compile.")
+    checkpoint_activations: bool = setting(
+        False, "Spend time to save memory: compute activations again in the backward pass. Not where maps are read."
+    )
+    checkpoint_minutes: float = setting(10.0, "How often to save what a killed run goes on from.", least=0)
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.devices * self.nodes
+
+    @property
+    def device(self) -> str:
+        """Where a finished model is scored: where it was trained. Of many processes, each has its own."""
+        import os
+
+        if not self.on_gpu or self.processes == 1:
+            return super().device
+        return f"cuda:{os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))}"  # torchrun, SLURM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(Settings):
+    """Weights of the terms on attention maps that are added to a loss (`attention.guidance`); 0 leaves a term out."""
+
+    guide_sharpness: float = setting(0.0, "Weight of a loss that makes each attention head look at few places.", 0)
+    guide_diversity: float = setting(
+        0.0, "Weight of a loss that makes the heads of a block look at different places.", 0
+    )
+    guide_consistency: float = setting(
+        0.0, "Weight of a loss that makes a head look at the same places in both views, or in the mirror image.", 0
+    )
+
+    @property
+    def guided(self) -> dict[str, float]:
+        """The terms that have a weight: `sharpness`, `diversity`, `consistency`."""
+        every = {one.name: getattr(self, one.name) for one in fields(Guidance)}
+        return {name.removeprefix("guide_"): weight for name, weight in every.items() if weight}
+
+
+def check_average(average: str, epochs: int) -> None:
+    """InputError where so short a training cannot have it."""
+    if average == "swa" and epochs < 5:
+        raise InputError("average swa is over the last quarter of the epochs: take 5 epochs or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(Guidance):
+    """What a pre-training comes to: method, views, length."""
+
+    method: str = setting("barlow_twins", "How it learns.", choices=METHODS, common=True)
+    size: int = setting(224, "Side of the views in pixels.", 1, MOST_PIXELS, common=True)
+    local_size: int = setting(96, "Side of DINO's local views in pixels.", 1, MOST_PIXELS)
+    local_crops: int = setting(8, "DINO's local views of an image.", 0)
+    epochs: int = setting(100, "Passes over the images.", 1, common=True)
+    batch_size: int = setting(256, "Images per step, over all devices and accumulated parts.", 1, common=True)
+    accumulate: int = setting(
+        1, "Forward passes per step; see docs/pretraining.md for what that does to Barlow Twins.", 1
+    )
+    optimizer: Literal["lars", "adamw", "sgd"] | None = setting(
+        None,
+        "lars or sgd (defaults of barlow_twins and supervised for convnets), or adamw (for transformers).",
+    )
+    loss: str | None = setting(
+        None, "Of `supervised`: cross_entropy, or a metric loss such as arcface (regard[metric])."
+    )
+    lr: float | None = setting(
+        None, "Base rate, for a batch of 256 images; by default the method's for its optimizer.", 0, common=True
+    )
+    average: Literal["none", "ema", "swa"] = setting("none", "What is kept: the last weights, or an average of them.")
+    views_on: Literal["cpu", "device"] = setting(
+        "cpu",
+        "Where colours and blur of the views are computed: by the loading processes, or on the `device` that trains.",
+    )
+    method_options: dict[str, Any] = setting(
+        {}, 'Passed to the method, such as {"lambda_": 0.0051} or {"out_dim": 4096}.'
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_average(self.average, self.epochs)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the method must know where its views are in their images."""
+        return bool(self.guide_consistency)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch(Settings):
+    """What is looked at while pre-training, and what a bad image does. It changes nothing of what good images teach."""
+
+    logger: Literal["wandb"] | None = setting(
+        None, "`wandb` (Weights & Biases), beside CSV and TensorBoard.", common=True
+    )
+    on_bad_image: Literal["raise", "skip"] = setting(
+        "raise",
+        "`skip` takes another image for one that cannot be read and names it, up to 1% of the images.",
+    )
+    knn_every: int | None = setting(
+        None, "Epochs between kNN scores of class folders; by default 20 scores or more in all; 0 for none.", 0
+    )
+    on_collapse: Literal["warn", "stop"] = setting("warn", "When the embeddings collapse, say so or stop.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder(Settings):
+    """What makes logits of features and attention."""
+
+    fusion: str = setting("none", "How the backbone's attention reaches the head.", choices=FUSIONS, common=True)
+    head: str = setting("segformer", "The decoder.", choices=HEADS, common=True)
+    head_options: dict[str, int] = setting({}, 'Passed to the head, such as {"width": 128}.')
+    layers: tuple[int, ...] | None = setting(
+        None,
+        "The levels of the pyramid whose attention the fusion reads, such as 2 3 or -1; by default all that the head "
+        "reads.",
+    )
+    heads_kept: int | None = setting(
+        None,
+        "Of each level the fusion sees so many attention heads only: those that tell most about the classes of the "
+        "training masks, beyond what the place tells, with the weights that the training starts from.",
+        1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings(Decoder, Guidance):
+    """A training for segmentation."""
+
+    size: int = setting(224, "Short side of the images in pixels.", 1, MOST_PIXELS, common=True)
+    crop: int | None = setting(
+        None, "Side of the training crops in pixels; by default the short side of the images.", 1, MOST_PIXELS
+    )
+    scale: tuple[float, float] = setting((0.5, 2.0), "Images are scaled by a factor between these.", above=0)
+    jitter: float = setting(0.8, "Share of the crops whose colours are changed.", 0, 1)
+    class_share: float | None = setting(
+        None, "Draw a crop again where one class has more of it than this, such as 0.75.", above=0, most=1
+    )
+    freeze: bool = setting(False, "Leave the backbone as it is.", common=True)
+    epochs: int = setting(50, "Passes over the images.", 1, common=True)
+    batch_size: int = setting(16, "Images per step, over all devices and accumulated parts.", 1, common=True)
+    accumulate: int = setting(
+        1,
+        "Forward passes per step. Parts count alike, and a loss that is not a sum over pixels (dice, lovasz) is one of "
+        "each part, and of each device's.",
+        1,
+    )
+    loss: str = setting("cross_entropy", f'A sum of {", ".join(LOSSES)}, such as "cross_entropy + 0.5*dice".')
+    class_weights: Literal["none", "balanced"] = setting(
+        "none",
+        "`balanced` gives rare classes more weight in the loss, by their pixels in all training masks.",
+    )
+    lr: float = setting(1e-3, "Peak rate of fusion and head.", 0, common=True)
+    backbone_lr: float = setting(1e-4, "Peak rate of the backbone.", 0)
+    layer_decay: float = setting(
+        1.0,
+        "Each layer of the backbone learns at this many times the rate of the layer after it, such as 0.75.",
+        above=0,
+        most=1,
+    )
+    weight_decay: float = setting(0.01, "Of AdamW.", 0)
+    warmup: float = setting(0.05, "Share of the steps in which the rates rise.", 0, below=1)
+    schedule: Literal["poly", "cosine"] = setting("poly", "How the rates fall then: `poly` is to the power 0.9.")
+    average: Literal["none", "ema", "swa"] = setting(
+        "none",
+        "Score and keep an average of the weights: `ema` over the steps, `swa` over the last quarter's epochs.",
+    )
+    patience: int | None = setting(None, "Stop after so many epochs without a better score.", 1)
+    cache_crops: int = setting(1, "Of --cache: how many crops of each image there are; training goes around them.", 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"a step of {self.batch_size} images is not {self.accumulate} equal parts: take a batch_size that "
+                "accumulate divides"
+            )
+        if self.scale[0] > self.scale[1]:
+            raise InputError(f"a scale from {self.scale[0]:g} to {self.scale[1]:g} is none: take the smaller one first")
+        if self.patience is not None and self.average == "swa":
+            raise InputError("average swa is over the last epochs, and patience may stop before them: leave out one")
+        if self.freeze and self.guided:
+            raise InputError("guidance changes the backbone, and freeze leaves it as it is: take one of the two")
+        if self.freeze and self.layer_decay < 1:
+            raise InputError("layer_decay slows the backbone down, and freeze leaves it as it is: take one of the two")
+        check_average(self.average, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference(Settings):
+    """How a trained segmentation is asked about an image. The default is one pass over the whole image."""
+
+    window: int | None = setting(
+        None, "Side of sliding windows, in pixels of the image as it is fed; by default the whole image at once.", 1
+    )
+    overlap: float = setting(0.5, "The share of a window that the next one covers again.", 0, below=1)
+    flip: bool = setting(False, "Also look at the mirror image, and average the probabilities.")
+    scales: tuple[float, ...] = setting(
+        (1.0,), "Look at the image at these factors of its size, and average, such as 0.75 1.0 1.25.", 0.1, 10
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scales:
+            raise InputError("no scale to look at: take 1.0, or several such as 0.75 1.0 1.25")
+
+    @property
+    def label(self) -> str:
+        """Short and fit for a file name, such as window512-overlap0.5-flip-scales0.75-1; empty for the default."""
+        parts = [] if self.window is None else [f"window{self.window}-overlap{self.overlap:g}"]
+        parts += ["flip"] if self.flip else []
+        parts += [] if self.scales == (1.0,) else ["scales" + "-".join(f"{scale:g}" for scale in self.scales)]
+        return "-".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches(Settings):
+    """How images go through a trained segmentation."""
+
+    batch_size: int = setting(16, "Images, or windows of one image, in a forward pass.", 1)
+    workers: int = setting(4, "Processes that load images, where there are masks too.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPictures(Settings):
+    """What `regard predict` writes beside masks."""
+
+    overlay: bool = setting(
+        False, "Also write NAME-overlay.png: the colours over the image, and lines between classes.", common=True
+    )
+    opacity: float = setting(0.5, "Of these colours.", 0, 1)
+    probabilities: bool = setting(
+        False, "Also write NAME.npz: probabilities, float16 (classes, height, width), and classes, their names."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Settings):
+    """How settings are searched for."""
+
+    trials: int = setting(20, "How many in all, of all calls together.", 1, common=True)
+    jobs: int = setting(1, "Trials side by side, in processes.", 1, common=True)
+    space: str | None = setting(
+        None,
+        "A YAML file of options of `regard segment`, each with {low, high, log, step}, a list of choices, or one "
+        "value; by default rates, weight decay, class weights and fusion.",
+        common=True,
+    )
+    prune: bool = setting(
+        True, "Give up a trial that is below the median of the others at an epoch, after the first quarter."
+    )
+    workers: int = setting(4, "Processes that load images, for each trial.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(Settings):
+    """What a study departs from, and how its trainings are run."""
+
+    preset: str = setting(
+        "tiny", "minutes on a CPU, for one GPU, or ResNet-50, Swin-T and ViT-S/16.", choices=PRESETS, common=True
+    )
+    study: str | None = setting(
+        None, "A YAML file with any configurations instead of a preset's; see docs/studies.md.", common=True
+    )
+    seeds: int | None = setting(
+        None, "How many seeds each configuration is trained with; by default the preset's.", 1, common=True
+    )
+    size: int | None = setting(
+        None, "Short side of the images in pixels; by default the preset's.", 1, MOST_PIXELS, common=True
+    )
+    pretrain_each_seed: bool = setting(
+        False, "A pre-training of its own for each seed, instead of one that all seeds share."
+    )
+    dry_run: bool = setting(False, "Only say what would be trained, and about how long it would take.", common=True)
+    jobs: int | None = setting(
+        None,
+        "Trainings side by side; by default 1 for each GPU, as many as the cores suit (at most 4) on a CPU, and on a "
+        "cluster all.",
+        1,
+        common=True,
+    )
+    devices: int = setting(1, "GPUs that the trainings are shared out among; each takes one.", 1)
+    workers: int = setting(0, "Processes that load images, for each training.", 0)
+    cluster: Literal["slurm", "local"] | None = setting(
+        None,
+        "Send the trainings out as jobs of a `slurm` cluster; `local` is the same on this machine.",
+    )
+    cluster_options: dict[str, Any] = setting(
+        {}, 'For its jobs, as submitit names them, such as {"slurm_partition": "gpu", "timeout_min": 240}.'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPictures(Settings):
+    """What `regard attention` draws."""
+
+    size: int = setting(224, "Short side that images are brought to, in pixels.", 1, MOST_PIXELS, common=True)
+    kind: Literal["cls", "pooled", "received", "rollout"] | None = setting(
+        None,
+        "How attention is read: by the CLS token, by the mean query (pooled), as each patch receives it, or rolled out "
+        "over all blocks; by default the backbone's own.",
+        common=True,
+    )
+    blocks: int | tuple[int, ...] | Literal["levels", "all"] = setting(
+        "levels", "One block per `levels` of the pyramid, `all`, or numbers such as [0,5,-1] or 5.", common=True
+    )
+    heads: int | tuple[int, ...] | None = setting(None, "Numbers such as [0,2] or 2; by default all.", common=True)
+    what: Literal["overlay", "heat", "mask"] = setting(
+        "overlay",
+        "In the mosaic: heat maps over the grey image, heat maps alone, or the image where the mask of the mass is.",
+        common=True,
+    )
+    mass: float = setting(
+        0.6, "The share of a head's attention that its mask holds; as published for DINO.", above=0, below=1
+    )
+    upsample: Literal["nearest", "bilinear"] = setting(
+        "nearest",
+        "How heat maps get from patches to pixels; `nearest` as published for DINO.",
+    )
+    each: bool = setting(False, "Also write every head's heat map, overlay and mask as files of their own.")
+    animate: Literal["gif", "mp4"] | None = setting(
+        None,
+        "Instead of one mosaic per image, all of them in order as one attention.gif or .mp4; the colours of a head are "
+        "then scaled by its maximum over (32 evenly spaced) frames.",
+        common=True,
+    )
+    fps: int = setting(10, "Frames of the animation per second.", 1)
+    explorer: bool = setting(
+        False,
+        "Also write explorer.html, where a pointer shows what each patch attends to: up to 16 images.",
+        common=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturePictures(Settings):
+    """What `regard features` draws."""
+
+    what: Literal["channels", "pca", "receptive_field"] = setting(
+        "pca",
+        "`channels`: the first 64, and the 64 that vary most. `pca`: patches in the colours of three principal "
+        "components, the same for all images. `receptive_field`: which pixels move the middle position, on average.",
+        common=True,
+    )
+    level: int | None = setting(
+        None,
+        "Of the pyramid, 0 for the finest; by default the last, and for the receptive field each of them.",
+        common=True,
+    )
+    size: int = setting(
+        224,
+        "Short side that images are brought to, in pixels; the receptive field takes the middle square.",
+        1,
+        MOST_PIXELS,
+        common=True,
+    )
+    foreground: bool = setting(False, "Of `pca`: cut out the background first, along the first component.", common=True)
+    seed: int = setting(
+        0, "Of the patches that components are fitted on, and of the signs that a receptive field is made with.", 0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingPicture(Settings):
+    """What `regard embed` draws."""
+
+    method: Literal["pca", "tsne", "umap"] = setting(
+        "tsne",
+        "umap needs umap-learn: `pip install 'regard[umap]'`.",
+        common=True,
+    )
+    split: str | None = setting(None, "train, val or test; by default val where there is one, else train.", common=True)
+    limit: int = setting(2000, "Images at most: evenly spaced ones.", 1, common=True)
+    size: int = setting(224, "Side of the middle squares of the images, in pixels.", 1, MOST_PIXELS, common=True)
+    batch_size: int = setting(32, "Images at a time.", 1)
+    seed: int = setting(0, "Of t-SNE and UMAP.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Settings):
+    """What `regard score` scores."""
+
+    split: str | None = setting(
+        None, "train, val or test; by default val where there is one, else test, else train.", common=True
+    )
+    protocol: Literal["regard", "dino"] = setting(
+        "regard",
+        "dino: 480 x 480, last block, CLS, 60% of the mass, class 0 and void as background.",
+        common=True,
+    )
+    size: int | None = setting(
+        None, "Short side that images are brought to, in pixels; by default 224.", 1, MOST_PIXELS, common=True
+    )
+    mass: float | None = setting(None, "Share of the attention that a head's mask holds; by default 0.6.", 0, 1)
+    kind: Literal["cls", "pooled", "received"] | None = setting(
+        None,
+        "How attention is read; by default the backbone's own way.",
+        common=True,
+    )
+    blocks: tuple[int, ...] | Literal["levels", "all"] | None = setting(
+        None, "`levels` (default), `all`, or a list such as [0,-1]; by default of `dino`, the last.", common=True
+    )
+    objects: Literal["class", "instance"] = setting("class", "What is scored as one object of an image.", common=True)
+    limit: int | None = setting(None, "Images at most: evenly spaced ones.", 1, common=True)
+    consistency: bool = setting(
+        True, "Also compare two augmented views of each image, and of two images, at two more forward passes."
+    )
+    importance: bool = setting(
+        False, "Of a folder of `regard segment`: also the drop in mIoU without each head.", common=True
+    )
+    baseline: bool = setting(True, "Also score the same architecture with random weights.")
+    batch_size: int = setting(16, "Images per forward pass.", 1)
+    workers: int = setting(4, "Processes that load images.", 0)
+    seed: int = setting(0, "Of views and of random weights.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyOptions(Settings):
+    """How much of a data set `regard data info` looks at."""
+
+    limit: int | None = setting(
+        None, "Images of each split at most, evenly spaced, for a quick answer; by default all.", 1, common=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions(Settings):
+    """What `regard data pack` makes."""
+
+    chunk_mb: int = setting(64, "Size of a file, in MB of 2**20 bytes.", 1, common=True)
+    on_bad_image: Literal["raise", "skip"] = setting(
+        "raise", "Stop at an image or a mask that can't be read, or leave it out and name it.", common=True
+    )
