@@ -211,7 +211,8 @@ def fit_ours(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         callbacks = [LossCurve(points=40), Clock(), Scores(), StepSeed(0), CollapseMonitor(print)]
-        trainer: Any = make_trainer(1, out, hardware, [*watches, *callbacks, Pictures(out / "pictures", 1)], "")
+        watching = [*watches, *callbacks, Pictures(out / "pictures", 1)]
+        trainer: Any = make_trainer(PretrainSettings(epochs=1), out, hardware, watching, "")
         trainer.profiler = SimpleProfiler()
         trainer.fit(module, **loader)
         return trainer.profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]

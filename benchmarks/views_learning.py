@@ -104,7 +104,7 @@ def run(seed: int, path: str, config: dict[str, Any]) -> dict[str, Any]:
     curve, started = Curve(), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         hardware = Hardware(accelerator="cpu", precision="32-true", bar=False)
-        trainer = make_trainer(settings.epochs, Path(out), hardware, [curve, StepSeed(seed)], "")
+        trainer = make_trainer(settings, Path(out), hardware, [curve, StepSeed(seed)], "")
         trainer.fit(module, data)
     return {"knn_top1": curve.top1, "seconds": time.perf_counter() - started, "steps": trainer.global_step}
 

@@ -124,13 +124,12 @@ def test_the_page_asks_for_nothing_outside_itself(tmp_path):
 
 def test_names_are_text_never_markup(tmp_path):
     images = noise((64, 64), (64, 64))
-    evil = written(tmp_path, vit(), images, scores={HOSTILE: {(3, 0): 0.5}})
-    plain = written(tmp_path, vit(), [(str(i), image) for i, (_, image) in enumerate(images)], scores={"x": {}})
+    evil = written(tmp_path, vit(), images)
+    plain = written(tmp_path, vit(), [(str(i), image) for i, (_, image) in enumerate(images)])
     tags = [tag for tag, _, _ in evil.parsed.elements]
     assert tags == [tag for tag, _, _ in plain.parsed.elements]
     assert [image["name"] for image in evil.facts["images"]] == [HOSTILE, OTHER]
     assert [attributes["alt"] for tag, attributes, _ in evil.parsed.elements if tag == "img"] == [HOSTILE, OTHER]
-    assert evil.facts["scores"][0]["name"] == HOSTILE
 
 
 def test_a_name_that_is_no_text_is_written_all_the_same(tmp_path):
@@ -212,20 +211,6 @@ def test_wrong_inputs_are_one_line_and_leave_the_old_page(tmp_path):
         assert "\n" not in str(error.value)
     assert [file.name for file in tmp_path.iterdir()] == ["explorer.html"]
     assert (tmp_path / "explorer.html").read_text() == "the old one"
-
-
-def test_further_scores_and_progress(tmp_path):
-    images, gone_through = noise((64, 64), (64, 64)), []
-
-    def progress(items):
-        for item in items:
-            gone_through.append(item[0])
-            yield item
-
-    scores = {"importance": {(3, 0): 0.25, (3, 1): float("nan")}}
-    page = written(tmp_path, vit(), images, blocks=(0, 3), scores=scores, progress=progress)
-    assert gone_through == [HOSTILE, OTHER]
-    assert page.facts["scores"] == [{"name": "importance", "values": [[None] * 3, [0.25, None, None]]}]
 
 
 @pytest.mark.slow
@@ -537,10 +522,8 @@ def test_swin_has_a_grid_and_heads_for_each_block(chromium, tmp_path, models):
 
 @pytest.mark.slow
 def test_hostile_names_do_nothing_and_are_read_whole(chromium, tmp_path, models):
-    opened = Opened(chromium, tmp_path, models[0], noise((64, 64), (64, 64)), scores={HOSTILE: {(3, 0): 0.5}})
+    opened = Opened(chromium, tmp_path, models[0], noise((64, 64), (64, 64)))
     assert opened.script("return document.getElementById('name').textContent") == HOSTILE
-    assert opened.script("return document.querySelector('thead th:last-child').textContent") == HOSTILE
-    assert opened.find("tbody tr:first-child td:last-child").text == "0.500"
     assert "owned" not in opened.browser.title
     assert opened.no_errors()
 

@@ -18,7 +18,7 @@ import regard
 from regard.data.loading.modules import PretrainData
 from regard.data.loading.views import barlow_twins_views, dino_views
 from regard.errors import TrainingStopped
-from regard.settings import Hardware
+from regard.settings import Hardware, PretrainSettings
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO
 from regard.ssl.method import Pretraining
@@ -135,7 +135,7 @@ def train(
 ) -> None:
     """Four steps an epoch, of eight images."""
     hardware = Hardware(accelerator="cpu", precision=precision, bar=False, checkpoint_minutes=minutes)
-    trainer = make_trainer(epochs, out, hardware, callbacks, "", accumulate)
+    trainer = make_trainer(PretrainSettings(epochs=epochs, accumulate=accumulate), out, hardware, callbacks, "")
     views = dino_views(32, 16, 1) if isinstance(module, DINO) else barlow_twins_views(32)
     fit(trainer, module, PretrainData(Noise(), views, 8, accumulate=accumulate), out)
 

@@ -69,7 +69,7 @@ def main(method: str, devices: int, out: Path, precision: str) -> None:
         module.center.normal_()
     data = PretrainData(Scenes(32, size=32), build_views(settings), 16, placed=settings.placed)
     hardware = Hardware(accelerator="cpu", precision=precision, bar=False, devices=devices)
-    trainer = make_trainer(1, out, hardware, [record, StepSeed(0)], "", loggers=())
+    trainer = make_trainer(settings, out, hardware, [record, StepSeed(0)], "")
     trainer.fit(module, data)
     assert trainer.world_size == devices
     if trainer.is_global_zero:

@@ -17,7 +17,7 @@ from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
 from regard.runs.pretraining import pretrain_run
 from regard.say import is_first_process
-from regard.settings import Hardware, PretrainSettings
+from regard.settings import Hardware, PretrainSettings, SegmentSettings
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.training.hardware import check_processes
 from regard.training.trainer import make_trainer, prepare
@@ -41,7 +41,7 @@ def losses(out: Path, backbone: str = "vit_tiny_patch16_224", lr: float = 1e-2, 
 
 def test_the_flags_reach_lightning(tmp_path) -> None:
     hardware = Hardware(accelerator="cpu", precision="bf16-mixed", bar=False, devices=2, nodes=3)
-    trainer = make_trainer(7, tmp_path, hardware, [], "", accumulate=4, unused=True)
+    trainer = make_trainer(SegmentSettings(epochs=7, accumulate=4), tmp_path, hardware, [], "", unused=True)
     assert (trainer.precision, trainer.num_devices, trainer.num_nodes) == ("bf16-mixed", 2, 3)
     assert trainer.world_size == 6
     assert trainer.strategy._ddp_kwargs == {"find_unused_parameters": True}
@@ -120,7 +120,7 @@ def test_torchrun_goes_before_the_srun_that_started_it(tmp_path, monkeypatch) ->
         monkeypatch.setenv(name, value)
     hardware = Hardware(accelerator="cpu", bar=False, devices=2, nodes=2)
     check_processes(hardware)
-    trainer = make_trainer(1, tmp_path, hardware, [], "")
+    trainer = make_trainer(SegmentSettings(epochs=1), tmp_path, hardware, [], "")
     assert (trainer.world_size, trainer.global_rank, trainer.local_rank) == (4, 3, 1)
     assert not is_first_process()
     monkeypatch.setenv("RANK", "0")

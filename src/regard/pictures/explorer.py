@@ -9,11 +9,8 @@ the upper of each pair standing for both, and 0 for itself: so zeros stay zeros,
 
 import base64
 import io
-import math
-import os
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +23,10 @@ from PIL import Image
 from regard.backbones import Backbone, device_of, normalize
 from regard.backbones.base import Kind
 from regard.errors import InputError
+from regard.files import write_whole
 from regard.pictures.draw import COLOURS
 
 Named = tuple[str, UInt8[np.ndarray, "_ _ 3"]]  # each image of a size of its own
-Scores = Mapping[str, Mapping[tuple[int, int], float]]  # name -> (block, head) -> value
 FEWEST_LEVELS = 16  # of a row's 256 at first; with fewer, a row is no longer what the model computed
 JPEG_QUALITY = 90
 READINGS: dict[Kind, str] = {
@@ -47,8 +44,6 @@ def write_explorer(
     blocks: Sequence[int] | None = None,
     mass: float = 0.6,
     limit: int = 15_000_000,
-    scores: Scores | None = None,
-    progress: Callable[[Sequence[Named]], Iterable[Named]] = iter,
 ) -> Path:
     """Write the explorer of these images, whole or not at all, and return its path.
 
@@ -59,8 +54,6 @@ def write_explorer(
     blocks:   the blocks to show; those of the backbone's levels by default. Negative ones count from the end.
     mass:     where the slider of the mask starts, above 0 and below 1.
     limit:    bytes that the file may have. Affinities are kept in the most of 256, 128, 64, 32 or 16 levels that fit.
-    scores:   further scores of the heads, to show beside those that the page computes.
-    progress: wraps the images as they are gone through, to show a progress bar.
 
     Raises InputError for no images, a backbone without attention, a kind, block or mass that there is not, attention
     that is not finite, and images that need more than `limit` even at 16 levels.
@@ -75,7 +68,7 @@ def write_explorer(
     sources: list[str] = []
     maps: list[str] = []
     codes = _Codes()
-    for number, (_, image) in enumerate(progress(images), start=1):
+    for number, (_, image) in enumerate(images, start=1):
         sources.append(_jpeg(image))
         for weights, affinity in _read(backbone, image, kind, chosen):
             maps.append(_packed(weights))
@@ -93,20 +86,14 @@ def write_explorer(
         "blocks": [
             {"number": b, "heads": backbone.block_heads[b], "stride": backbone.block_strides[b]} for b in chosen
         ],
-        "scores": [
-            {
-                "name": _text(name),
-                "values": [[_finite(values, b, h) for h in range(backbone.block_heads[b])] for b in chosen],
-            }
-            for name, values in (scores or {}).items()
-        ],
         "colours": base64.b64encode(COLOURS.tobytes()).decode(),
     }
     while len(page := _render(facts, sources, maps, codes)) > limit:
         if codes.levels == FEWEST_LEVELS:
             raise _too_large(len(page) / len(images), len(images), limit)
         codes.merge()
-    return _write(path, page)
+    write_whole(path, lambda file: file.write(page))
+    return path
 
 
 class _Codes:
@@ -166,12 +153,6 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _finite(values: Mapping[tuple[int, int], float], block: int, head: int) -> float | None:
-    """A score as JSON can hold it; None where there is none, or no number."""
-    value = values.get((block, head), math.nan)
-    return value if math.isfinite(value) else None
-
-
 def _too_large(each: float, images: int, limit: int) -> InputError:
     """The error for a page of so many bytes an image."""
     fit = int(limit / each)
@@ -203,18 +184,3 @@ def _render(facts: dict[str, Any], sources: list[str], maps: list[str], codes: _
         )
         .encode()
     )
-
-
-def _write(path: Path, page: bytes) -> Path:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".explorer-", suffix=".html")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a page is to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

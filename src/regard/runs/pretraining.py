@@ -93,12 +93,11 @@ def pretrain_run(
     monitors = [] if module.labelled else [CollapseMonitor(_warn, watch.on_collapse)]
     pictures = Pictures(out / "pictures", max(1, settings.epochs // 10))
     trainer = make_trainer(
-        settings.epochs,
+        settings,
         out,
         hardware,
         [curve, clock, scores, StepSeed(seed), *averaging, *monitors, pictures],
         extras.title or "pre-training",
-        settings.accumulate,
         watch.knn_every or scoring_interval(settings.epochs),
         loggers,
     )

@@ -104,12 +104,11 @@ def segment_run(
         watching.append(EarlyStopping("val_miou", mode="max", patience=settings.patience))
     config = asdict(settings) | {"backbone": describe(backbone)["name"], "seed": seed}
     trainer = make_trainer(
-        settings.epochs,
+        settings,
         out,
         hardware,
         watching,
         extras.title or "training",
-        settings.accumulate,
         loggers=[wandb_logger(out, config)] if extras.logger == "wandb" else [],
         unused=hardware.processes > 1 and has_unused(model),
     )

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from regard.backbones import Backbone
 from regard.errors import InputError, Interrupted, TrainingStopped
-from regard.settings import Hardware
+from regard.settings import Hardware, PretrainSettings, SegmentSettings
 from regard.training.distributed import SharedBatchStatistics
 from regard.training.logs import make_loggers
 from regard.training.stopping import (
@@ -74,19 +74,19 @@ class _Progress(RichProgressBar):
 
 
 def make_trainer(
-    epochs: int,
+    settings: PretrainSettings | SegmentSettings,
     out: Path,
     hardware: Hardware,
     callbacks: Iterable[L.Callback],
-    progress: str,
-    accumulate: int = 1,
+    title: str,
     validate_every: int = 1,
     loggers: Sequence[Logger] = (),
     unused: bool = False,
 ) -> L.Trainer:
     """A Lightning Trainer that logs into `out`, shows one bar, saves and stops as it should, and says nothing else.
 
-    accumulate:     forward passes per optimizer step.
+    settings:       of which `epochs` and `accumulate` are read.
+    title:          of its bar.
     validate_every: epochs between validations, where the data has a validation loader.
     loggers:        beside CSV and TensorBoard.
     unused:         parameters may be without a gradient, which DDP has to look for in every step.
@@ -112,7 +112,7 @@ def make_trainer(
     plugins: list[Any] = [WholeFiles(), *([SharedBatchStatistics(hardware.on_gpu)] if many else [])]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # srun may start one torchrun a machine
         plugins.append(SLURMEnvironment(auto_requeue=False))  # `Checkpoints` does
-    bar = [_Progress(progress)] if hardware.bar else []
+    bar = [_Progress(title)] if hardware.bar else []
     return L.Trainer(
         accelerator="gpu" if hardware.on_gpu else "cpu",
         devices=hardware.devices,
@@ -121,8 +121,8 @@ def make_trainer(
         strategy=f"ddp_find_unused_parameters_{'true' if unused else 'false'}" if many else "auto",
         plugins=plugins,
         precision=precision,
-        max_epochs=epochs,
-        accumulate_grad_batches=accumulate,
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
         check_val_every_n_epoch=validate_every,
         default_root_dir=out,
         logger=[*make_loggers(out), *loggers],
