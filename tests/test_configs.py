@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,10 @@ import timm
 import yaml
 
 from regard.backbones import build_backbone
-from regard.cli import build_parser
+from regard.cli import COMMANDS
+from regard.cli.parser import arguments_of, build_parser, parsed
+from regard.runs.checks import check_settings
 from regard.runs.pretraining import build_method
-from regard.segmentation.losses import build_loss
-from regard.segmentation.model import SegmentationModel
-from regard.segmentation.task import SegmentationTask
-from regard.settings import PretrainSettings, SegmentSettings
 from regard.studies.plan import check_plan
 from regard.studies.plan_file import read_plan
 from regard.training.logs import BEST
@@ -32,8 +31,12 @@ SEGMENTATIONS = [path for path in ALL if path not in (*CONFIGS, *STUDIES, SWEEP)
 
 
 def options(path: Path, command: str = "pretrain") -> dict[str, Any]:
-    parsed = build_parser().parse_args([command, "--config", str(path), "--data", "scenes"])
-    return parsed[command].as_dict()
+    return parsed(build_parser(COMMANDS), COMMANDS, [command, "--config", str(path), "--data", "scenes"])[2]
+
+
+def said(command: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that these options come to, by the parameters of the command."""
+    return arguments_of(COMMANDS[command], values)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -51,12 +54,9 @@ def test_a_recipe_of_a_segmentation_likewise(path: Path) -> None:
     assert f"regard segment --config configs/{path.name} --data" in opening
     assert "# Cost:" in opening
     assert "# Expect:" in opening
-    recipe = options(path, "segment")
-    backbone = build_backbone(recipe["backbone"], **recipe["backbone_options"])
-    model = SegmentationModel(backbone, 3, recipe["fusion"], recipe["head"], head_options=recipe["head_options"])
-    loss = build_loss(recipe["loss"], None, 255)
-    SegmentationTask(model, 3, loss, SegmentSettings(schedule=recipe["schedule"], layer_decay=recipe["layer_decay"]))
-    assert recipe["batch_size"] % recipe["accumulate"] == 0
+    recipe = said("segment", options(path, "segment"))
+    model = recipe["model"]
+    check_settings(recipe["settings"], build_backbone(model.backbone, **model.backbone_options), cached=False)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -67,11 +67,9 @@ def test_a_recipe_opens_with_its_command_cost_and_result_and_fits_the_code(path:
     assert "# Expect:" in opening
     recipe = options(path)
     assert recipe["backbone"] in timm.list_models()
-    given = recipe["method_options"] | ({"optimizer": recipe["optimizer"]} if recipe["optimizer"] else {})
-    given |= {"out_dim": 64} if recipe["method"] == "dino" else {"widths": (64, 64)}  # names and types, not the size
-    settings = PretrainSettings(
-        method=recipe["method"], batch_size=recipe["batch_size"], method_options=given | {"lr": recipe["lr"]}
-    )
+    settings = said("pretrain", recipe)["settings"]
+    small = {"out_dim": 64} if recipe["method"] == "dino" else {"widths": (64, 64)}  # names and types, not the size
+    settings = replace(settings, method_options=settings.method_options | small)
     module = build_method(build_backbone("resnet18", channels=(8, 8, 8, 8)), settings)
     assert module.hparams["batch_size"] == recipe["batch_size"]
     assert recipe["batch_size"] % (recipe["devices"] * recipe["nodes"] * recipe["accumulate"]) == 0
@@ -136,11 +134,11 @@ def test_the_recipe_of_a_sweep_opens_as_the_others_do_and_steers_by_what_is_logg
 
 def test_every_choice_of_the_sweep_is_one_that_regard_segment_takes(tmp_path) -> None:
     """Run through the shell, with a `regard` that only says what it was given."""
-    said = tmp_path / "said"
+    heard = tmp_path / "heard"
     regard = tmp_path / "bin" / "regard"
     regard.parent.mkdir()
     regard.write_text(
-        f"#!{sys.executable}\nimport json, sys\nopen({str(said)!r}, 'w').write(json.dumps(sys.argv[1:]))\n"
+        f"#!{sys.executable}\nimport json, sys\nopen({str(heard)!r}, 'w').write(json.dumps(sys.argv[1:]))\n"
     )
     regard.chmod(0o755)
     parameters = yaml.safe_load(SWEEP.read_text())["parameters"]
@@ -155,12 +153,11 @@ def test_every_choice_of_the_sweep_is_one_that_regard_segment_takes(tmp_path) ->
     for turn in range(max(map(len, varied.values()))):
         chosen = {name: values[turn % len(values)] for name, values in varied.items()}
         subprocess.run(agent_command(chosen), env=environment, check=True)
-        options = build_parser().parse_args(json.loads(said.read_text())).segment.as_dict()
-        assert {name: options[name] for name in chosen} == chosen
-        assert [options["data"], options["out"], options["logger"]] == ["a folder", "runs/sweep/x7", "wandb"]
-        assert options["pretrained"] is True
-        model = SegmentationModel(backbone, 3, options["fusion"], options["head"])
-        SegmentationTask(model, 3, build_loss(options["loss"], None, 255), SegmentSettings(warmup=options["warmup"]))
+        values = parsed(build_parser(COMMANDS), COMMANDS, json.loads(heard.read_text()))[2]
+        assert {name: values[name] for name in chosen} == chosen
+        assert [values["data"], values["out"], values["logger"]] == ["a folder", "runs/sweep/x7", "wandb"]
+        assert values["pretrained"] is True
+        check_settings(said("segment", values)["settings"], backbone, cached=False)
 
 
 def test_every_file_that_the_documentation_names_exists() -> None:
