@@ -328,10 +328,6 @@ class PretrainSettings(Guidance):
         None, "Base rate, for a batch of 256 images; by default the method's for its optimizer.", 0, common=True
     )
     average: Literal["none", "ema", "swa"] = setting("none", "What is kept: the last weights, or an average of them.")
-    views_on: Literal["cpu", "device"] = setting(
-        "cpu",
-        "Where colours and blur of the views are computed: by the loading processes, or on the `device` that trains.",
-    )
     method_options: dict[str, Any] = setting(
         {}, 'Passed to the method, such as {"lambda_": 0.0051} or {"out_dim": 4096}.'
     )
@@ -348,7 +344,7 @@ class PretrainSettings(Guidance):
 
 @dataclass(frozen=True, kw_only=True)
 class Watch(Settings):
-    """What is looked at while pre-training, and what a bad image does. It changes nothing of what good images teach."""
+    """How a pre-training is fed and watched. It changes nothing of what good images teach."""
 
     logger: Literal["wandb"] | None = setting(
         None, "`wandb` (Weights & Biases), beside CSV and TensorBoard.", common=True
@@ -361,6 +357,10 @@ class Watch(Settings):
         None, "Epochs between kNN scores of class folders; by default 20 scores or more in all; 0 for none.", 0
     )
     on_collapse: Literal["warn", "stop"] = setting("warn", "When the embeddings collapse, say so or stop.")
+    views_on: Literal["cpu", "device"] = setting(
+        "cpu",
+        "Where colours and blur of the views are computed: by the loading processes, or on the `device` that trains.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,16 +174,6 @@ def test_what_is_exported_sees_the_heads_that_the_run_sees(tmp_path: Path, fusio
     assert load_run(tmp_path / "made.onnx").description["kept"] == [[2, 0], []]
 
 
-def test_a_run_of_an_older_version_names_no_heads(run: Run, tmp_path: Path) -> None:
-    described = json.loads((tmp_path / "run" / RUN_FILE).read_text())
-    del described["head_weights"]
-    write_json(tmp_path / "run" / RUN_FILE, described)
-    old = load_run(tmp_path / "run")
-    save_pretrained(old, tmp_path / "made")
-    assert old.head_weights == load_run(tmp_path / "made").head_weights == []
-    assert "Attention heads" not in (tmp_path / "made" / "README.md").read_text()
-
-
 @pytest.mark.parametrize(
     "palette",
     [

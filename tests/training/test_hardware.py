@@ -17,7 +17,7 @@ from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
 from regard.runs.pretraining import pretrain_run
 from regard.say import is_first_process
-from regard.settings import Hardware, PretrainSettings, SegmentSettings
+from regard.settings import Hardware, PretrainSettings, SegmentSettings, Watch
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.training.hardware import check_processes
 from regard.training.trainer import make_trainer, prepare
@@ -27,15 +27,16 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads"
 OPTIONS = {"vit_tiny_patch16_224": VIT, "resnet18": {"channels": (8, 8, 16, 16)}}
 
 
-def losses(out: Path, backbone: str = "vit_tiny_patch16_224", lr: float = 1e-2, **hardware) -> list[float]:
+def losses(
+    out: Path, backbone: str = "vit_tiny_patch16_224", lr: float = 1e-2, watch: Watch = Watch(), **hardware
+) -> list[float]:
     """The curve of three steps of Barlow Twins."""
     torch.manual_seed(0)
     model = build_backbone(backbone, **OPTIONS.get(backbone, {}))
     method = {"widths": (32, 32), "optimizer": "adamw", "lr": lr}
     settings = PretrainSettings(size=32, epochs=3, batch_size=16, method_options=method)
-    made = pretrain_run(
-        Scenes(16, size=32), model, settings, out, hardware=Hardware(accelerator="cpu", bar=False, **hardware)
-    )
+    asked = Hardware(accelerator="cpu", bar=False, **hardware)
+    made = pretrain_run(Scenes(16, size=32), model, settings, out, 0, asked, watch)
     return [point["loss"] for point in made["curve"]]
 
 
@@ -152,7 +153,7 @@ def test_mixed_precision_trains_to_nearly_the_same_loss(tmp_path) -> None:
 def test_views_finished_on_the_device_train_to_nearly_the_same_loss(tmp_path) -> None:
     """The same draws, whose pixels differ by a rounding here and there."""
     on_cpu = losses(tmp_path / "cpu", lr=1e-3)
-    on_device = losses(tmp_path / "device", lr=1e-3, views_on="device")
+    on_device = losses(tmp_path / "device", lr=1e-3, watch=Watch(views_on="device"))
     assert on_device == pytest.approx(on_cpu, rel=0.01)
     assert on_device != on_cpu
 

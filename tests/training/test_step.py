@@ -19,7 +19,7 @@ from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.runs import pretraining
 from regard.runs.pretraining import pretrain_run
-from regard.settings import Guidance, Hardware, PretrainSettings
+from regard.settings import Hardware, PretrainSettings
 from regard.training import trainer as training
 from regard.training.curves import LossCurve
 from regard.training.stopping import FiniteLoss
@@ -129,7 +129,7 @@ def test_no_step_waits_for_the_device(
     monkeypatch.setattr(pretraining, "make_trainer", watched)
     monkeypatch.setattr(pretraining, "LossCurve", lambda points: LossCurve(2))  # two stretches, as long as the epochs
     monkeypatch.setattr(training, "FiniteLoss", partial(FiniteLoss, EVERY))  # as on a GPU
-    guidance = Guidance(guide_sharpness=1.0, guide_diversity=1.0, guide_consistency=1.0) if guided else Guidance()
+    guidance = dict.fromkeys(("guide_sharpness", "guide_diversity", "guide_consistency"), 1.0 if guided else 0.0)
     settings = PretrainSettings(
         method=method,
         size=32,
@@ -139,7 +139,7 @@ def test_no_step_waits_for_the_device(
         batch_size=4,
         method_options=OPTIONS[method],
         average=average,
-        guidance=guidance,
+        **guidance,
     )
     network = build_backbone(backbone, **BACKBONES[backbone])
     with waits.watch():

@@ -18,12 +18,12 @@ import os
 import shutil
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from rich.console import Console
@@ -194,7 +194,8 @@ class _Filling:
         """The cache of the first `count` samples; computed where it is not there, or not whole."""
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         done, partial = folder / key, folder / f"{key}.partial"
-        with _alone(folder, key):
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / f"{key}.lock"):  # another process may be filling it
             if not done.is_dir():
                 partial.mkdir(parents=True, exist_ok=True)
                 self._fill(partial, dataset, count, whole)
@@ -268,20 +269,6 @@ def _check_room(folder: Path, needed: int) -> None:
             f"the features would take {needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free in {folder.parent}: "
             "take fewer --cache_crops, another --cache, or leave it out"
         )
-
-
-@contextmanager
-def _alone(folder: Path, key: str) -> Iterator[None]:
-    """Within: no other process fills this cache. Where the system has no such locks, two would do the work twice."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # waits
-        yield
 
 
 def _names(dataset: Any) -> str:

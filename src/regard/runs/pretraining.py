@@ -86,7 +86,7 @@ def pretrain_run(
         else CentreCrops(dataset, _probed(dataset, isinstance(dataset, Chunked)), settings.size),
         queries=None if queries is None else CentreCrops(queries, _probed(queries), settings.size),
         placed=settings.placed,
-        on_device=settings.views_on == "device",
+        on_device=watch.views_on == "device",
     )
     curve, clock, scores = LossCurve(points=40), Clock(), Scores()
     # A classifier has one view of an image, and labels to tell how it does.
