@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from regard.errors import InputError
-from regard.studies.ablate import AXES, SETTINGS, ablation, find_axis, word
+from regard.studies.ablate import AXES, USUAL, SETTINGS, ablation, find_axis, word
 from regard.studies.plan import check_plan
 from regard.studies.presets import preset
 
@@ -38,7 +38,7 @@ def test_a_grid_has_every_combination_held_against_the_first_value() -> None:
     check_plan(plan)
 
 
-@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("axis", [*USUAL, *AXES])
 def test_the_usual_values_of_every_axis_can_be_trained(axis) -> None:
     plan = ablation(PLAN, "bt-swin-gate", {axis: None})
     check_plan(plan)

@@ -63,7 +63,7 @@ def ablation(plan: Plan, base: str, axes: Mapping[str, Sequence[str] | None], gr
     if base not in known:
         raise unknown("configuration", base, known)
     if not axes:
-        raise InputError(f"no axis to vary: name one or more of {', '.join(AXES)}")
+        raise InputError(f"no axis to vary: name one or more of {', '.join([*USUAL, *AXES])}")
     start = replace(known[base], baseline=False)
     if start.pretraining and not OF_PRETRAINING.isdisjoint(axes):  # or the base alone would have seen other images
         made = replace(plan.pretrainings[start.pretraining], published=None)
