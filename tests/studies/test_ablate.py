@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from regard.errors import InputError
-from regard.studies.ablate import AXES, USUAL, SETTINGS, ablation, find_axis, word
+from regard.studies.ablate import AXES, SETTINGS, USUAL, ablation, find_axis, word
 from regard.studies.plan import check_plan
 from regard.studies.presets import preset
 
