@@ -28,7 +28,9 @@ from regard.files import read_json, write_json
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
-from regard.scoring.score import Chosen, choose_protocol, score_heads
+from regard.scoring.chosen import Chosen
+from regard.scoring.protocol import choose_protocol
+from regard.scoring.score import score_heads
 from regard.settings import Guidance, Hardware
 from regard.studies.presets import preset
 
@@ -73,10 +75,10 @@ def trained(data: dict[str, Any], work: Path, term: str, stage: str, weight: flo
 def scored(backbone: Backbone, test: Any) -> dict[str, float]:
     """Each score, the mean over the heads of all levels; and the oracle's Jaccard, the mean over levels."""
     protocol = choose_protocol("regard", backbone, test.classes, size=preset("tiny").segment.size)
-    blocks = score_heads({"given": backbone}, Chosen(test), protocol, batch_size=32)["given"]["blocks"]
-    heads = [row for block in blocks for row in block["heads"] if row["head"] != "mean"]
-    return {score: mean(row[score] for row in heads) for score in SCORES} | {
-        "oracle": mean(block["oracle"] for block in blocks)
+    blocks = score_heads({"given": backbone}, Chosen(test), protocol, batch_size=32)["given"].blocks
+    heads = [row for block in blocks for row in block.heads if row.head != "mean"]
+    return {score: mean(getattr(row, score) for row in heads) for score in SCORES} | {
+        "oracle": mean(block.oracle for block in blocks if block.oracle is not None)
     }
 
 

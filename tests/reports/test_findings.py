@@ -1,6 +1,7 @@
 """Findings in words: each sentence says what the numbers say, and no more."""
 
 import itertools
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from plausible import correlation, difference, varied
 from scipy.stats import binom, norm
 
 from regard.reports import findings
-from regard.reports.report import ordered
+from regard.reports.arranged import Family, Line, Shown, VariedAxis, arrange
+from regard.results import ConfigurationResult, MeanMiou, RunResult
 
 TITLES = {name: name for name in ("a", "b", "c", "d")}
 
@@ -18,8 +20,21 @@ def text(markup):
     return Markup(markup).striptags()
 
 
+def shown(name, mean, low=None, high=None, seeds=3, interval="95%, over images and seeds", **about):
+    """A configuration as a report shows it, with a score and nothing else; `about` may say more."""
+    miou = MeanMiou(mean=mean, std=0.01, low=low or mean - 0.02, high=high or mean + 0.02, interval=interval)
+    nothing = dict.fromkeys(field.name for field in fields(ConfigurationResult))
+    run = RunResult(
+        seed=0, miou=mean, pixel_accuracy=mean, iou=[], train_seconds=1.0, best_epoch=1, curve=[], heads=None,
+        commit=None,
+    )  # fmt: skip
+    own = {"name": name, "backbone": "vit", "fusion": "none", "head": "linear", "baseline": False, "frozen": False}
+    own |= {"label_fraction": 1.0, "at": {}, "parameters": 1, "miou": miou, "runs": [run] * seeds, "tags": []}
+    return Shown(**nothing | own | about, number=0)
+
+
 def scored(**mious):
-    return [{"name": n, "miou": {"mean": m, "low": m - 0.02, "high": m + 0.02}} for n, m in mious.items()]
+    return [shown(name, miou) for name, miou in mious.items()]
 
 
 @pytest.mark.parametrize(
@@ -59,16 +74,16 @@ def test_no_caution_of_holm_where_nothing_was_shown():
 
 def test_the_lead_says_whether_it_is_shown():
     rows = scored(a=0.5, b=0.45)
-    assert text(findings.leading(rows[:1], [], TITLES)).endswith("is alone: there is nothing to compare it with.")
-    untested = text(findings.leading(rows, [], TITLES))
+    assert text(findings.leading(rows[:1], [])).endswith("is alone: there is nothing to compare it with.")
+    untested = text(findings.leading(rows, []))
     assert untested.startswith("a came first with 50.0% mIoU (interval 48.0 to 52.0), 5.0 points above b.")
     assert untested.endswith("not tested, so the order of the two may be chance.")
     for d in (difference("a", "b", 0.05, 0.02, 0.08), difference("b", "a", -0.05, -0.08, -0.02)):
-        assert text(findings.leading(rows, [d], TITLES)).endswith(
+        assert text(findings.leading(rows, [d])).endswith(
             "That difference is shown: +5.0 points, interval +2.0 to +8.0."
         )
     for d in (difference("a", "b", 0.05, -0.02, 0.08), difference("b", "a", -0.05, -0.08, 0.02)):
-        assert text(findings.leading(rows, [d], TITLES)).endswith(
+        assert text(findings.leading(rows, [d])).endswith(
             "Between these two, no difference shown: +5.0 points, interval −2.0 to +8.0, contains 0."
         )
 
@@ -83,51 +98,50 @@ def test_the_lead_never_claims_an_order_that_the_paired_seeds_do_not_have(limits
         difference("a", "b", -0.04, *low_high, seeds=2),
         difference("b", "a", 0.04, -low_high[1], -low_high[0], seeds=2),
     ):
-        said = text(findings.leading(rows, [d], TITLES))
+        said = text(findings.leading(rows, [d]))
         assert "2.0 points above b. But on the 2 seeds that both have the order is another: −4.0 points" in said
         assert said.endswith(end)
         assert "difference is shown" not in said.removesuffix(end)
 
 
 def test_the_lead_has_the_mean_of_the_seeds_that_both_have():
-    said = text(findings.leading(scored(a=0.5, b=0.48), [difference("a", "b", 0.04, 0.02, 0.06, seeds=1)], TITLES))
+    said = text(findings.leading(scored(a=0.5, b=0.48), [difference("a", "b", 0.04, 0.02, 0.06, seeds=1)]))
     assert said.endswith("That difference is shown: +4.0 points, interval +2.0 to +6.0 on the 1 seed that both have.")
 
 
 def test_the_lead_is_shown_only_after_correction_for_all_pairs_it_was_picked_from():
     rows, pair = scored(a=0.5, b=0.45, c=0.4), difference("a", "b", 0.05, 0.01, 0.09, p=0.02)  # 0.05 / 3 pairs
-    assert text(findings.leading(rows, [pair], TITLES)).endswith(
+    assert text(findings.leading(rows, [pair])).endswith(
         "Its interval excludes 0 (+5.0 points, interval +1.0 to +9.0), "
         "but with Holm's correction for all 3 pairs it is not shown."
     )
-    assert "That difference is shown" in findings.leading(rows, [pair | {"p": 0.016}], TITLES)
-    assert "That difference is shown" in findings.leading(rows[:2], [pair], TITLES)  # one pair
-    assert "That difference is shown" in findings.leading(rows[:2], [pair | {"p": None}], TITLES)
+    assert "That difference is shown" in findings.leading(rows, [replace(pair, p_strict=0.016)])
+    assert "That difference is shown" in findings.leading(rows[:2], [pair])  # one pair
 
 
 def test_how_far_down_the_lead_is_shown():
     rows = scored(a=0.5, b=0.48, c=0.45, d=0.2)
     pairs = [difference("a", "b", 0.02, -0.01, 0.05), difference("d", "a", -0.3, -0.35, -0.25)]
     corrected = "with Holm's correction for all 6 pairs"
-    assert text(findings.following(rows, pairs, TITLES)) == (
+    assert text(findings.following(rows, pairs)) == (
         f"a is shown to be better than 1 of the 3 others {corrected} (1 not tested against it). "
         "No difference is shown between it and b."
     )
-    assert text(findings.following(rows, pairs[:1], TITLES)) == (
+    assert text(findings.following(rows, pairs[:1])) == (
         f"a is not shown to be better than any of the 3 others {corrected} (2 not tested against it)."
     )
     worse = [difference("a", "b", -0.02, -0.03, -0.01), pairs[1]]  # on the seeds that both have
-    assert "between it and" not in findings.following(rows, worse, TITLES)
-    weak = [pairs[0], pairs[1] | {"p": 0.009}]  # 0.05 / 6
-    assert "is not shown to be better than any" in findings.following(rows, weak, TITLES)
-    assert findings.following(rows, [], TITLES) == ""
-    assert findings.following(rows[:2], pairs, TITLES) == ""  # said by the lead
+    assert "between it and" not in findings.following(rows, worse)
+    weak = [pairs[0], replace(pairs[1], p_strict=0.009)]  # 0.05 / 6
+    assert "is not shown to be better than any" in findings.following(rows, weak)
+    assert findings.following(rows, []) == ""
+    assert findings.following(rows[:2], pairs) == ""  # said by the lead
 
 
 def test_of_equal_configurations_something_is_claimed_in_a_twentieth_of_the_studies():
     """12 equal ones with normal noise of a known size, so that every p is right; all pairs are tested."""
     rng, names, studies = np.random.default_rng(0), [f"c{i}" for i in range(12)], 400
-    titles, claimed = dict(zip(names, names, strict=True)), np.zeros(3, int)
+    claimed = np.zeros(3, int)
     noise = 0.01 * 2**0.5  # of a difference
     half = norm.ppf(0.975) * noise
     for _ in range(studies):
@@ -135,11 +149,11 @@ def test_of_equal_configurations_something_is_claimed_in_a_twentieth_of_the_stud
         rows = scored(**dict(sorted(means.items(), key=lambda item: -item[1])))
         pairs = [(a, b, means[a] - means[b]) for a, b in itertools.combinations(names, 2)]
         tests = [difference(a, b, d, d - half, d + half, p=float(2 * norm.sf(abs(d) / noise))) for a, b, d in pairs]
-        line = {"points": [(c["name"], c) for c in rows]}
+        axis = VariedAxis("axis", names, [Line({}, [(c.name, c) for c in rows])])
         claimed += (
-            "is shown to be better" in findings.following(rows, tests, titles),
-            "points apart: shown" in findings.axis_effect("axis", [line], tests),
-            "That difference is shown" in findings.leading(rows, tests, titles),
+            "is shown to be better" in findings.following(rows, tests),
+            "points apart: shown" in findings.axis_effect(axis, tests),
+            "That difference is shown" in findings.leading(rows, tests),
         )
     # at most 5%, and chance: 34 of 400 at the most in 999 of 1000 runs. Uncorrected, the first claims 71%, and with
     # correction for the pairs of the first alone 15%.
@@ -149,12 +163,12 @@ def test_of_equal_configurations_something_is_claimed_in_a_twentieth_of_the_stud
 
 def test_names_in_sentences_are_escaped():
     titles = {"a": "<i>a</i>", "b": "b & c", "c": "c"}
-    rows = scored(a=0.5, b=0.45, c=0.4)
+    rows = [shown(name, miou, tags=["<i>"]) for name, miou in (("a", 0.5), ("b", 0.45), ("c", 0.4))]
     pairs = [difference("a", "b", 0.05, 0.02, 0.08), difference("a", "c", 0.05, -0.02, 0.08)]
     sentences = [findings.answer(d, titles) for d in pairs]
-    sentences += [findings.leading(rows, pairs, titles), findings.following(rows, pairs, titles)]
-    assert all("<i>" not in s and "&lt;i&gt;a" in s for s in sentences)
-    assert "<i>" not in findings.axis_effect("<i>", [], [])
+    sentences += [findings.leading(rows, pairs), findings.following(rows, pairs)]
+    assert all("<i>" not in sentence and "&lt;i&gt;" in sentence for sentence in sentences)
+    assert "<i>" not in findings.axis_effect(VariedAxis("<i>", [], []), [])
 
 
 def test_what_an_axis_did(results):
@@ -162,14 +176,14 @@ def test_what_an_axis_did(results):
     best, worst = "label_fraction 1.0", "label_fraction 0.01"
 
     def effect(study, differences=()):
-        return text(ordered(study | {"differences": list(differences)})["axes"][0]["effect"])
+        return text(findings.axis_effect(arrange(study).axes[0], differences))
 
     picked = "with Holm's correction for all {} pairs, as these were picked for being the extremes"
     start = "label fraction: best at 1 (32.0%), lowest at 0.01 (30.0%), 2.0 points apart: "
     assert effect(one) == start + "not tested."
     shown = difference(best, worst, 0.02, 0.01, 0.03)
     assert effect(one, [shown]) == start + f"shown (+2.0 points, 95% interval +1.0 to +3.0) {picked.format(3)}."
-    weak = [shown | {"p": 0.02}]  # 0.05 / 3
+    weak = [replace(shown, p_strict=0.02)]  # 0.05 / 3
     assert effect(one, weak) == start + f"not shown {picked.format(3)} (+2.0 points, 95% interval +1.0 to +3.0)."
     other = difference(best, worst, -0.02, -0.03, -0.01, seeds=2)
     assert effect(one, [other]) == (
@@ -189,62 +203,58 @@ def test_what_an_axis_did(results):
     other = difference("fusion gate · crop 32", "fusion none · crop 32", -0.02, -0.03, -0.01)
     assert "shown in 0 of the 1" in effect(grid, [other])
     assert effect(grid).endswith("not tested.")
-    for c in one["configurations"][1:]:
-        c |= {"miou": None, "runs": []}
+    for c in one.configurations[1:]:
+        c.miou, c.runs = None, []
     assert effect(one) == "label fraction: fewer than two of its values have a score beside each other."
 
 
-def members(*values, **other):
-    """Configurations with these scores, each with a pre-training of its own."""
-    return [
-        {"heads": {"entropy": v}, "label_fraction": 1.0, "backbone": "vit", "pretraining": f"p{i}"} | other
-        for i, v in enumerate(values)
-    ]
+def family(numbers, values, **about):
+    """Configurations with these scores of heads, each with a pre-training of its own."""
+    names = [f"c{i}" for i in range(len(values))]
+    members = [shown(name, 0.5, **{"pretraining": name} | about) for name in names]
+    for member, value in zip(members, values, strict=True):
+        member.mean_heads = {"entropy": value}
+    return Family(correlation("entropy", "cls", *numbers, names), members, [])
 
 
 @pytest.mark.parametrize(
-    ("numbers", "sentence"),
+    ("numbers", "count", "sentence"),
     [
-        ((None, None, None, 1), "No correlation to speak of: 1 configuration, too few or too alike."),
-        ((0.9, None, None, 3), "No correlation to speak of: 3 configurations, too few or too alike."),
-        ((0.71, -0.5, 0.98, 4), "r = 0.71 over 4 configurations, 95% interval −0.50 to 0.98: no correlation shown."),
+        ((None, None, None), 1, "No correlation to speak of: 1 configuration, too few or too alike."),
+        ((0.9, None, None), 3, "No correlation to speak of: 3 configurations, too few or too alike."),
+        ((0.71, -0.5, 0.98), 4, "r = 0.71 over 4 configurations, 95% interval −0.50 to 0.98: no correlation shown."),
         (
-            (0.9, 0.4, 0.98, 9),
+            (0.9, 0.4, 0.98),
+            9,
             "r = 0.90 over 9 configurations, 95% interval 0.40 to 0.98: "
             "configurations with more of it segment better here.",
         ),
         (
-            (-0.9, -0.98, -0.4, 9),
+            (-0.9, -0.98, -0.4),
+            9,
             "r = −0.90 over 9 configurations, 95% interval −0.98 to −0.40: "
             "configurations with more of it segment worse here.",
         ),
     ],
 )
-def test_a_correlation_is_claimed_exactly_where_its_interval_excludes_zero(numbers, sentence):
-    found = members(*np.arange(numbers[-1]) / 10)
-    assert findings.correlation(correlation("entropy", ["cls"], *numbers), found, 1) == sentence
+def test_a_correlation_is_claimed_exactly_where_its_interval_excludes_zero(numbers, count, sentence):
+    assert findings.correlation(family(numbers, [i / 10 for i in range(count)]), 1) == sentence
 
 
 def test_what_weakens_a_correlation_is_said_beside_it():
-    c = correlation("entropy", ["cls"], 0.9, 0.4, 0.98, 5)
-    apart = [0.1, 0.2, 0.3, 0.4, 0.5]
-    shared = findings.correlation(c, members(*apart, pretraining="dino"), 1)
-    assert shared.endswith(
+    c, apart = (0.9, 0.4, 0.98), [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert findings.correlation(family(c, apart, pretraining="dino"), 1).endswith(
         " Configurations that share a pre-training are not independent, so the interval is too narrow."
     )
-    assert "independent" not in findings.correlation(c, members(*apart, pretraining=None), 1)  # random each
-    assert findings.correlation(c, members(*apart), 8).endswith(
+    assert "independent" not in findings.correlation(family(c, apart, pretraining=None), 1)  # random each
+    assert findings.correlation(family(c, apart), 8).endswith(
         " It is one of 8 that were looked at, without correction for their number."
     )
-    same = members(0.1, 0.1 + 1e-17, 0.1, 0.4, 0.5)
-    assert "over 5 configurations with 3 different head scores," in findings.correlation(c, same, 1)
-    fewer = members(*apart)
-    fewer[0]["label_fraction"] = 0.1
-    assert "The share of labels varies among them and moves mIoU by itself" in findings.correlation(c, fewer, 1)
-
-
-def runs(**counts):
-    return [{"name": name, "runs": [{}] * count} for name, count in counts.items()]
+    same = family(c, [0.1, 0.1 + 1e-17, 0.1, 0.4, 0.5])
+    assert "over 5 configurations with 3 different head scores," in findings.correlation(same, 1)
+    fewer = family(c, apart)
+    fewer.members[0].label_fraction = 0.1
+    assert "The share of labels varies among them and moves mIoU by itself" in findings.correlation(fewer, 1)
 
 
 @pytest.mark.parametrize(
@@ -262,15 +272,15 @@ def runs(**counts):
     ],
 )
 def test_one_or_two_seeds_are_said_to_be_few(counts, said):
-    assert findings.few_seeds(runs(**counts), TITLES) == said
+    assert findings.few_seeds([shown(name, 0.5, seeds=count) for name, count in counts.items()]) == said
 
 
 def test_each_kind_of_interval_is_named_with_those_that_have_it():
     both, images = "95%, over images and seeds", "95%, over images"
-    rows = [{"name": name, "miou": {"interval": kind}} for name, kind in zip("abc", (images, both, both), strict=True)]
-    assert findings.interval_kind(rows, TITLES) == f"{both}; of a: {images}"
-    assert findings.interval_kind(rows[1:], TITLES) == both
-    assert findings.interval_kind([], TITLES) == ""
+    rows = [shown(name, 0.5, interval=kind) for name, kind in zip("abc", (images, both, both), strict=True)]
+    assert findings.interval_kind(rows) == f"{both}; of a: {images}"
+    assert findings.interval_kind(rows[1:]) == both
+    assert findings.interval_kind([]) == ""
     three, one = difference("a", "b", 0.1, 0.0, 0.2), difference("a", "c", 0.1, 0.0, 0.2, seeds=1)
     assert findings.paired_kind([three]) == both
     assert findings.paired_kind([one]) == "95%, over images; of one seed, so without the chance of training"

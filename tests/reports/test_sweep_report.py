@@ -41,7 +41,7 @@ def plausible_sweep(complete: int = 9) -> dict[str, Any]:
             }
         )
     return {
-        "schema": 2,
+        "schema": 3,
         "kind": "sweep",
         "name": NASTY,
         "regard": "0.1.0",

@@ -10,7 +10,9 @@ from regard.backbones import build_backbone, describe
 from regard.data.datasets.scenes import Scenes
 from regard.runs.run import Run
 from regard.scoring.cell_scores import head_scores
-from regard.scoring.score import Chosen, choose_protocol, score_heads
+from regard.scoring.chosen import Chosen
+from regard.scoring.protocol import choose_protocol
+from regard.scoring.score import score_heads
 from regard.segmentation.model import SegmentationModel
 from untrained import description, untrained_segmentation
 
@@ -38,14 +40,14 @@ def test_scores_are_means_over_the_heads_that_the_decoder_could_read() -> None:
         run, data = run_of(head, **options), Scenes(12, size=48)
         backbone, chosen = run.model.backbone, Chosen(data, 5)
         protocol = choose_protocol("regard", backbone, chosen.classes, size=32, blocks=blocks)
-        table = score_heads({"given": backbone}, chosen, protocol)["given"]["blocks"]
-        rows = [row for block in table for row in block["heads"] if row["head"] != "mean"]
+        table = score_heads({"given": backbone}, chosen, protocol)["given"].blocks
+        rows = [row for block in table for row in block.heads if row.head != "mean"]
         assert len(rows) == 3 * len(blocks)
         expected = {
-            "information": np.mean([row["information"] for row in rows]),
-            "beyond_position": np.mean([row["information_beyond_position"] for row in rows]),
-            "entropy": np.mean([row["entropy_share"] for row in rows]),
-            "jaccard": np.mean([row["jaccard"] for row in rows]),
+            "information": np.mean([row.information for row in rows]),
+            "beyond_position": np.mean([row.information_beyond_position for row in rows]),
+            "entropy": np.mean([row.entropy_share for row in rows]),
+            "jaccard": np.mean([row.jaccard for row in rows]),
         }
         assert scores_of(run, data, images=5) == pytest.approx(expected, rel=1e-6)
 

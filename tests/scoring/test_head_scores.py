@@ -3,15 +3,19 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from alike import same
 
 from regard.attention import metrics
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError
-from regard.scoring.head_scores import GROUPS, BlockScores, HeadScores, _jackknife_error, _leaving_out
+from regard.results import ScoredHeads
+from regard.scoring.block_scores import GROUPS, BlockScores, _jackknife_error, _leaving_out
+from regard.scoring.head_scores import HeadScores
 
 BLOCKS, CLASSES, OBJECTS = (1, 3), 4, (1, 2, 3)
 PLACE = torch.tensor([[0.0, 0, 1, 1, 0]]).expand(2, 5)
@@ -34,24 +38,11 @@ def data(count: int, height: int = 44, width: int = 32) -> tuple[torch.Tensor, t
     return torch.randn(count, 3, height, width), labels.where(labels < CLASSES, 255)
 
 
-def scored(backbone: Backbone, images: torch.Tensor, labels: torch.Tensor, batch: int = 4, **options) -> dict:
+def scored(backbone: Backbone, images: torch.Tensor, labels: torch.Tensor, batch: int = 4, **options) -> ScoredHeads:
     scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS, **options)
     for numbers in torch.arange(len(images)).split(batch):
         scores.update(images[numbers], numbers, labels[numbers], labels[numbers - 1])
     return scores.result()
-
-
-def same(a, b) -> None:
-    """Equal up to rounding, at any depth."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            same(a[key], b[key])
-    elif isinstance(a, list):
-        for one, other in zip(a, b, strict=True):
-            same(one, other)
-    else:
-        assert a == (b if a is None or isinstance(a, str) else pytest.approx(b, rel=1e-4, abs=1e-5))
 
 
 def naive_ious(backbone: Backbone, image: torch.Tensor, labels: np.ndarray, block: int) -> np.ndarray:
@@ -68,23 +59,23 @@ def test_jaccard_equals_a_naive_mean_over_objects_and_then_images(backbone) -> N
     images, labels = data(7)
     labels[3] = 0  # an image without an object
     result = scored(backbone, images, labels)
-    assert (result["images"], result["images_with_objects"]) == (7, 6)
-    assert result["objects"] == sum(int((of_image == c).any()) for of_image in labels for c in OBJECTS)
-    for block in result["blocks"]:
-        found = [naive_ious(backbone, images[i], labels[i].numpy(), block["block"]) for i in (0, 1, 2, 4, 5, 6)]
+    assert (result.images, result.images_with_objects) == (7, 6)
+    assert result.objects == sum(int((of_image == c).any()) for of_image in labels for c in OBJECTS)
+    for block in result.blocks:
+        found = [naive_ious(backbone, images[i], labels[i].numpy(), block.block) for i in (0, 1, 2, 4, 5, 6)]
         oracle = np.array([iou[:-1].max(axis=0).mean() for iou in found])
         rows = np.array([iou.mean(axis=1) for iou in found])  # (images, heads + 1)
-        assert block["oracle"] == pytest.approx(oracle.mean(), rel=1e-5)
-        assert block["oracle_se"] == pytest.approx(oracle.std(ddof=1) / math.sqrt(6), rel=1e-4)
-        assert block["best_head"] == rows.mean(axis=0)[:-1].argmax()
-        assert block["best_head_jaccard"] == pytest.approx(rows.mean(axis=0)[:-1].max(), rel=1e-5)
-        assert block["mean_map_jaccard"] == pytest.approx(rows.mean(axis=0)[-1], rel=1e-5)
-        assert [row["head"] for row in block["heads"]] == [0, 1, 2, "mean"]
+        assert block.oracle == pytest.approx(oracle.mean(), rel=1e-5)
+        assert block.oracle_se == pytest.approx(oracle.std(ddof=1) / math.sqrt(6), rel=1e-4)
+        assert block.best_head == rows.mean(axis=0)[:-1].argmax()
+        assert block.best_head_jaccard == pytest.approx(rows.mean(axis=0)[:-1].max(), rel=1e-5)
+        assert block.mean_map_jaccard == pytest.approx(rows.mean(axis=0)[-1], rel=1e-5)
+        assert [row.head for row in block.heads] == [0, 1, 2, "mean"]
         errors = rows.std(axis=0, ddof=1) / math.sqrt(6)
-        for row, value, error in zip(block["heads"], rows.mean(axis=0), errors, strict=True):
-            assert row["jaccard"] == pytest.approx(value, rel=1e-5)
-            assert row["jaccard_se"] == pytest.approx(error, rel=1e-4)
-        assert block["oracle"] >= block["best_head_jaccard"]
+        for row, value, error in zip(block.heads, rows.mean(axis=0), errors, strict=True):
+            assert row.jaccard == pytest.approx(value, rel=1e-5)
+            assert row.jaccard_se == pytest.approx(error, rel=1e-4)
+        assert block.oracle >= block.best_head_jaccard
 
 
 def test_information_is_of_the_table_over_all_images(backbone) -> None:
@@ -94,17 +85,17 @@ def test_information_is_of_the_table_over_all_images(backbone) -> None:
     with torch.no_grad():
         maps = [m.weights for m in backbone(images, attention="cls", blocks=BLOCKS).attention]
     counts = metrics.cell_counts(labels, CLASSES, 8)
-    for block, weights in zip(result["blocks"], maps, strict=True):
+    for block, weights in zip(result.blocks, maps, strict=True):
         joint = metrics.joint_histogram(weights, counts).double()
         elsewhere = metrics.joint_histogram(weights, counts.roll(1, 0)).double()
         samples = metrics.independent_samples(metrics.label_moments(counts).sum(0))
         information, position = (metrics.information(table.sum(0), samples) for table in (joint, elsewhere))
-        assert block["samples"] == pytest.approx(samples.item())
-        for row, expected, by_position in zip(block["heads"], information, position, strict=False):
-            assert row["information"] == pytest.approx(expected.item(), abs=1e-9)
-            assert row["position"] == pytest.approx(by_position.item(), abs=1e-9)
-            assert row["information_beyond_position"] == pytest.approx(row["information"] - row["position"], abs=1e-12)
-            assert row["information_share"] == pytest.approx(expected.item() / block["label_entropy"])
+        assert block.samples == pytest.approx(samples.item())
+        for row, expected, by_position in zip(block.heads, information, position, strict=False):
+            assert row.information == pytest.approx(expected.item(), abs=1e-9)
+            assert row.position == pytest.approx(by_position.item(), abs=1e-9)
+            assert row.information_beyond_position == pytest.approx(row.information - row.position, abs=1e-12)
+            assert row.information_share == pytest.approx(expected.item() / block.label_entropy)
 
 
 def test_batches_change_nothing(backbone) -> None:
@@ -113,7 +104,7 @@ def test_batches_change_nothing(backbone) -> None:
     elsewhere = [torch.randint(0, CLASSES, labels.shape) for _, labels in (tall, wide)]
     numbers = [torch.arange(0, 14, 2), torch.arange(1, 13, 2)]
 
-    def found(turns: list[tuple[int, slice]]) -> dict:
+    def found(turns: list[tuple[int, slice]]) -> ScoredHeads:
         scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS)
         for shape, part in turns:
             images, labels = (tall, wide)[shape]
@@ -121,8 +112,8 @@ def test_batches_change_nothing(backbone) -> None:
         return scores.result()
 
     one_by_one = found([(i % 2, slice(i // 2, i // 2 + 1)) for i in range(13)])
-    same(found([(0, slice(0, 7)), (1, slice(0, 6))]), one_by_one)
-    same(found([(1, slice(0, 4)), (0, slice(0, 3)), (0, slice(3, 7)), (1, slice(4, 6))]), one_by_one)
+    same(found([(0, slice(0, 7)), (1, slice(0, 6))]), one_by_one, absolute=1e-5)
+    same(found([(1, slice(0, 4)), (0, slice(0, 3)), (0, slice(3, 7)), (1, slice(4, 6))]), one_by_one, absolute=1e-5)
 
 
 def test_batches_of_views_change_nothing(backbone) -> None:
@@ -130,7 +121,7 @@ def test_batches_of_views_change_nothing(backbone) -> None:
     places = torch.rand(2, 7, 5) * 0.5
     places[..., 2:4] += 0.5  # all overlap
 
-    def found(batch: int) -> dict:
+    def found(batch: int) -> ScoredHeads:
         scores = HeadScores(backbone, "cls", BLOCKS)
         scores.update(views[0], torch.arange(7))
         for part in torch.arange(7).split(batch):
@@ -138,9 +129,9 @@ def test_batches_of_views_change_nothing(backbone) -> None:
         return scores.result()
 
     whole = found(7)
-    assert (whole["view_pairs_that_overlap"], whole["view_pairs_elsewhere"]) == (7, 6)
+    assert (whole.view_pairs_that_overlap, whole.view_pairs_elsewhere) == (7, 6)
     for batch in (1, 3):
-        same(found(batch), whole)
+        same(found(batch), whole, absolute=1e-5)
 
 
 def test_consistency_elsewhere_is_that_of_an_image_with_the_one_before(backbone) -> None:
@@ -152,11 +143,11 @@ def test_consistency_elsewhere_is_that_of_an_image_with_the_one_before(backbone)
     scores.update_views(images, images, place, place)
     with torch.no_grad():
         maps = backbone(images, attention="cls", blocks=BLOCKS).attention
-    for block, found in zip(scores.result()["blocks"], maps, strict=True):
+    for block, found in zip(scores.result().blocks, maps, strict=True):
         expected = metrics.consistency(found.weights[1:], found.weights[:-1]).mean(0)
         for head in range(3):
-            assert block["heads"][head]["consistency"] == pytest.approx(1, abs=1e-5)
-            assert block["heads"][head]["consistency_elsewhere"] == pytest.approx(expected[head].item(), abs=1e-5)
+            assert block.heads[head].consistency == pytest.approx(1, abs=1e-5)
+            assert block.heads[head].consistency_elsewhere == pytest.approx(expected[head].item(), abs=1e-5)
     blind, weights = BlockScores(3, 0, 0.6), torch.rand(1, 3, 4, 4).expand(4, 3, 4, 4)
     blind.add_views(weights, weights**2, place, place)
     torch.testing.assert_close(blind.consistency.result()[0], blind.consistency_elsewhere.result()[0])
@@ -192,9 +183,9 @@ def test_smooth_maps_that_know_nothing_tell_nothing_beyond_position() -> None:
         scores = BlockScores(4, 8, 0.6)
         scores.add_maps(weights)
         scores.add_labels(weights, counts, counts.roll(1, 0), counts, torch.arange(40) % GROUPS)
-        for row in scores.result()["heads"][:-1]:
-            alone.append(row["information"] / row["information_se"])
-            beyond.append(row["information_beyond_position"] / row["information_beyond_position_se"])
+        for row in scores.result(0, 1).heads[:-1]:
+            alone.append(row.information / row.information_se)
+            beyond.append(row.information_beyond_position / row.information_beyond_position_se)
     assert np.mean(np.abs(beyond) < 2) > 0.9
     assert abs(np.mean(beyond)) < 0.5
     assert np.median(alone) > 2.5
@@ -229,12 +220,12 @@ def test_heads_are_scored_each_for_itself(backbone) -> None:
         for block, attention in zip(one.blocks.values(), maps, strict=True):
             block.add_maps(attention.weights[:, order])
             block.add_labels(attention.weights[:, order], counts, counts, counts[:, 1:], groups)
-    for before, after in zip(scores.result()["blocks"], permuted.result()["blocks"], strict=True):
-        heads = before["heads"]
-        for row, expected in zip(after["heads"], [heads[2], heads[0], heads[1], heads[3]], strict=True):
-            same(row | {"head": expected["head"]}, expected)
+    for before, after in zip(scores.result().blocks, permuted.result().blocks, strict=True):
+        heads = before.heads
+        for row, expected in zip(after.heads, [heads[2], heads[0], heads[1], heads[3]], strict=True):
+            same(replace(row, head=expected.head), expected, absolute=1e-5)
         for key in ("oracle", "oracle_se", "diversity", "mean_map_jaccard", "label_entropy"):
-            assert after[key] == pytest.approx(before[key], rel=1e-5)
+            assert getattr(after, key) == pytest.approx(getattr(before, key), rel=1e-5)
 
 
 def test_memory_does_not_grow_with_the_images(backbone) -> None:
@@ -249,16 +240,20 @@ def test_memory_does_not_grow_with_the_images(backbone) -> None:
     assert abs(sizes[1] - sizes[0]) < 64  # numbers have more digits
 
 
+def known(scores) -> set[str]:
+    return {key for key, value in vars(scores).items() if value is not None}
+
+
 def test_without_labels_there_are_only_the_scores_that_need_none(backbone) -> None:
     scores = HeadScores(backbone, "cls", BLOCKS)
     scores.update(data(3)[0], torch.arange(3))
     result = scores.result()
-    assert result.keys() == {"images", "blocks"}
-    for block in result["blocks"]:
-        assert block.keys() == {"block", "stride", "diversity", "diversity_se", "heads"}
-        names = {key.removesuffix("_se") for key in block["heads"][0]}
+    assert known(result) == {"images", "blocks"}
+    for block in result.blocks:
+        assert known(block) == {"block", "stride", "diversity", "diversity_se", "heads"}
+        names = {key.removesuffix("_se") for key in known(block.heads[0])}
         assert names == {"head", "entropy", "entropy_share", "area", "distance"}
-        assert block["heads"][-1]["distance"] is None  # a mean map has no other heads
+        assert block.heads[-1].distance is None  # a mean map has no other heads
 
 
 def test_instances_are_objects_of_their_own(backbone) -> None:
@@ -270,9 +265,9 @@ def test_instances_are_objects_of_their_own(backbone) -> None:
     result.update(images, torch.arange(3), of_class, of_class, instances)
     by_class = scored(backbone, images, labels)
     ours = result.result()
-    assert ours["objects"] == by_class["objects"]
-    for one, other in zip(ours["blocks"], by_class["blocks"], strict=True):
-        assert one["oracle"] == pytest.approx(other["oracle"], rel=1e-6)
+    assert ours.objects == by_class.objects
+    for one, other in zip(ours.blocks, by_class.blocks, strict=True):
+        assert one.oracle == pytest.approx(other.oracle, rel=1e-6)
 
 
 def test_the_same_view_twice_is_consistent_and_views_apart_do_not_count(backbone) -> None:
@@ -283,12 +278,12 @@ def test_the_same_view_twice_is_consistent_and_views_apart_do_not_count(backbone
     scores.update_views(images, images, whole.expand(3, 5), whole.expand(3, 5))
     scores.update_views(images, images, corner.expand(3, 5), other.expand(3, 5))
     result = scores.result()
-    assert (result["view_pairs"], result["view_pairs_that_overlap"]) == (6, 3)
-    for block in result["blocks"]:
-        for row in block["heads"]:
-            assert row["consistency"] == pytest.approx(1, abs=1e-6)
+    assert (result.view_pairs, result.view_pairs_that_overlap) == (6, 3)
+    for block in result.blocks:
+        for row in block.heads:
+            assert row.consistency == pytest.approx(1, abs=1e-6)
     scores.update_views(images, images.flip(0), whole.expand(3, 5), whole.expand(3, 5))
-    assert all(row["consistency"] < 0.999 for block in scores.result()["blocks"] for row in block["heads"])
+    assert all(row.consistency < 0.999 for block in scores.result().blocks for row in block.heads)
 
 
 def test_of_one_image_there_is_no_standard_error_and_no_position(backbone) -> None:
@@ -296,13 +291,13 @@ def test_of_one_image_there_is_no_standard_error_and_no_position(backbone) -> No
     scores = HeadScores(backbone, "cls", BLOCKS, CLASSES, OBJECTS)
     scores.update(images, torch.arange(1), labels)
     result = scores.result()
-    assert result["images_with_position"] == 0
-    for block in result["blocks"]:
-        assert block["oracle"] is not None
-        assert block["oracle_se"] is None
-        assert block["heads"][0]["information"] is not None
+    assert result.images_with_position == 0
+    for block in result.blocks:
+        assert block.oracle is not None
+        assert block.oracle_se is None
+        assert block.heads[0].information is not None
         for score in ("information_se", "position", "position_se", "information_beyond_position"):
-            assert block["heads"][0][score] is None
+            assert getattr(block.heads[0], score) is None
 
 
 def test_the_standard_error_of_information_is_its_spread_over_data_sets() -> None:

@@ -5,10 +5,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from alike import same
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
@@ -19,9 +21,13 @@ from regard.data.datasets.base import VOC2012, ImageFolder
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.modules import WINDOW
 from regard.data.loading.views import View
+from regard.results import ScoreReport, ScoreSetting, read_stored
 from regard.runs.importance import importance
 from regard.runs.run import load_run
-from regard.scoring.score import Chosen, Samples, choose_protocol, describe_setting, random_twin, score_heads
+from regard.scoring.chosen import Chosen, Samples
+from regard.scoring.protocol import choose_protocol
+from regard.scoring.score import random_twin, score_heads
+from regard.scoring.setting import describe_setting
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 SWIN = {"img_size": 64, "embed_dim": 12, "depths": [2, 2, 2], "num_heads": [1, 2, 3], "window_size": 4}
@@ -102,9 +108,9 @@ def test_the_dino_protocol_equals_a_naive_version_of_it(objects, truth, tmp_path
     data, vit = Chosen(VOC2012(voc_tree(tmp_path), "val")), sharp_vit(patch_size=16)
     protocol = choose_protocol("dino", vit, data.classes, objects=objects)
     result = score_heads({"given": vit}, data, protocol, consistency=False)["given"]
-    (block,) = result["blocks"]
-    assert (block["block"], result["objects"]) == (3, {"class": 6, "instance": 9}[objects])
-    assert block["oracle"] == pytest.approx(published_jaccard(vit, VOC2012(tmp_path, "val"), truth), abs=1e-5)
+    (block,) = result.blocks
+    assert (block.block, result.objects) == (3, {"class": 6, "instance": 9}[objects])
+    assert block.oracle == pytest.approx(published_jaccard(vit, VOC2012(tmp_path, "val"), truth), abs=1e-5)
 
 
 def test_the_size_of_batches_changes_nothing(tmp_path) -> None:
@@ -112,23 +118,10 @@ def test_the_size_of_batches_changes_nothing(tmp_path) -> None:
     data, vit = Chosen(VOC2012(voc_tree(tmp_path, SIZES * 4), "val")), sharp_vit()
     protocol = choose_protocol("regard", vit, data.classes, size=32)
     one, *others = (score_heads({"given": vit}, data, protocol, batch_size=b)["given"] for b in (1, 5, 12))
-    assert {"position_se", "consistency_elsewhere_se"} <= one["blocks"][0]["heads"][0].keys()
+    head = one.blocks[0].heads[0]
+    assert None not in (head.position_se, head.consistency_elsewhere_se)
     for other in others:
         same(other, one)
-
-
-def same(found, expected) -> None:
-    """Equal up to rounding, at any depth."""
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys()
-        for key in found:
-            same(found[key], expected[key])
-    elif isinstance(found, list):
-        for one, other in zip(found, expected, strict=True):
-            same(one, other)
-    else:
-        exact = found is None or isinstance(found, str)
-        assert found == (expected if exact else pytest.approx(expected, rel=1e-4, abs=1e-6))
 
 
 def test_position_rests_on_all_images_whatever_their_shapes(tmp_path) -> None:
@@ -136,8 +129,8 @@ def test_position_rests_on_all_images_whatever_their_shapes(tmp_path) -> None:
     data, vit = Chosen(VOC2012(voc_tree(tmp_path), "val")), sharp_vit()
     protocol = choose_protocol("regard", vit, data.classes, size=32)
     result = score_heads({"given": vit}, data, protocol, consistency=False)["given"]
-    assert result["images_with_position"] == 3
-    assert all(row["position"] is not None for block in result["blocks"] for row in block["heads"])
+    assert result.images_with_position == 3
+    assert all(row.position is not None for block in result.blocks for row in block.heads)
     samples = Samples(data, protocol, None, 0)
     for i in range(3):
         before, (height, width) = data.mask((i - 1) % 3), samples[i].labels.shape
@@ -173,9 +166,9 @@ def test_void_counts_for_nothing_in_our_protocol_and_as_background_in_dinos(tmp_
         for protocol in ("regard", "dino"):
             rules = choose_protocol(protocol, vit, data.classes, **({"size": 32} if protocol == "regard" else {}))
             result = score_heads({"given": vit}, data, rules, consistency=False)["given"]
-            found[name, protocol] = result["blocks"][-1]["heads"][0]
+            found[name, protocol] = result.blocks[-1].heads[0]
     assert found["void", "dino"] == found["background", "dino"]
-    assert found["void", "regard"]["information"] != found["background", "regard"]["information"]
+    assert found["void", "regard"].information != found["background", "regard"].information
 
 
 def test_chosen_images_are_evenly_spaced_and_in_a_fixed_random_order() -> None:
@@ -241,24 +234,26 @@ def test_the_command_writes_tables_and_pictures_that_agree(tmp_path, capsys) -> 
     assert max(map(len, lines)) <= 120
     assert not any("…" in line for line in lines)  # nothing is cut off, even in 80 columns
     assert {path.name for path in out.iterdir()} == {"scores.json", "scores.csv", "heads.png", "information.png"}
-    report = json.loads((out / "scores.json").read_text())
+    report = read_stored(out / "scores.json", ScoreReport)
     with (out / "scores.csv").open() as file:
         table = list(csv.DictReader(file))
-    blocks = [("given", b) for b in report["blocks"]] + [("random", b) for b in report["baseline"]["blocks"]]
-    expected = [(weights, block, row) for weights, block in blocks for row in block["heads"]]
-    assert [b["block"] for b in report["blocks"]] == [0, 3]
+    blocks = [("given", b) for b in report.given.blocks] + [("random", b) for b in report.random.blocks]
+    expected = [(weights, block, row) for weights, block in blocks for row in block.heads]
+    assert [block.block for block in report.given.blocks] == [0, 3]
     assert len(table) == len(expected) == 2 * 2 * 4
     for line, (weights, block, row) in zip(table, expected, strict=True):
-        assert (line["weights"], line["block"], line["kind"]) == (weights, str(block["block"]), "cls")
-        for name, value in row.items():
+        assert (line["weights"], line["block"], line["kind"]) == (weights, str(block.block), "cls")
+        assert {"entropy", "jaccard_se", "information_beyond_position", "consistency"} <= line.keys()
+        for name in line.keys() - {"weights", "kind", "block", "stride"}:
+            value = getattr(row, name)
             assert line[name] == ("" if value is None else str(value))
-    protocol = report["protocol"]
-    assert (protocol["size"], protocol["mass"], protocol["split"]) == (32, 0.6, "val")
-    assert (protocol["blocks"], protocol["kind"], protocol["positions"]) == ([0, 3], "cls", "timm")
-    assert (protocol["background"], protocol["void"]) == ("0 (background)", "left out of everything")
-    assert report["images"] == 6
-    for block in report["blocks"]:
-        assert 0 <= block["mean_map_jaccard"] <= block["oracle"] <= 1
+    protocol = report.protocol
+    assert (protocol.size, protocol.mass, protocol.split) == (32, 0.6, "val")
+    assert (protocol.blocks, protocol.kind, protocol.positions) == ([0, 3], "cls", "timm")
+    assert (protocol.labels.background, protocol.labels.void) == ("0 (background)", "left out of everything")
+    assert report.given.images == 6
+    for block in report.given.blocks:
+        assert 0 <= block.mean_map_jaccard <= block.oracle <= 1
     for name in ("heads.png", "information.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 300
@@ -268,24 +263,24 @@ def test_a_swin_with_blocks_of_unlike_heads_and_a_plain_folder(tmp_path, capsys)
     data, out = tree(tmp_path / "data", 3), tmp_path / "scores"
     backbone = ["--backbone", "swin_tiny_patch4_window7_224", "--backbone_options", json.dumps(SWIN)]
     score(*backbone, "--data", str(data / "images"), "--size", "64", "--out", str(out), "--blocks", "all")
-    report = json.loads((out / "scores.json").read_text())
+    report = read_stored(out / "scores.json", ScoreReport)
     assert {path.name for path in out.iterdir()} == {"scores.json", "scores.csv", "heads.png"}
-    assert report["protocol"]["masks"] == "none, so only the scores that need none"
-    assert [len(block["heads"]) for block in report["blocks"]] == [2, 2, 3, 3, 4, 4]
-    assert "consistency" in report["blocks"][0]["heads"][0]
-    assert "jaccard" not in report["blocks"][0]["heads"][0]
-    assert "baseline" not in report  # these are random weights
+    assert report.protocol.masks == "none, so only the scores that need none"
+    assert [len(block.heads) for block in report.given.blocks] == [2, 2, 3, 3, 4, 4]
+    assert report.given.blocks[0].heads[0].consistency is not None
+    assert report.given.blocks[0].heads[0].jaccard is None
+    assert report.random is None  # these are
     assert "Jaccard" not in capsys.readouterr().err
 
 
 def test_a_single_image_has_scores_but_no_nulls(tmp_path) -> None:
     out = tmp_path / "scores"
     score(*VIT, "--size", "32", "--limit", "1", "--out", str(out))
-    report = json.loads((out / "scores.json").read_text())
-    assert (report["images"], report["images_with_position"]) == (1, 0)
-    row = report["blocks"][0]["heads"][0]
-    assert row["information"] is not None
-    assert row["position"] is row["information_beyond_position"] is None
+    report = read_stored(out / "scores.json", ScoreReport)
+    assert (report.given.images, report.given.images_with_position) == (1, 0)
+    row = report.given.blocks[0].heads[0]
+    assert row.information is not None
+    assert row.position is row.information_beyond_position is None
     assert {path.name for path in out.iterdir()} == {"scores.json", "scores.csv", "heads.png"}
 
 
@@ -306,16 +301,16 @@ def test_the_protocol_tells_all_that_consistency_depends_on(tmp_path) -> None:
     vit, data = sharp_vit(), Chosen(Scenes(3, 32))
     protocol = choose_protocol("regard", vit, data.classes, size=36)
     setting = describe_setting(protocol, vit, data, "scenes", "val", "random", 0, views=True)
-    about = json.loads(json.dumps(setting))["views"]
-    strength = tuple(about[name] for name in ("brightness", "contrast", "saturation", "hue"))
-    told = View(about["side"], (0.4, 1.0), about["blur"], about["solarize"], flip=about["flip"],
-                jitter=about["colour_changes"], strength=strength, grey=about["grey"])  # fmt: skip
+    about = msgspec.json.decode(msgspec.json.encode(setting), type=ScoreSetting).views
+    strength = about.brightness, about.contrast, about.saturation, about.hue
+    told = View(about.side, (0.4, 1.0), about.blur, about.solarize, flip=about.flip, jitter=about.colour_changes,
+                strength=strength, grey=about.grey)  # fmt: skip
     assert told == protocol.view(vit)
-    assert about["side"] == 40  # whole positions
-    assert about["crop"].startswith("40% to 100%")
-    assert (about["least_overlap"], about["compared"]) == (LEAST_SHARED, "mass in 8 x 8 cells of the overlap")
-    assert setting["versions"].keys() == {"torch", "timm", "opencv"}
-    assert "views" not in describe_setting(protocol, vit, data, "scenes", "val", "random", 0, views=False)
+    assert about.side == 40  # whole positions
+    assert about.crop.startswith("40% to 100%")
+    assert (about.least_overlap, about.compared) == (LEAST_SHARED, "mass in 8 x 8 cells of the overlap")
+    assert setting.versions.keys() == {"torch", "timm", "opencv"}
+    assert describe_setting(protocol, vit, data, "scenes", "val", "random", 0, views=False).views is None
 
 
 def test_importance_is_the_drop_without_the_head(tmp_path, capsys) -> None:
@@ -334,16 +329,16 @@ def test_importance_is_the_drop_without_the_head(tmp_path, capsys) -> None:
                for line in lines)  # fmt: skip
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)  # the widest table has room
-    report = json.loads((tmp_path / "scores/scores.json").read_text())
-    assert report["importance"]["images"] == report["images"] == 4
-    drops = [row["importance"] for row in report["blocks"][0]["heads"]]
+    report = read_stored(tmp_path / "scores/scores.json", ScoreReport)
+    assert report.importance.images == report.given.images == 4
+    drops = [row.importance for row in report.given.blocks[0].heads]
     assert drops[-1] is None  # the mean map is no head
     loaded, subset = load_run(run, "cpu"), Chosen(Scenes(6, 32, split="val"), 4)
-    whole = importance(loaded, subset, [])["miou"]
+    whole = importance(loaded, subset, [])[0].miou
     for head in range(3):
         changed = load_run(run, "cpu")
         changed.model.backbone.attention_modules[2].proj.weight.data[:, 8 * head : 8 * head + 8] = 0
-        assert drops[head] == pytest.approx(whole - importance(changed, subset, [])["miou"], abs=1e-9)
+        assert drops[head] == pytest.approx(whole - importance(changed, subset, [])[0].miou, abs=1e-9)
     assert any(drops[:-1])
     with pytest.raises(SystemExit):
         score("--backbone", str(run), "--data", str(data), "--pretrained", "--out", str(tmp_path / "other"))

@@ -257,7 +257,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(source, tmp_path, mo
 
 
 def test_a_run_whose_attention_is_lost_counts_all_the_same(source, tmp_path, monkeypatch) -> None:
-    def lost(run, dataset):
+    def lost(*args):
         raise InputError("attention is not finite")
 
     monkeypatch.setattr(module, "head_scores", lost)

@@ -115,19 +115,19 @@ def test_an_example_has_the_picture_the_truth_and_each_prediction_with_its_error
     """Always answering a scores (8 - i) / 16 on image i, and 1 on image 0: mean over the classes that occur."""
     per_image = {"always a": np.array([1.0, *((8 - i) / 16 for i in range(1, 8)), np.nan])}
     found = choose_examples(Stripes(), {"always a": Constant(0), "always b": Constant(1)}, per_image, pictures=1)
-    assert [(e["why"], e["name"]) for e in found] == [
+    assert [(e.why, e.name) for e in found] == [
         ("evenly spaced", "image 4"), ("best", "image 0"), ("worst", "image 7")
     ]  # fmt: skip
     for example in found:
-        i = int(example["name"].split()[1])
-        assert example["attention"] == {}
-        pictures = {key: _pixels(p["errors"]) for key, p in example["predictions"].items()}
+        i = int(example.name.split()[1])
+        assert example.attention == {}
+        pictures = {key: _pixels(p.errors) for key, p in example.predictions.items()}
         is_wrong = {key: (picture == WRONG).all(axis=-1) for key, picture in pictures.items()}
         np.testing.assert_array_equal(is_wrong["always a"], Stripes().mask(i) == 1)
         np.testing.assert_array_equal(is_wrong["always b"], Stripes().mask(i) == 0)
-        np.testing.assert_array_equal(_pixels(example["truth"]), Stripes.palette[Stripes().mask(i)])
-        assert (_pixels(example["image"]) == 20 * i).all()
-        assert example["predictions"]["always a"]["miou"] == pytest.approx(per_image["always a"][i])
+        np.testing.assert_array_equal(_pixels(example.truth), Stripes.palette[Stripes().mask(i)])
+        assert (_pixels(example.image) == 20 * i).all()
+        assert example.predictions["always a"].miou == pytest.approx(per_image["always a"][i])
 
 
 def _pixels(uri):

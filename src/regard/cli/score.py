@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.errors import InputError
+from regard.results import BlockRow, HeadRow, ScoreReport
 from regard.say import console
 from regard.settings import Device, Model, Scoring
 
@@ -22,8 +23,11 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
     from regard.data.source import open_source, require_masks
     from regard.runs.importance import importance
     from regard.runs.run import RUN_FILE, load_run
-    from regard.scoring import score as scores
     from regard.scoring import scorecard
+    from regard.scoring.chosen import Chosen
+    from regard.scoring.protocol import DINO_SIZE, choose_protocol
+    from regard.scoring.score import random_twin, score_heads
+    from regard.scoring.setting import describe_setting
 
     run, name = None, model.backbone
     if (Path(name) / RUN_FILE).is_file():
@@ -40,10 +44,10 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
         made = read_description(Path(name))
         origin = model.weights or ("timm's published" if model.pretrained else f"of {name}" if made else RANDOM)
 
-    source = open_source(data, scenes_size=scores.DINO_SIZE if scoring.protocol == "dino" else scoring.size or 224)
+    source = open_source(data, scenes_size=DINO_SIZE if scoring.protocol == "dino" else scoring.size or 224)
     split = scoring.split or next(name for name in ("val", "test", "train") if name in source.splits)
-    chosen = scores.Chosen(source.split(split), scoring.limit)
-    rules = scores.choose_protocol(
+    chosen = Chosen(source.split(split), scoring.limit)
+    rules = choose_protocol(
         scoring.protocol, backbone, chosen.classes, scoring.size, scoring.mass, scoring.kind, scoring.blocks,
         scoring.objects,
     )  # fmt: skip
@@ -57,14 +61,15 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
     found = importance(run, chosen, rules.blocks) if run and scoring.importance else None
     models = {"given": backbone}
     if scoring.baseline and origin != RANDOM:
-        models["random"] = scores.random_twin(backbone, scoring.seed)
+        models["random"] = random_twin(backbone, scoring.seed)
     views = scoring.consistency
-    results = scores.score_heads(models, chosen, rules, views, scoring.batch_size, scoring.workers, scoring.seed)
-    setting = scores.describe_setting(rules, backbone, chosen, source.root, split, origin, scoring.seed, views=views)
+    results = score_heads(models, chosen, rules, views, scoring.batch_size, scoring.workers, scoring.seed)
+    setting = describe_setting(rules, backbone, chosen, source.root, split, origin, scoring.seed, views=views)
     report = scorecard.report_scores(results["given"], results.get("random"), found, setting)
     _print_tables(report)
     scorecard.write_scores(report, Path(out))
-    return f"scores of {sum(len(b['heads']) - 1 for b in report['blocks'])} heads in {out}: scores.json, heads.png"
+    heads = sum(len(block.heads) - 1 for block in report.given.blocks)
+    return f"scores of {heads} heads in {out}: scores.json, heads.png"
 
 
 COLUMNS = {  # heading -> score, factor, digits; what else there is, is in scores.csv
@@ -82,32 +87,34 @@ WITH_ERRORS = ("information_beyond_position",)
 WITHOUT_LABELS = ("area", "distance")  # in 80 columns there is no room for them beside what needs labels
 
 
-def _print_tables(report: dict[str, Any]) -> None:
+def _print_tables(report: ScoreReport) -> None:
     """One table of heads, one of blocks beside random weights; values ± standard errors where there is room."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from regard.scoring.scorecard import present
+
     plain: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
-    protocol = report["protocol"]
-    scored = report["blocks"][0]["heads"][0]
-    left_out = WITHOUT_LABELS if "information" in scored else ()
-    present = {name: column for name, column in COLUMNS.items() if column[0] in scored and column[0] not in left_out}
-    title = f"{protocol['kind']} attention of {protocol['backbone']}, {protocol['weights']}; {report['images']} images"
+    protocol, scored, there = report.protocol, report.given, present(report)
+    left_out = WITHOUT_LABELS if protocol.labels else ()
+    columns = {name: column for name, column in COLUMNS.items() if column[0] in there and column[0] not in left_out}
+    title = f"{protocol.kind} attention of {protocol.backbone}, {protocol.weights}; {scored.images} images"
     close: dict[str, Any] = plain | {"padding": 0}
     heads = Table("block", "head", title=title, **close)
-    for name in present:
+    for name in columns:
         heads.add_column(name, justify="right")
-    for block in report["blocks"]:
-        for row in block["heads"]:
-            cells = [(_with_error if c[0] in WITH_ERRORS else _number)(row, *c) for c in present.values()]
-            heads.add_row(str(block["block"]), str(row["head"]), *cells, style="dim" if row["head"] == "mean" else "")
+    for block in scored.blocks:
+        for row in block.heads:
+            cells = [(_with_error if c[0] in WITH_ERRORS else _number)(row, *c) for c in columns.values()]
+            heads.add_row(str(block.block), str(row.head), *cells, style="dim" if row.head == "mean" else "")
         heads.add_section()
     console().print(heads)
 
-    title = f"the same by block, protocol {protocol['name']}: value ± standard error over images"
+    title = f"the same by block, protocol {protocol.name}: value ± standard error over images"
     blocks = Table("block", "weights", title=title, **plain)
     scores = {"diversity": ("diversity", 1, 3)}
-    if "oracle" in report["blocks"][0]:
+    has_objects = scored.blocks[0].oracle is not None
+    if has_objects:
         scores |= {
             "Jaccard %: oracle*": ("oracle", 100, 1),
             "best fixed head**": ("best_head_jaccard", 100, 1),
@@ -115,26 +122,26 @@ def _print_tables(report: dict[str, Any]) -> None:
         }
     for name in scores:
         blocks.add_column(name, justify="right")
-    every = [("given", block) for block in report["blocks"]]
-    every += [("random", block) for block in report.get("baseline", {"blocks": []})["blocks"]]
-    for weights, block in sorted(every, key=lambda one: (one[1]["block"], one[0])):
+    every = [("given", block) for block in scored.blocks]
+    every += [("random", block) for block in (report.random.blocks if report.random else ())]
+    for weights, block in sorted(every, key=lambda one: (one[1].block, one[0])):
         cells = [_with_error(block, *column) for column in scores.values()]
-        blocks.add_row(str(block["block"]), weights, *cells, style="dim" if weights == "random" else "")
-    if "oracle" in report["blocks"][0]:
+        blocks.add_row(str(block.block), weights, *cells, style="dim" if weights == "random" else "")
+    if has_objects and protocol.labels:
         blocks.caption = (
-            f"{report['objects']} objects {protocol['objects']} in {report['images_with_objects']} images, "
-            f"background: {protocol['background']}\n"
+            f"{scored.objects} objects {protocol.labels.objects} in {scored.images_with_objects} images, "
+            f"background: {protocol.labels.background}\n"
             "* the best head of each object; ** chosen on these same images"
         )
         blocks.caption_justify = "left"
     console().print(blocks)
 
 
-def _number(row: dict[str, Any], score: str, factor: int, digits: int) -> str:
-    value = row[score]
+def _number(row: HeadRow | BlockRow, score: str, factor: int, digits: int) -> str:
+    value = getattr(row, score)
     return "-" if value is None else f"{factor * value:z.{digits}f}"
 
 
-def _with_error(row: dict[str, Any], score: str, factor: int, digits: int) -> str:
+def _with_error(row: HeadRow | BlockRow, score: str, factor: int, digits: int) -> str:
     value, error = _number(row, score, factor, digits), _number(row, f"{score}_se", factor, digits)
     return value if value == "-" else f"{value} ± {error}"

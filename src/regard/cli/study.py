@@ -146,9 +146,9 @@ def report(directory: str) -> str:
         directory: Folder of `regard compare`, `regard ablate` (also results.csv, table.tex and figures/) or
             `regard sweep`.
     """
-    from regard.reports.report import write_report
-    from regard.reports.schema import kind_of
+    from regard.reports.report import RESULTS_FILE, write_report
     from regard.reports.sweep_report import write_sweep_report
+    from regard.results import kind_of
 
     folder = Path(directory)
-    return f"open {(write_sweep_report if kind_of(folder) == 'sweep' else write_report)(folder)}"
+    return f"open {(write_sweep_report if kind_of(folder / RESULTS_FILE) == 'sweep' else write_report)(folder)}"

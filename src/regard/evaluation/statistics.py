@@ -22,10 +22,11 @@ images, 3 seeds and 171 classes, beside the counts themselves, of which one seed
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import norm
+from scipy.stats import pearsonr
 from scipy.stats import t as student
 
 from regard.errors import InputError
@@ -134,31 +135,25 @@ def holm(ps: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r of n pairs and the limits of its 95% interval; None where they are not defined."""
+    """Pearson's r and the limits of its 95% interval; None where they are not defined."""
 
     r: float | None
     low: float | None
     high: float | None
-    n: int
 
 
 def correlate(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> Correlation:
     """Pearson's r, with the interval of Fisher's z = artanh r, whose standard error is 1 / sqrt(n - 3).
 
-    Fisher (1921), On the "probable error" of a coefficient of correlation deduced from a small sample. It assumes that
-    the pairs are independent draws of a bivariate normal distribution. Configurations are neither drawn at random nor
-    independent where they share a pre-training, so the interval is rather too narrow. Nothing is given below 4 pairs,
-    where there are no limits (two pairs have |r| = 1 whatever they are), nor where one side is constant.
+    It assumes that the pairs are independent draws of a bivariate normal distribution. Configurations are neither drawn
+    at random nor independent where they share a pre-training, so the interval is rather too narrow. Nothing is given
+    below 4 pairs, where there are no limits (two pairs have |r| = 1 whatever they are), nor where one side is constant.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    n = len(x)
-    if n < 4 or any(np.allclose(side, side[0], rtol=1e-12, atol=0) for side in (x, y)):  # equal up to rounding
-        return Correlation(None, None, None, n)
-    x, y = x - x.mean(), y - y.mean()
-    r = float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
-    with np.errstate(divide="ignore"):  # of r = 1, z is infinite, and the interval [1, 1]
-        limits = np.tanh(np.arctanh(r) + np.array([-1, 1]) * norm.ppf((1 + LEVEL) / 2) / np.sqrt(n - 3))
-    return Correlation(r, float(limits[0]), float(limits[1]), n)
+    if len(x) < 4 or any(np.allclose(side, side[0], rtol=1e-12, atol=0) for side in (x, y)):  # equal up to rounding
+        return Correlation(None, None, None)
+    found: Any = pearsonr(x, y)
+    low, high = found.confidence_interval(LEVEL)
+    return Correlation(float(found.statistic), float(low), float(high))
 
 
 def _estimate(

@@ -10,250 +10,230 @@ Sentences are Markup: names in them are escaped.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import comb
-from typing import Any
 
 from markupsafe import Markup, escape
 
-from regard.evaluation.statistics import LEVEL, holm
-from regard.reports.page import counted, percent, plain, points
+from regard.evaluation.statistics import holm
+from regard.reports.arranged import Family, Shown, VariedAxis
+from regard.reports.words import counted, listed, percent, plain, points, spaced
+from regard.results import Difference, Value
 
-Difference = Mapping[str, Any]
-
-
-def is_shown(d: Difference) -> bool:
-    """Whether the interval excludes 0."""
-    return not d["low"] <= 0 <= d["high"]
+Titles = Mapping[str, str]  # the name of each configuration -> its name in full
 
 
 def better(d: Difference) -> str | None:
     """The one of the two that is shown to be better; None where no difference is shown."""
-    return (d["a"] if d["mean"] > 0 else d["b"]) if is_shown(d) else None
+    return (d.a if d.mean > 0 else d.b) if d.is_shown else None
 
 
 def between(differences: Iterable[Difference], a: str, b: str) -> Difference | None:
     """The difference a minus b, found in either direction; None where that pair was not tested."""
     for d in differences:
-        if (d["a"], d["b"]) == (a, b):
+        if (d.a, d.b) == (a, b):
             return d
-        if (d["b"], d["a"]) == (a, b):
-            return {**d, "a": a, "b": b, "mean": -d["mean"], "low": -d["high"], "high": -d["low"]}
+        if (d.b, d.a) == (a, b):
+            return replace(d, a=a, b=b, mean=-d.mean, low=-d.high, high=-d.low)
     return None
 
 
 def surviving(differences: Iterable[Difference], among: int) -> set[frozenset[str]]:
-    """The pairs that are shown, and still so after Holm's correction for `among` pairs, tested or not.
-
-    A pair without p has that which its interval tells: at most 0.05 where 0 is outside.
-    """
+    """The pairs that are shown, and still so after Holm's correction for `among` pairs, tested or not."""
     pairs = list(differences)
-    known = [d.get("p_strict", d["p"]) for d in pairs]  # see `statistics.Estimate`
-    ps = [p if p is not None else 1 - LEVEL if is_shown(d) else 1.0 for p, d in zip(known, pairs, strict=True)]
-    rejected = holm(ps + [1.0] * (among - len(ps)))[: len(ps)]
-    return {frozenset((d["a"], d["b"])) for d, still in zip(pairs, rejected, strict=True) if still and is_shown(d)}
+    rejected = holm([d.p_strict for d in pairs] + [1.0] * (among - len(pairs)))[: len(pairs)]
+    return {frozenset((d.a, d.b)) for d, still in zip(pairs, rejected, strict=True) if still and d.is_shown}
 
 
 def limits(d: Difference) -> str:
     """'−1.3 to +2.5', in points."""
-    return f"{points(d['low'])} to {points(d['high'])}"
+    return f"{points(d.low)} to {points(d.high)}"
 
 
 def verdict(d: Difference) -> str:
     """Which is better, in a few words."""
     winner = better(d)
-    return "no difference shown" if winner is None else f"{'first' if winner == d['a'] else 'second'} is better"
+    return "no difference shown" if winner is None else f"{'first' if winner == d.a else 'second'} is better"
 
 
-def answer(d: Difference, titles: Mapping[str, str]) -> Markup:
+def answer(d: Difference, titles: Titles) -> Markup:
     """One plain sentence."""
     winner = better(d)
     if winner is None:
         return Markup(
             "<strong>{}</strong> and <strong>{}</strong>: no difference shown ({} points, 95% interval {})."
-        ).format(titles[d["a"]], titles[d["b"]], points(d["mean"]), limits(d))
-    loser = d["b"] if winner == d["a"] else d["a"]
-    low, high = sorted((abs(d["low"]), abs(d["high"])))
+        ).format(titles[d.a], titles[d.b], points(d.mean), limits(d))
+    loser = d.b if winner == d.a else d.a
+    low, high = sorted((abs(d.low), abs(d.high)))
     return Markup(
         "<strong>{}</strong> is better than <strong>{}</strong> by {} points (95% interval {} to {})."
-    ).format(titles[winner], titles[loser], percent(abs(d["mean"])), percent(low), percent(high))
+    ).format(titles[winner], titles[loser], percent(abs(d.mean)), percent(low), percent(high))
 
 
 def caution(d: Difference, questions: int) -> str:
     """What weakens an answer; "" where nothing does."""
     notes = []
-    if is_shown(d) and d["question"] and not d["holm"]:
+    if d.is_shown and d.question and not d.holm:
         notes.append(f"Not shown any more after Holm's correction for {questions} questions.")
-    if d["seeds"] == 1:
+    if d.seeds == 1:
         notes.append("One seed: the interval says nothing of what another seed would have given.")
     return " ".join(notes)
 
 
-def leading(
-    scored: Sequence[Mapping[str, Any]], differences: Sequence[Difference], titles: Mapping[str, str]
-) -> Markup:
+def leading(scored: Sequence[Shown], differences: Sequence[Difference]) -> Markup:
     """Who came first, by how much, and whether that is shown. `scored`: best first, one or more."""
-    first = scored[0]
+    first, miou = scored[0], scored[0].miou
+    assert miou is not None
     text = Markup("<strong>{} came first</strong> with {}% mIoU (interval {} to {})").format(
-        titles[first["name"]], *(percent(first["miou"][key]) for key in ("mean", "low", "high"))
+        first.title, percent(miou.mean), percent(miou.low), percent(miou.high)
     )
     if len(scored) == 1:
         return text + Markup(", and is alone: there is nothing to compare it with.")
     second = scored[1]
-    gap = points(first["miou"]["mean"] - second["miou"]["mean"])
-    text += Markup(", {} points above {}. ").format(gap.lstrip("+"), titles[second["name"]])
-    d = between(differences, first["name"], second["name"])
+    gap = points(first.score - second.score)
+    text += Markup(", {} points above {}. ").format(gap.lstrip("+"), second.title)
+    d = between(differences, first.name, second.name)
     if d is None:
-        return text + Markup("This pair was not tested, so the order of the two may be chance.")
-    found = Markup("{} points, interval {}").format(points(d["mean"]), limits(d))
-    shared = Markup("on the {} that both have").format(counted(d["seeds"], "seed", "seeds"))
-    if d["mean"] < 0:
-        end = "That is shown." if is_shown(d) else "No difference is shown."
-        return text + Markup("But {} the order is another: {}. {}").format(shared, found, end)
-    if points(d["mean"]) != gap:
-        found += Markup(" ") + shared
-    if not is_shown(d):
-        return text + Markup("Between these two, no difference shown: {}, contains 0.").format(found)
+        return text + "This pair was not tested, so the order of the two may be chance."
+    found = f"{points(d.mean)} points, interval {limits(d)}"
+    shared = f"on the {counted(d.seeds, 'seed', 'seeds')} that both have"
+    if d.mean < 0:
+        end = "That is shown." if d.is_shown else "No difference is shown."
+        return text + f"But {shared} the order is another: {found}. {end}"
+    if points(d.mean) != gap:
+        found += f" {shared}"
+    if not d.is_shown:
+        return text + f"Between these two, no difference shown: {found}, contains 0."
     pairs = comb(len(scored), 2)
-    if frozenset((d["a"], d["b"])) in surviving(differences, pairs):
-        return text + Markup("That difference is shown: {}.").format(found)
-    return text + Markup("Its interval excludes 0 ({}), but with Holm's correction for all {} it is not shown.").format(
-        found, counted(pairs, "pair", "pairs")
-    )
+    if frozenset((d.a, d.b)) in surviving(differences, pairs):
+        return text + f"That difference is shown: {found}."
+    corrected = f"with Holm's correction for all {counted(pairs, 'pair', 'pairs')}"
+    return text + Markup("Its interval excludes 0 ({}), but {} it is not shown.").format(found, corrected)
 
 
-def following(
-    scored: Sequence[Mapping[str, Any]], differences: Sequence[Difference], titles: Mapping[str, str]
-) -> Markup:
+def following(scored: Sequence[Shown], differences: Sequence[Difference]) -> Markup:
     """How far down the lead of the first is shown; "" where that adds nothing to `leading`."""
     if len(scored) < 3:
         return Markup("")
-    first = scored[0]["name"]
-    tested = {c["name"]: between(differences, first, c["name"]) for c in scored[1:]}
-    known = {name: d for name, d in tested.items() if d is not None}
+    first, others = scored[0], scored[1:]
+    tested = {c.title: between(differences, first.name, c.name) for c in others}
+    known = {title: d for title, d in tested.items() if d is not None}
     if not known:
         return Markup("")
-    survivors = surviving(differences, comb(len(scored), 2))
-    shown = sum(d["mean"] > 0 and frozenset((first, name)) in survivors for name, d in known.items())
-    undecided = [titles[name] for name in known if frozenset((first, name)) not in survivors]
-    untested = len(tested) - len(known)
-    pairs = f" with Holm's correction for all {comb(len(scored), 2)} pairs"
-    if shown:
-        text = f"{titles[first]} is shown to be better than {shown} of the {len(tested)} others{pairs}"
-    else:
-        text = f"{titles[first]} is not shown to be better than any of the {len(tested)} others{pairs}"
+    pairs = comb(len(scored), 2)
+    survivors = surviving(differences, pairs)
+    survives = {title: frozenset((d.a, d.b)) in survivors for title, d in known.items()}
+    shown = sum(d.mean > 0 and survives[title] for title, d in known.items())
+    of = f"{shown or 'any'} of the {len(others)} others with Holm's correction for all {pairs} pairs"
+    text = f"{first.title} is {'' if shown else 'not '}shown to be better than {of}"
+    untested = len(others) - len(known)
     text += f" ({untested} not tested against it)." if untested else "."
+    undecided = [title for title, survived in survives.items() if not survived]
     if undecided and shown:
-        text += f" No difference is shown between it and {_listed(undecided)}."
+        text += f" No difference is shown between it and {listed(undecided)}."
     return escape(text)
 
 
-def axis_effect(axis: str, lines: Sequence[Mapping[str, Any]], differences: Sequence[Difference]) -> Markup:
-    """What an axis did, from its lines: {"points": [(value, configuration)]}, each with two values or more."""
+def axis_effect(axis: VariedAxis, differences: Sequence[Difference]) -> Markup:
+    """What an axis did: the best and the lowest of its values on each line, and whether their difference is shown."""
+    name, lines = spaced(axis.name), axis.lines
     if not lines:
-        return Markup("<strong>{}</strong>: fewer than two of its values have a score beside each other.").format(axis)
-    ends = [_ends(line["points"]) for line in lines]
-    tests = [between(differences, best[1]["name"], worst[1]["name"]) for best, worst in ends]
-    beside = [{c["name"] for _, c in line["points"]} for line in lines]
+        return Markup("<strong>{}</strong>: fewer than two of its values have a score beside each other.").format(name)
+    ends = [(max(line.points, key=_score), min(line.points, key=_score)) for line in lines]
+    tests = [between(differences, best[1].name, worst[1].name) for best, worst in ends]
+    beside = [{c.name for _, c in line.points} for line in lines]
     pairs = sum(comb(len(names), 2) for names in beside)
-    survivors = surviving((d for d in differences if any({d["a"], d["b"]} <= names for names in beside)), pairs)
+    survivors = surviving((d for d in differences if any({d.a, d.b} <= names for names in beside)), pairs)
     corrected = f"with Holm's correction for all {pairs} pairs, as these were picked for being the extremes"
+    gaps = [_score(best) - _score(worst) for best, worst in ends]
     if len(lines) == 1:
         (best, worst), d = ends[0], tests[0]
         text = Markup("<strong>{}</strong>: best at {} ({}%), lowest at {} ({}%), {} points apart: ").format(
-            axis, plain(best[0]), percent(_mean(best)), plain(worst[0]), percent(_mean(worst)),
-            percent(_mean(best) - _mean(worst)),
-        )  # fmt: skip
+            name, plain(best[0]), percent(_score(best)), plain(worst[0]), percent(_score(worst)), percent(gaps[0])
+        )
         if d is None:
-            return text + Markup("not tested.")
-        found = f"{points(d['mean'])} points, 95% interval {limits(d)}"
-        if d["mean"] < 0:
-            seeds = counted(d["seeds"], "seed", "seeds")
-            return text + Markup("on the {} that both have the order is another ({}).").format(seeds, found)
-        if not is_shown(d):
-            return text + Markup("no difference shown ({}).").format(found)
-        if frozenset((d["a"], d["b"])) not in survivors:
+            return text + "not tested."
+        found = f"{points(d.mean)} points, 95% interval {limits(d)}"
+        if d.mean < 0:
+            return text + f"on the {counted(d.seeds, 'seed', 'seeds')} that both have the order is another ({found})."
+        if not d.is_shown:
+            return text + f"no difference shown ({found})."
+        if frozenset((d.a, d.b)) not in survivors:
             return text + Markup("not shown {} ({}).").format(corrected, found)
         return text + Markup("shown ({}){}.").format(found, f" {corrected}" if pairs > 1 else "")
     winners = [plain(best[0]) for best, _ in ends]
     common = max(winners, key=winners.count)
-    gaps = [_mean(best) - _mean(worst) for best, worst in ends]
     least, most = percent(min(gaps)), percent(max(gaps))
     text = Markup(
         "<strong>{}</strong>: best at {} in {} of {} combinations of the rest, {} points above the lowest value; "
-    ).format(axis, common, winners.count(common), len(lines), least if least == most else f"{least} to {most}")
+    ).format(name, common, winners.count(common), len(lines), least if least == most else f"{least} to {most}")
     known = [d for d in tests if d is not None]
     if not known:
-        return text + Markup("not tested.")
-    shown = sum(d["mean"] > 0 and frozenset((d["a"], d["b"])) in survivors for d in known)
+        return text + "not tested."
+    shown = sum(d.mean > 0 and frozenset((d.a, d.b)) in survivors for d in known)
     return text + Markup("shown in {} of the {} that were tested{}.").format(
         shown, len(known), f", {corrected}" if pairs > 1 else ""
     )
 
 
-def _ends(values: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[tuple[Any, Mapping[str, Any]], ...]:
-    """The value with the highest mIoU, and that with the lowest."""
-    return max(values, key=_mean), min(values, key=_mean)
+def _score(point: tuple[Value, Shown]) -> float:
+    return point[1].score
 
 
-def _mean(point: tuple[Any, Mapping[str, Any]]) -> float:
-    return point[1]["miou"]["mean"]
-
-
-def correlation(c: Mapping[str, Any], members: Sequence[Mapping[str, Any]], looked: int) -> str:
+def correlation(family: Family, looked: int) -> str:
     """Whether configurations whose heads have more of a score segment better, and what weakens that.
 
-    members: the configurations that are in it, as `report.described`. looked: how many correlations the page has.
+    looked: how many correlations the page has.
     """
-    of = counted(c["configurations"], "configuration", "configurations")
-    different = len({f"{m['heads'][c['score']]:.9g}" for m in members})  # equal up to rounding: one backbone, shared
+    found, members = family.found, family.members
+    of = counted(len(found.members), "configuration", "configurations")
+    values = [c.mean_heads[found.score] for c in members]
+    different = len({f"{value:.9g}" for value in values})  # equal up to rounding: one backbone, shared
     if different < len(members):
         of += f" with {counted(different, 'different head score', 'different head scores')}"
-    if None in (c["r"], c["low"], c["high"]):
+    if found.r is None or found.low is None or found.high is None:
         return f"No correlation to speak of: {of}, too few or too alike."
-    text = f"r = {c['r']:.2f} over {of}, 95% interval {c['low']:.2f} to {c['high']:.2f}".replace("-", "−")
-    if c["low"] <= 0 <= c["high"]:
+    text = f"r = {found.r:.2f} over {of}, 95% interval {found.low:.2f} to {found.high:.2f}".replace("-", "−")
+    if found.low <= 0 <= found.high:
         text += ": no correlation shown."
     else:
-        text += f": configurations with more of it segment {'better' if c['r'] > 0 else 'worse'} here."
-    weights = [(m["backbone"], m["pretraining"]) for m in members if m["pretraining"]]
+        text += f": configurations with more of it segment {'better' if found.r > 0 else 'worse'} here."
+    weights = [(c.backbone, c.pretraining) for c in members if c.pretraining]
     if len(set(weights)) < len(weights):
         text += " Configurations that share a pre-training are not independent, so the interval is too narrow."
     if looked > 1:
         text += f" It is one of {looked} that were looked at, without correction for their number."
-    if len({m["label_fraction"] for m in members}) > 1:
+    if len({c.label_fraction for c in members}) > 1:
         text += " The share of labels varies among them and moves mIoU by itself: what is seen may be that."
     return text
 
 
-def few_seeds(scored: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+def few_seeds(scored: Sequence[Shown]) -> str:
     """What intervals leave out where there are one or two seeds; "" from three on. How far: see `statistics`."""
     said = []
     for count, words in (
         (1, "One seed{}: the interval is over images alone and holds no chance of training at all."),
         (2, "Two seeds{}: an interval of 95% covers the truth in 88 to 95% of studies only."),
     ):
-        having = [titles[c["name"]] for c in scored if len(c["runs"]) == count]
+        having = [c.title for c in scored if len(c.runs) == count]
         if having:
-            said.append(words.format("" if len(having) == len(scored) else f" ({_listed(having)})"))
+            said.append(words.format("" if len(having) == len(scored) else f" ({listed(having)})"))
     return " ".join(said)
 
 
-def interval_kind(scored: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+def interval_kind(scored: Sequence[Shown]) -> str:
     """What the intervals of configurations are of: the commonest, and which ones have another; "" of none."""
     kinds: dict[str, list[str]] = {}
     for c in scored:
-        kinds.setdefault(c["miou"]["interval"], []).append(titles[c["name"]])
+        if c.miou:
+            kinds.setdefault(c.miou.interval, []).append(c.title)
     (common, _), *others = sorted(kinds.items(), key=lambda item: -len(item[1])) or [("", [])]
-    return "; ".join([common, *(f"of {_listed(names)}: {kind}" for kind, names in others)])
+    return "; ".join([common, *(f"of {listed(names)}: {kind}" for kind, names in others)])
 
 
 def paired_kind(differences: Sequence[Difference]) -> str:
     """What the intervals of differences are of: see `statistics.difference`."""
-    single = [d["seeds"] == 1 for d in differences]
+    single = [d.seeds == 1 for d in differences]
     if all(single):
         return "95%, over images; of one seed, so without the chance of training"
     return "95%, over images and seeds" + ("; over images alone where a pair has one seed in common" * any(single))
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -17,6 +17,9 @@ from jaxtyping import UInt8
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from regard.reports.arranged import mean
+from regard.reports.words import counted, duration, percent, plain, points, short, spaced
+
 Number = int | float  # JSON tells no 1 from 1.0
 COLOURS = 12  # Okabe and Ito's and four more, as --c0 to --c11 in page.html.jinja
 LETTERS = 10  # of a word on an axis that fit into a line, where there are few
@@ -31,7 +34,7 @@ def render(template: str, filters: Mapping[str, Any] | None = None, **values: An
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = (percent, points, duration, short, counted, plain, mean, zip)
+    own = (percent, points, duration, short, counted, plain, spaced, mean, zip)
     environment.filters.update({function.__name__: function for function in own} | dict(filters or {}))
     environment.globals.update(axis=Axis.around, path=polyline)
     return environment.get_template(template).render(**values)
@@ -125,56 +128,6 @@ def polyline(points: Iterable[tuple[Number | None, Number | None]], x: Axis, y: 
     """
     known = [(x.at(a), round(100 - y.at(b), 2)) for a, b in points if a is not None and b is not None]
     return "M" + "L".join(f"{a:g} {b:g}" for a, b in known) + "h0" * (len(known) == 1) if known else ""
-
-
-def mean(values: Iterable[Number | None]) -> Number | None:
-    """The mean of the values that are there."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def percent(value: Number | None) -> str:
-    """A share as percent with one decimal, without the sign: 0.314 -> '31.4'."""
-    return "–" if value is None else f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−")  # + 0.0: -0.0 is 0.0
-
-
-def points(value: Number) -> str:
-    """A difference of shares in percentage points, with its sign: -0.003 -> '−0.3'."""
-    text = f"{100 * value:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
-
-
-def duration(seconds: Number) -> str:
-    """41.2 -> '41 s', 251.3 -> '4 min 11 s', 7500 -> '2 h 5 min'."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def short(value: Number) -> str:
-    """1234567 -> '1.23 M', 24100 -> '24.1 k'."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * size:  # what three digits round to the next unit is written in it
-            return f"{value / size:.3g} {unit}"
-    return f"{value:g}"
-
-
-def counted(count: int, one: str, many: str) -> str:
-    """(1, "class", "classes") -> '1 class', 3 -> '3 classes'."""
-    return f"{count} {one if count == 1 else many}"
-
-
-def plain(value: Any) -> str:
-    """A setting as a reader would write it."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(v)}" for key, v in value.items()) or "–"
-    if isinstance(value, list | tuple):
-        return ", ".join(plain(v) for v in value) or "–"
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
-        return str(int(value))
-    return {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def data_uri(pixels: UInt8[np.ndarray, "h w *c"]) -> str:

@@ -69,10 +69,10 @@ def choose_heads(
     most = max(backbone.heads) if heads_kept is None else heads_kept
     large = [level for level in levels if backbone.heads[level] > most]
     for level, rows in zip(large, score_levels(backbone, train, large, size, IMAGES) if large else (), strict=True):
-        scores = [row["information_beyond_position"] for row in rows]
+        scores = [row.information_beyond_position for row in rows]
         if None in scores:  # of a single image it is not known what the place alone tells
-            scores = [row["information"] for row in rows]
-        kept[level] = best_heads(scores, most)
+            scores = [row.information for row in rows]
+        kept[level] = best_heads([value for value in scores if value is not None], most)
     is_all = all(len(kept[level]) == backbone.heads[level] for level in reads)
     return None if is_all else tuple(kept)
 

@@ -4,12 +4,14 @@ What `regard score` says of each head in full, `scoring` and `attention.metrics`
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from regard.backbones import Backbone
 from regard.data.datasets.base import MaskDataset
 from regard.data.loading.samples import Cached
-from regard.scoring.score import Chosen, choose_protocol, score_heads
+from regard.results import HeadRow
+from regard.scoring.chosen import Chosen
+from regard.scoring.protocol import choose_protocol
+from regard.scoring.score import score_heads
 
 MEANS = {  # what a study calls it -> a score of a head
     "information": "information",
@@ -36,14 +38,15 @@ def head_scores(
     if not backbone.heads:
         return None
     rows = [row for level in score_levels(backbone, dataset, levels, size, images) for row in level]
-    scores = {name: [row[score] for row in rows if row.get(score) is not None] for name, score in MEANS.items()}
-    return {name: sum(values) / len(values) for name, values in scores.items() if values}
+    scores = {name: [getattr(row, score) for row in rows] for name, score in MEANS.items()}
+    known = {name: [value for value in values if value is not None] for name, values in scores.items()}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def score_levels(
     backbone: Backbone, dataset: MaskDataset, levels: Sequence[int], size: int, images: int
-) -> list[list[dict[str, Any]]]:
-    """For each of these pyramid levels, the scores of its heads in order, as `evaluation.heads.HeadScores` names them.
+) -> list[list[HeadRow]]:
+    """For each of these pyramid levels, the scores of its heads in order.
 
     Protocol regard, over at most `images` evenly spaced images, whose short side is brought to `size` pixels. It takes
     no random numbers, and leaves the backbone as it was.
@@ -51,4 +54,4 @@ def score_levels(
     data = Chosen(Cached(dataset), images)  # each mask is read twice: for its own image, and for the next one
     protocol = choose_protocol("regard", backbone, data.classes, size, blocks=[backbone.blocks[i] for i in levels])
     found = score_heads({"run": backbone}, data, protocol, consistency=False, bar=False)["run"]
-    return [block["heads"][:-1] for block in found["blocks"]]  # the last row is their mean map
+    return [block.heads[:-1] for block in found.blocks]  # the last row is their mean map

@@ -32,8 +32,8 @@ from regard.data.loading.samples import Fraction
 from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted
 from regard.files import read_json, write_json, write_whole
-from regard.reports.report import write_report
-from regard.reports.schema import VERSION
+from regard.reports.report import RESULTS_FILE, write_report
+from regard.results import VERSION, write_stored
 from regard.runs.extras import Cache, Extras
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, load_run, summary
@@ -41,13 +41,13 @@ from regard.runs.segmenting import segment_run
 from regard.scoring.cell_scores import head_scores
 from regard.settings import Hardware
 from regard.studies.environment import commit, environment
+from regard.studies.gather import gather, scored_split
 from regard.studies.jobs import Failure, Task, Where, console, run_all
 from regard.studies.plan import Configuration, Plan, check_plan
-from regard.studies.results import collect, scored_split
 from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over
-STUDY_FILE, RESULTS_FILE, LOCK_FILE = "study.json", "results.json", ".lock"
+STUDY_FILE, LOCK_FILE = "study.json", ".lock"
 
 
 def compare(
@@ -174,7 +174,7 @@ def _described(study: Study) -> dict[str, Any]:
 
 def _report(study: Study, command: str, failures: list[Failure], complete: bool) -> Path:
     """Write what is finished down. InputError where nothing is."""
-    write_json(study.out / RESULTS_FILE, collect(study, command, failures, complete))
+    write_stored(study.out / RESULTS_FILE, gather(study, command, failures, complete))
     return write_report(study.out)
 
 

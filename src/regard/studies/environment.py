@@ -14,7 +14,7 @@ def environment() -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "timm": version("timm"),
         "lightning": version("lightning"),
         "device": gpu or "cpu",

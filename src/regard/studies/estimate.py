@@ -20,7 +20,7 @@ from regard.files import read_json
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE
 from regard.runs.segmenting import segment_run
-from regard.scoring.score import Chosen
+from regard.scoring.chosen import Chosen
 from regard.studies.compare import tasks_of
 from regard.studies.jobs import console
 from regard.studies.plan import Configuration

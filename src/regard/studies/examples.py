@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Mapping
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ from regard.data.datasets.base import MaskDataset
 from regard.data.loading.augment import short_side
 from regard.data.loading.views import resize
 from regard.evaluation.scores import confusion, scores
+from regard.results import Example, HeadMaps, Prediction
 from regard.runs.run import Run
 
 PICTURES = 2  # of each sort
@@ -28,13 +28,13 @@ def choose_examples(
     runs: Mapping[str, Run],
     per_image: Mapping[str, Float[np.ndarray, "images"]],
     pictures: int = PICTURES,
-) -> list[dict[str, Any]]:
-    """Images of a dataset evenly spaced, the best and the worst, as JSON; see `schema.py`.
+) -> list[Example]:
+    """Images of a dataset evenly spaced, the best and the worst.
 
     per_image: each configuration's mIoU on each image, in [0, 1]; nan where the image has no labelled pixel.
     """
     chosen = choose_images(per_image, len(dataset), pictures)
-    return [_example(dataset, index, runs) | {"why": why} for why, index in chosen]
+    return [_example(dataset, index, runs, why) for why, index in chosen]
 
 
 def choose_images(
@@ -62,30 +62,30 @@ def choose_images(
     return [(why, index) for why, indices in sorts.items() for index in indices]
 
 
-def _example(dataset: MaskDataset, index: int, runs: Mapping[str, Run]) -> dict[str, Any]:
+def _example(dataset: MaskDataset, index: int, runs: Mapping[str, Run], why: str) -> Example:
     image, truth = dataset.image(index), dataset.mask(index)
     palette = np.asarray(dataset.palette)
-    example: dict[str, Any] = {
-        "name": dataset.name(index),
-        "image": png(_small(image, cv2.INTER_AREA)),
-        "truth": png(_small(colour(truth, palette), cv2.INTER_NEAREST)),
-        "predictions": {},
-        "attention": {},
-    }
+    predictions, attention = {}, {}
     for name, run in runs.items():
         prediction = run.predict(image)
         counts = confusion(
             torch.from_numpy(prediction).long(), torch.from_numpy(truth).long(), len(run.classes), run.ignore_index
         )
-        miou = scores(counts).miou if counts.sum() else None
-        example["predictions"][name] = {
-            "png": png(_small(colour(prediction, palette), cv2.INTER_NEAREST)),
-            "errors": png(_small(error_map(image, prediction, truth, run.ignore_index), cv2.INTER_NEAREST)),
-            "miou": miou,
-        }
+        predictions[name] = Prediction(
+            png=png(_small(colour(prediction, palette), cv2.INTER_NEAREST)),
+            errors=png(_small(error_map(image, prediction, truth, run.ignore_index), cv2.INTER_NEAREST)),
+            miou=scores(counts).miou if counts.sum() else None,
+        )
         if run.model.backbone.heads:
-            example["attention"][name] = _attention(run, image)
-    return example
+            attention[name] = _attention(run, image)
+    return Example(
+        name=dataset.name(index),
+        why=why,
+        image=png(_small(image, cv2.INTER_AREA)),
+        truth=png(_small(colour(truth, palette), cv2.INTER_NEAREST)),
+        predictions=predictions,
+        attention=attention,
+    )
 
 
 def error_map(
@@ -103,14 +103,14 @@ def error_map(
 
 
 @torch.inference_mode()
-def _attention(run: Run, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, Any]:
+def _attention(run: Run, image: UInt8[np.ndarray, "h w 3"]) -> HeadMaps:
     small = resize(image, short_side(image.shape[:2], run.size))
     batch = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))).unsqueeze(0).to(device_of(run.model))
     maps = run.model.backbone(normalize(batch), attention=True).attention
     large = [level for level, a in enumerate(maps) if min(a.weights.shape[-2:]) >= SMALLEST_GRID]
     level = large[-1] if large else 0
     heads = np.round(maps[level].weights[0].cpu().numpy().astype(np.float64), 6)
-    return {"kind": maps[level].kind, "level": level, "heads": heads.tolist()}
+    return HeadMaps(kind=maps[level].kind, level=level, heads=heads.tolist())
 
 
 def colour(mask: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "classes 3"]) -> UInt8[np.ndarray, "h w 3"]:

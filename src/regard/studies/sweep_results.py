@@ -11,7 +11,7 @@ import yaml
 from regard.data.source import require_masks
 from regard.files import write_whole
 from regard.reports.page import counted
-from regard.reports.schema import VERSION
+from regard.results import VERSION
 from regard.studies.environment import commit, environment, shown_path
 from regard.studies.trials import RANDOM, Trials, import_optuna, importance, reason_of, state_of
 

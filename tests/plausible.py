@@ -3,9 +3,13 @@
 import base64
 import io
 import itertools
+from dataclasses import replace
 
+import msgspec
 import numpy as np
 from PIL import Image
+
+from regard.results import VERSION, Difference, HeadCorrelation, StudyResults
 
 CLASSES = ["background", "disc", "<b>x</b>&\"'", "triangle", "star", "stripe"]
 PALETTE = [[40, 44, 52], [230, 85, 60], [80, 160, 90], [60, 110, 200], [240, 200, 80], [160, 90, 180]]
@@ -51,18 +55,15 @@ def _head_scores(rng, miou):
 def difference(a, b, mean, low, high, question=False, holm=None, seeds=3, p=None):
     shown = not low <= 0 <= high
     p = p or (0.001 if shown else 0.4)
-    return {
-        "a": a, "b": b, "mean": mean, "low": low, "high": high, "p": p,
-        "holm": (shown if holm is None else holm) and question, "question": question, "seeds": seeds,
-    }  # fmt: skip
+    holm = question and (shown if holm is None else holm)
+    return Difference(
+        a=a, b=b, mean=mean, low=low, high=high, p=p, p_strict=p, question=question, holm=holm, seeds=seeds
+    )  # fmt: skip
 
 
-def correlation(score, kinds, r, low, high, configurations, members=()):
+def correlation(score, kind, r, low, high, members):
     words = {"information": "information about the class, bits", "entropy": "entropy, as a share of the most"}[score]
-    return {
-        "score": score, "words": words, "kinds": kinds, "r": r, "low": low, "high": high,
-        "configurations": configurations, "members": list(members),
-    }  # fmt: skip
+    return HeadCorrelation(score=score, words=words, kind=kind, r=r, low=low, high=high, members=list(members))
 
 
 def plausible_results(size=64):
@@ -91,6 +92,7 @@ def plausible_results(size=64):
                     "best_epoch": 11,
                     "curve": curve,
                     "heads": _head_scores(rng, score) if heads else None,
+                    "commit": "abc1234",
                 }
             )
         scores = np.array([r["miou"] for r in runs])
@@ -111,10 +113,10 @@ def plausible_results(size=64):
                 "images_per_second": 1000 / milliseconds,
                 "peak_memory_mb": None,
                 "miou": {
-                    "mean": scores.mean(),
-                    "std": scores.std(),
-                    "low": scores.mean() - 0.022,
-                    "high": scores.mean() + 0.021,
+                    "mean": float(scores.mean()),
+                    "std": float(scores.std()),
+                    "low": float(scores.mean()) - 0.022,
+                    "high": float(scores.mean()) + 0.021,
                     "interval": "95%, over images and seeds",
                 },
                 "runs": runs,
@@ -152,8 +154,8 @@ def plausible_results(size=64):
         )
     steps = range(10, 130, 10)
     matrix = _uri(np.clip(rng.normal(128, 20, (32, 32, 1)) + 110 * np.eye(32)[..., None], 0, 255).repeat(3, -1))
-    return {
-        "schema": 2,
+    found = {
+        "schema": VERSION,
         "kind": "compare",
         "name": "five",
         "failed": [],
@@ -176,17 +178,18 @@ def plausible_results(size=64):
             "description": "Built-in procedural scenes: coloured shapes on textured grounds, made from a seed.",
             "classes": CLASSES,
             "palette": PALETTE,
-            "ignore_index": 255,
             "train_images": 320,
             "evaluated_images": 128,
             "evaluated_split": "val",
             "short_side": size,
             "class_share": [0.61, 0.14, 0.11, 0.08, 0.06, 0.0],
         },
-        "preset": "tiny",
-        "preset_note": "Preset tiny says little about full size.",
-        "settings": {"seeds": [0, 1, 2], "epochs": 12, "batch_size": 32, "frozen": False, "learning_rate": 0.001},
-        "majority": {"class": "background", "miou": 0.122, "pixel_accuracy": 0.61},
+        "plan": None,
+        "note": "Preset tiny says little about full size.",
+        "seeds": [0, 1, 2],
+        "pretrain_each_seed": False,
+        "settings": {"epochs": "12", "batch_size": "32", "learning_rate": "0.001"},
+        "majority": {"name": "background", "miou": 0.122, "pixel_accuracy": 0.61},
         "pretraining": [
             {
                 "name": "barlow_twins-resnet",
@@ -217,37 +220,45 @@ def plausible_results(size=64):
             },
         ],
         "configurations": configurations,
-        "differences": [
-            difference("bt-swin-concat", "bt-swin", 0.031, 0.008, 0.055, question=True),
-            difference("bt-swin-gate", "bt-swin", 0.006, -0.013, 0.025, question=True),
-            difference("bt-swin", "bt-resnet50", 0.034, 0.001, 0.058, question=True, holm=False),
-            difference("dino-gate", "dino", 0.003, 0.0, 0.021, question=True),
-            difference("random-swin", "bt-swin", -0.146, -0.171, -0.12, question=True),
-            difference("bt-swin-concat", "dino", 0.05, 0.02, 0.08),
-        ],
-        "correlations": [
-            correlation("information", ["pooled"], 0.71, -0.5, 0.98, 4, SWINS),
-            correlation("information", ["cls"], None, None, None, 2, ["dino-gate", "dino"]),
-            correlation("entropy", ["pooled"], -0.93, -0.99, -0.2, 4, SWINS),
-        ],
+        "differences": [],
+        "correlations": [],
         "examples": examples,
     }
+    results = msgspec.convert(found, StudyResults)
+    results.differences = [
+        difference("bt-swin-concat", "bt-swin", 0.031, 0.008, 0.055, question=True),
+        difference("bt-swin-gate", "bt-swin", 0.006, -0.013, 0.025, question=True),
+        difference("bt-swin", "bt-resnet50", 0.034, 0.001, 0.058, question=True, holm=False),
+        difference("dino-gate", "dino", 0.003, 0.0, 0.021, question=True),
+        difference("random-swin", "bt-swin", -0.146, -0.171, -0.12, question=True),
+        difference("bt-swin-concat", "dino", 0.05, 0.02, 0.08),
+    ]
+    results.correlations = [
+        correlation("information", "pooled", 0.71, -0.5, 0.98, SWINS),
+        correlation("information", "cls", None, None, None, ["dino-gate", "dino"]),
+        correlation("entropy", "pooled", -0.93, -0.99, -0.2, SWINS),
+    ]
+    return results
 
 
 def varied(results, axes, kind="ablate"):
     """The results as those of a study over axes: a configuration for each combination of their values."""
-    first = results["configurations"][1]
+    first = results.configurations[1]
     configurations = []
     for index, values in enumerate(itertools.product(*axes.values())):
         at = dict(zip(axes, values, strict=True))
         words = " · ".join(f"{key} {value}" for key, value in at.items())
-        name = f"bt-swin · {words}" if kind == "compare" else words
         miou = 0.3 + 0.01 * index
-        spread = first["miou"] | {"mean": miou, "low": miou - 0.02, "high": miou + 0.02}
-        own = {key: at[key] for key in ("label_fraction", "frozen", "fusion") if key in at}
-        runs = [run | {"miou": miou + (run["seed"] - 1) / 100} for run in first["runs"]]
-        configurations.append(first | own | {"name": name, "at": at, "miou": spread, "runs": runs})
-    return results | {
-        "kind": kind, "axes": {key: list(values) for key, values in axes.items()}, "configurations": configurations,
-        "differences": [], "correlations": [], "examples": [],
-    }  # fmt: skip
+        own = {key: at[key] for key in ("label_fraction", "fusion") if key in at}
+        runs = [replace(run, miou=miou + (run.seed - 1) / 100) for run in first.runs]
+        spread = replace(first.miou, mean=miou, low=miou - 0.02, high=miou + 0.02)
+        name = f"bt-swin · {words}" if kind == "compare" else words
+        configurations.append(replace(first, name=name, at=at, miou=spread, runs=runs, **own))
+    return only(results, configurations, kind=kind, axes={key: list(values) for key, values in axes.items()})
+
+
+def only(results, configurations, **changes):
+    """The results with these configurations alone, and nothing between them."""
+    return replace(
+        results, configurations=configurations, differences=[], correlations=[], examples=[], **changes
+    )  # fmt: skip

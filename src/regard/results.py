@@ -1,0 +1,473 @@
+"""What is stored as JSON, as the dataclasses that write it and read it: `results.json` of `regard compare` and `regard
+ablate`, and `scores.json` of `regard score`.
+
+A number that is not finite, of a run that diverged, is written as null and reads as None. Scores are shares in [0, 1].
+"""
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from regard.errors import InputError
+from regard.files import write_whole
+
+VERSION = 3  # of what is declared here
+Stored = TypeVar("Stored")
+Value = int | float | str  # of an axis: a number, or a word
+Byte = Annotated[int, Meta(ge=0, le=255)]
+Picture = Annotated[str, Meta(pattern="^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+=*$")]
+
+
+# ---- results.json
+
+
+@dataclass(kw_only=True)
+class FailedPart:
+    """A pre-training or a cell that failed; the study is without it."""
+
+    name: str
+    error: str
+
+
+@dataclass(kw_only=True)
+class StudyData:
+    """What was trained and scored on. class_share: of the labelled pixels that were scored."""
+
+    source: str
+    description: str
+    classes: list[str]
+    palette: list[tuple[Byte, Byte, Byte]]
+    class_share: list[float]
+    train_images: int
+    evaluated_images: int
+    evaluated_split: str
+    short_side: int
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        if len(self.palette) < count or len(self.class_share) != count:
+            raise ValueError(f"palette and class_share should be of {count} classes")
+
+
+@dataclass(kw_only=True)
+class Majority:
+    """What always answering the most frequent class of the training masks scores."""
+
+    name: str
+    miou: float
+    pixel_accuracy: float
+
+
+@dataclass(kw_only=True)
+class LossPoint:
+    """The loss of a pre-training at a step."""
+
+    step: int
+    loss: float | None
+
+
+@dataclass(kw_only=True)
+class EpochScore:
+    """What a training had after an epoch."""
+
+    epoch: int
+    train_loss: float | None
+    val_miou: float | None
+
+
+@dataclass(kw_only=True)
+class PretrainingResult:
+    """Weights that configurations start from. cross_correlation: of the two views of Barlow Twins, at the end."""
+
+    name: str
+    method: str
+    backbone: str
+    origin: str
+    seconds: float
+    curve: list[LossPoint]
+    cross_correlation: Picture | None
+
+
+@dataclass(kw_only=True)
+class RunResult:
+    """One training of a configuration.
+
+    iou:    per class; None for a class that is nowhere in the truth.
+    heads:  scores of the attention heads, by the keys of `HeadCorrelation.score`; None of a convnet, or where lost.
+    commit: of the checkout that trained it; None where it was none.
+    """
+
+    seed: int
+    miou: float
+    pixel_accuracy: float
+    iou: list[float | None]
+    train_seconds: float
+    best_epoch: int
+    curve: list[EpochScore]
+    heads: dict[str, float | None] | None
+    commit: str | None
+
+
+@dataclass(kw_only=True)
+class MeanMiou:
+    """mIoU over the seeds with its interval, and what that is of, in words. std: over seeds; None of a single one."""
+
+    mean: float
+    std: float | None
+    low: float
+    high: float
+    interval: str
+
+
+@dataclass(kw_only=True)
+class ConfigurationResult:
+    """A configuration with its trainings. at: where it lies on the axes of the study.
+
+    What comes of no training is None where none is finished. Times are of a forward pass; the memory is the peak of a
+    training.
+    """
+
+    name: str
+    backbone: str
+    pretraining: str | None
+    fusion: str
+    head: str
+    baseline: bool
+    label_fraction: Annotated[float, Meta(gt=0, le=1)]
+    frozen: bool
+    at: dict[str, Value]
+    parameters: int | None
+    milliseconds_per_image: float | None
+    images_per_second: float | None
+    peak_memory_mb: float | None
+    miou: MeanMiou | None
+    runs: list[RunResult]
+
+    def __post_init__(self) -> None:
+        if self.miou and self.parameters is None:
+            raise ValueError(f"{self.name!r} has a score, and no count of its parameters")
+
+
+@dataclass(kw_only=True)
+class Difference:
+    """mIoU of `a` minus `b`, over the seeds that both have. p, p_strict: see `statistics.Estimate`.
+
+    question: whether it was asked of the study; holm: then, whether it is still shown after Holm's correction.
+    """
+
+    a: str
+    b: str
+    mean: float
+    low: float
+    high: float
+    p: float
+    p_strict: float
+    question: bool
+    holm: bool
+    seeds: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval excludes 0."""
+        return not self.low <= 0 <= self.high
+
+
+@dataclass(kw_only=True)
+class HeadCorrelation:
+    """A score of attention heads beside mIoU, over configurations whose maps are of one kind."""
+
+    score: str
+    words: str
+    kind: str
+    r: float | None
+    low: float | None
+    high: float | None
+    members: list[str]
+
+
+@dataclass(kw_only=True)
+class Prediction:
+    """Of one configuration on one image. miou: None where the image has no labelled pixel."""
+
+    png: Picture
+    errors: Picture
+    miou: float | None
+
+
+@dataclass(kw_only=True)
+class HeadMaps:
+    """Attention of one image at a level of the pyramid: heads x height x width."""
+
+    kind: str
+    level: int
+    heads: list[list[list[float | None]]]
+
+    def __post_init__(self) -> None:
+        if len({(len(head), len(row)) for head in self.heads for row in head}) != 1:
+            raise ValueError("attention should be heads of one size, height x width")
+
+
+@dataclass(kw_only=True)
+class Example:
+    """An image that the page shows, and why it was picked; predictions and attention by configuration."""
+
+    name: str
+    why: str
+    image: Picture
+    truth: Picture
+    predictions: dict[str, Prediction]
+    attention: dict[str, HeadMaps]
+
+
+@dataclass(kw_only=True)
+class StudyResults:
+    """What a comparison or an ablation found: all that its report is made of.
+
+    plan: the text of the study file, where there is one. settings, environment: for people, in words.
+    """
+
+    schema: int
+    kind: Literal["compare", "ablate"]
+    name: str
+    regard: str
+    commit: str | None
+    created: str
+    command: str
+    plan: str | None
+    note: str
+    seconds: float
+    complete: bool
+    failed: list[FailedPart]
+    seeds: list[int]
+    pretrain_each_seed: bool
+    axes: dict[str, list[Value]]
+    environment: dict[str, str]
+    settings: dict[str, str]
+    data: StudyData
+    majority: Majority
+    pretraining: list[PretrainingResult]
+    configurations: list[ConfigurationResult]
+    differences: list[Difference]
+    correlations: list[HeadCorrelation]
+    examples: list[Example]
+
+    def __post_init__(self) -> None:
+        names = Counter(c.name for c in self.configurations)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise ValueError(f"two configurations are named {twice[0]!r}")
+        named = [name for d in self.differences for name in (d.a, d.b)]
+        unknown = [name for name in (*named, *(n for c in self.correlations for n in c.members)) if name not in names]
+        if unknown:
+            raise ValueError(f"a difference or a correlation names {unknown[0]!r}, which is no configuration")
+        for c in self.configurations:
+            if any(len(run.iou) != len(self.data.classes) for run in c.runs):
+                raise ValueError(f"{c.name!r} should have an IoU for each of {len(self.data.classes)} classes")
+            if any(c.at[axis] not in self.axes[axis] for axis in c.at.keys() & self.axes.keys()):
+                raise ValueError(f"{c.name!r} lies nowhere on an axis of the study")
+
+
+# ---- scores.json
+
+
+@dataclass(kw_only=True)
+class HeadRow:
+    """Scores of one head of a block, or of their "mean" map: see `attention.metrics`. x_se: the standard error of x.
+
+    None for what cannot be had: without masks, of a single image or a single head, or where it was not asked for.
+    consistency_elsewhere, position: what consistency and information are of maps that know nothing of their image.
+    importance: the drop in mIoU without the head, with its 95% limits.
+    """
+
+    head: int | str
+    entropy: float | None = None
+    entropy_se: float | None = None
+    entropy_share: float | None = None
+    entropy_share_se: float | None = None
+    area: float | None = None
+    area_se: float | None = None
+    distance: float | None = None
+    distance_se: float | None = None
+    consistency: float | None = None
+    consistency_se: float | None = None
+    consistency_elsewhere: float | None = None
+    consistency_elsewhere_se: float | None = None
+    information: float | None = None
+    information_se: float | None = None
+    information_share: float | None = None
+    information_share_se: float | None = None
+    position: float | None = None
+    position_se: float | None = None
+    information_beyond_position: float | None = None
+    information_beyond_position_se: float | None = None
+    jaccard: float | None = None
+    jaccard_se: float | None = None
+    importance: float | None = None
+    importance_low: float | None = None
+    importance_high: float | None = None
+
+
+@dataclass(kw_only=True)
+class BlockRow:
+    """Scores of one block of a backbone, and of its heads, their mean map last.
+
+    samples: pixels that count as independent; largest_correction: of the bias of information, in bits.
+    oracle:  the Jaccard of the best head of each object; best_head: the one that is best over all of them.
+    """
+
+    block: int
+    stride: int
+    heads: list[HeadRow]
+    diversity: float | None = None
+    diversity_se: float | None = None
+    samples: float | None = None
+    label_entropy: float | None = None
+    largest_correction: float | None = None
+    oracle: float | None = None
+    oracle_se: float | None = None
+    best_head: int | None = None
+    best_head_jaccard: float | None = None
+    best_head_jaccard_se: float | None = None
+    mean_map_jaccard: float | None = None
+    mean_map_jaccard_se: float | None = None
+
+
+@dataclass(kw_only=True)
+class ScoredHeads:
+    """What the heads of one backbone score, and over how much; counts are None for what was not scored."""
+
+    images: int
+    images_with_objects: int | None = None
+    objects: int | None = None
+    images_with_position: int | None = None
+    view_pairs: int | None = None
+    view_pairs_that_overlap: int | None = None
+    view_pairs_elsewhere: int | None = None
+    blocks: list[BlockRow]
+
+
+@dataclass(kw_only=True)
+class ViewSetting:
+    """How the two views of an image are drawn and compared, for consistency."""
+
+    count: str
+    side: int
+    crop: str
+    flip: float
+    colour_changes: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grey: float
+    blur: float
+    solarize: float
+    compared: str
+    least_overlap: float
+    least_overlap_of: str
+    elsewhere: str
+
+
+@dataclass(kw_only=True)
+class LabelSetting:
+    """How masks are taken."""
+
+    upsampling: str
+    void: str
+    objects: str
+    background: str
+    information: str
+    position: str
+
+
+@dataclass(kw_only=True)
+class ScoreSetting:
+    """Everything that scores of heads depend on: the protocol, in words and numbers, and what it was applied to."""
+
+    name: str
+    size: int
+    resize: str
+    mass: float
+    kind: str
+    blocks: list[int]
+    masks: str
+    labels: LabelSetting | None
+    views: ViewSetting | None
+    data: str
+    split: str
+    images: str
+    backbone: str
+    backbone_options: dict[str, Any]
+    positions: str
+    weights: str
+    seed: int
+    standard_errors: str
+    versions: dict[str, str]
+
+
+@dataclass(kw_only=True)
+class ImportanceSetting:
+    """What importance was measured on: with all heads it has this mIoU. size: the short side of images, in pixels."""
+
+    miou: float
+    images: int
+    size: int
+
+
+@dataclass(kw_only=True)
+class ScoreReport:
+    """What `regard score` found. random: the same of random weights, whose spread over draws is in no error."""
+
+    schema: int
+    regard: str
+    protocol: ScoreSetting
+    given: ScoredHeads
+    random: ScoredHeads | None
+    importance: ImportanceSetting | None
+
+
+# ---- all of them
+
+
+@dataclass
+class _Opening:
+    """What every file says of itself."""
+
+    schema: int | None = None
+    kind: str | None = None
+
+
+def write_stored(path: Path, value: Any) -> None:
+    """A dataclass of this module, or of its kind, as a JSON file that is whole or not there."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=1)
+    write_whole(path, lambda file: file.write(text + b"\n"))
+
+
+def read_stored(path: Path, kind: type[Stored]) -> Stored:
+    """The content of such a file.
+
+    Raises InputError, in one line, where there is no such file, or it is cut short, of another version, or wrong.
+    """
+    try:
+        content = path.read_bytes()
+        schema = msgspec.json.decode(content, type=_Opening).schema
+        if schema == VERSION:
+            return msgspec.json.decode(content, type=kind)
+        wrong = f"was made by another version of regard (format {schema}, and this one reads {VERSION})"
+    except OSError as error:
+        wrong = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    except msgspec.DecodeError as error:  # also of what is no JSON
+        wrong = str(error)
+    raise InputError(f"{path}: {wrong}; run the command that made it again: what was finished is kept")
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file says that it is of, such as "compare"; None where it cannot be told."""
+    with suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=_Opening).kind
+    return None

@@ -1,0 +1,210 @@
+"""Scores of the attention heads of one block, over many images: see `attention.metrics` for each score.
+
+Only sums are kept, so that memory does not grow with the number of images.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from regard.attention import metrics
+from regard.attention.overlap import Places, on_overlap
+from regard.results import BlockRow, HeadRow
+
+GROUPS = 10  # of images, for the standard error of information: as many as its jackknife leaves out in turn
+POINTS = 8  # cells of the overlap of two views, down and across: as many for coarse grids as for fine ones
+Column = tuple[Tensor, Tensor]  # of a score: its values by head, and their standard errors
+
+
+class BlockScores:
+    """What is summed up of one block. Rows are its heads and then their mean map."""
+
+    def __init__(self, heads: int, classes: int, mass: float) -> None:
+        self.heads, self.classes, self.mass = heads, classes, mass
+        self.entropy, self.entropy_share, self.area = Mean(), Mean(), Mean()
+        self.distance, self.diversity = Mean(), Mean()
+        self.consistency, self.consistency_elsewhere = Mean(), Mean()
+        self.last_view: tuple[Tensor, Tensor] | None = None  # of the image before: its rows and its place
+        self.jaccard, self.oracle = Mean(), Mean()
+        self.objects = self.images_elsewhere = 0
+        shape = (GROUPS, heads + 1, metrics.BINS, classes)
+        self.joint = torch.zeros(shape, dtype=torch.float64)  # with the image's own labels
+        self.joint_elsewhere = torch.zeros(shape, dtype=torch.float64)  # with those of another
+        self.moments = torch.zeros(GROUPS, 4, classes, dtype=torch.float64)
+        self.moments_elsewhere = torch.zeros(GROUPS, 4, classes, dtype=torch.float64)
+
+    def add_maps(self, weights: Float[Tensor, "batch heads h w"]) -> None:
+        """What needs no labels."""
+        self.diversity.add(metrics.diversity(weights))
+        self.distance.add(metrics.distance(weights))
+        rows = _with_mean(weights)
+        self.entropy.add(metrics.entropy(rows))
+        self.entropy_share.add(metrics.entropy_share(rows))
+        self.area.add(metrics.area(metrics.mass_mask(rows, self.mass)))
+
+    def add_views(
+        self,
+        first: Float[Tensor, "batch heads h w"],
+        second: Float[Tensor, "batch heads h w"],
+        places_first: Places,
+        places_second: Places,
+    ) -> None:
+        """Two views of each image, with their places (`on_overlap`)."""
+        first, second = _with_mean(first), _with_mean(second)
+        p, q, shared = on_overlap(first, second, places_first, places_second, POINTS)
+        self.consistency.add(metrics.consistency(p, q)[shared])
+        before, places_before = self.last_view or (second[:1], places_second[:1])
+        before = torch.cat([before, second[:-1]])
+        places_before = torch.cat([places_before, places_second[:-1]])
+        p, q, shared = on_overlap(first, before, places_first, places_before, POINTS)
+        if self.last_view is None:
+            shared[0] = False  # the first image has none before it
+        self.consistency_elsewhere.add(metrics.consistency(p, q)[shared])
+        self.last_view = second[-1:].clone(), places_second[-1:].clone()
+
+    def add_labels(
+        self,
+        weights: Float[Tensor, "batch heads h w"],
+        counts: Float[Tensor, "batch classes h w"],
+        elsewhere: Float[Tensor, "batch classes h w"],
+        objects: Float[Tensor, "batch objects h w"],
+        groups: Int[Tensor, "batch"],
+    ) -> None:
+        """What needs labels: pixels of each class, and of each object, by position (`metrics.cell_counts`).
+
+        elsewhere: of another image; groups: of GROUPS, the one of each image.
+        """
+        rows = _with_mean(weights)
+        present = objects.sum(dim=(-2, -1)) > 0  # (batch, objects)
+        found = metrics.jaccard(metrics.mass_mask(rows, self.mass), objects, counts.sum(dim=1))
+        best = found[:, :-1].max(dim=1, keepdim=True).values  # of the heads
+        means = _mean_of(torch.cat([found, best], dim=1), present)[present.any(dim=1)]
+        self.jaccard.add(means[:, :-1])
+        self.oracle.add(means[:, -1])
+        self.objects += int(present.sum())
+        self.images_elsewhere += int((elsewhere.sum(dim=(-3, -2, -1)) > 0).sum())
+        self.joint.index_add_(0, groups, _sums(metrics.joint_histogram(rows, counts)))
+        self.joint_elsewhere.index_add_(0, groups, _sums(metrics.joint_histogram(rows, elsewhere)))
+        self.moments.index_add_(0, groups, metrics.label_moments(counts.cpu()))
+        self.moments_elsewhere.index_add_(0, groups, metrics.label_moments(elsewhere.cpu()))
+
+    def result(self, block: int, stride: int) -> BlockRow:
+        """The scores of this block, its index and stride given, and of its heads; their mean map comes last.
+
+        Two scores come with what they would be for maps that know nothing of their image: `consistency_elsewhere`, of
+        views of two images at the same places; `position`, the information about the labels of another image, which is
+        what the place alone tells, and what remains of the bias. `information_beyond_position` is what is left.
+        """
+        columns: dict[str, Column] = {
+            "entropy": self.entropy.result(),
+            "entropy_share": self.entropy_share.result(),
+            "area": self.area.result(),
+            "distance": self.distance.result(),
+        }
+        if self.consistency.images:
+            columns["consistency"] = self.consistency.result()
+            columns["consistency_elsewhere"] = self.consistency_elsewhere.result()
+        found: dict[str, float | None] = _named("diversity", self.diversity.result())
+        if self.classes:
+            joint, samples = self.joint.sum(dim=0), metrics.independent_samples(self.moments.sum(dim=0))
+            label_entropy = metrics.label_entropy(joint[0], samples)  # of all rows alike
+            columns |= self._information(label_entropy)
+            correction = metrics.miller_madow(joint, samples).min()
+            found |= {"samples": _plain(samples), "label_entropy": _plain(label_entropy)}
+            found |= {"largest_correction": _plain(correction)}
+        best = None
+        if self.oracle.images:
+            columns["jaccard"] = self.jaccard.result()
+            best = int(columns["jaccard"][0][:-1].argmax())
+            found |= _named("oracle", self.oracle.result())
+            found |= _named("best_head_jaccard", columns["jaccard"], best)
+            found |= _named("mean_map_jaccard", columns["jaccard"], self.heads)
+        heads = [_row(name, number, columns) for number, name in enumerate([*range(self.heads), "mean"])]
+        return BlockRow(block=block, stride=stride, heads=heads, best_head=best, **found)
+
+    def _information(self, label_entropy: Tensor) -> dict[str, Column]:
+        value, without = _leaving_out(self.joint, self.moments)
+        position, position_without = _leaving_out(self.joint_elsewhere, self.moments_elsewhere)
+        used, used_elsewhere = (m.sum(dim=(-2, -1)) > 0 for m in (self.moments, self.moments_elsewhere))
+        error = _jackknife_error(without[used])
+        beyond_error = _jackknife_error((without - position_without)[used | used_elsewhere])
+        return {
+            "information": (value, error),
+            "information_share": (value / label_entropy, error / label_entropy),
+            "position": (position, _jackknife_error(position_without[used_elsewhere])),
+            "information_beyond_position": (value - position, beyond_error),
+        }
+
+
+class Mean:
+    """Means over images and their standard errors, from sums alone; values (images, ...)."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.total = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: Float[Tensor, "images *shape"]) -> None:
+        """One value, or one of each kind, per image."""
+        values = values.cpu().double()  # in this order: not every device has float64
+        self.images += len(values)
+        self.total = self.total + values.sum(dim=0)
+        self.squares = self.squares + values.square().sum(dim=0)
+
+    def result(self) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        """Mean, and standard error of the mean: nan for one image."""
+        mean = self.total / self.images
+        spread = (self.squares / self.images - mean.square()).clamp(min=0)
+        return mean, (spread / (self.images - 1)).sqrt() if self.images > 1 else torch.full_like(mean, math.nan)
+
+
+def _leaving_out(
+    joint: Float[Tensor, "groups rows bins classes"], moments: Float[Tensor, "groups 4 classes"]
+) -> tuple[Float[Tensor, "rows"], Float[Tensor, "groups rows"]]:
+    """Information of all groups together, and of all but one group at a time."""
+    whole = metrics.information(joint.sum(dim=0), metrics.independent_samples(moments.sum(dim=0)))
+    samples = metrics.independent_samples(moments.sum(dim=0) - moments).unsqueeze(1)
+    return whole, metrics.information(joint.sum(dim=0) - joint, samples)
+
+
+def _jackknife_error(without: Float[Tensor, "groups rows"]) -> Float[Tensor, "rows"]:
+    """The standard error of an estimate, by how it varies as one group at a time is left out; nan for one group.
+
+    Efron and Stein 1981: too large rather than too small, most where there is hardly any information.
+    """
+    groups = len(without)
+    if groups < 2:
+        return without.new_full(without.shape[1:], math.nan)
+    return (without.var(dim=0, correction=0) * (groups - 1)).sqrt()
+
+
+def _with_mean(weights: Float[Tensor, "batch heads h w"]) -> Float[Tensor, "batch rows h w"]:
+    """The heads' maps, and then their mean."""
+    return torch.cat([weights, weights.mean(dim=1, keepdim=True)], dim=1)
+
+
+def _mean_of(values: Float[Tensor, "batch rows objects"], present: Bool[Tensor, "batch objects"]) -> Tensor:
+    """(batch, rows): means over the objects that are present; nan where none is."""
+    present = present.unsqueeze(1)
+    return values.where(present, 0).sum(dim=-1) / present.sum(dim=-1)
+
+
+def _sums(values: Tensor) -> Tensor:
+    return values.cpu().double()
+
+
+def _row(name: int | str, number: int, columns: dict[str, Column]) -> HeadRow:
+    """The scores of a head; those that only the heads have are None in the row of their mean."""
+    found = [_named(score, column, number) for score, column in columns.items() if number < len(column[0])]
+    return HeadRow(head=name, **{key: value for named in found for key, value in named.items()})
+
+
+def _named(name: str, found: Column, number: int | None = None) -> dict[str, float | None]:
+    value, error = found if number is None else (found[0][number], found[1][number])
+    return {name: _plain(value), f"{name}_se": _plain(error)}
+
+
+def _plain(value: Tensor) -> float | None:
+    """A number for JSON, which has no nan."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,121 @@
+"""Which images heads are scored over, and each as the protocol takes it."""
+
+from array import array
+from typing import NamedTuple, cast
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from regard.data.datasets.base import VOC2012, Dataset, MaskDataset
+from regard.data.loading.augment import ORDER, VIEW, draws
+from regard.data.loading.modules import WINDOW
+from regard.data.loading.samples import planes_of
+from regard.data.loading.views import View
+from regard.data.packs.packed import Chunked
+from regard.data.reading import read_mask
+from regard.errors import InputError
+from regard.scoring.protocol import Protocol
+
+
+class Chosen:
+    """At most `most` images of a dataset, evenly spaced and in a fixed random order: neighbours in a listing are often
+    frames of one video, and the image before stands for an unrelated one.
+
+    Of a pack it is random within windows of `WINDOW` chunks, one window after the other, so that each chunk is fetched
+    once; of a pack that is no larger, the order is that of any other dataset.
+    """
+
+    def __init__(self, dataset: Dataset, most: int | None = None) -> None:
+        self.dataset, self.palette, self.ignore_index = dataset, dataset.palette, dataset.ignore_index
+        self.classes = dataset.classes if isinstance(dataset, MaskDataset) else ()  # those of masks
+        count = min(most or len(dataset), len(dataset))
+        order = draws(ORDER, 0, count).permutation(count)
+        numbers = order * len(dataset) // count
+        if isinstance(dataset, Chunked):
+            windows = np.searchsorted(np.cumsum(dataset.chunks), numbers, side="right") // WINDOW
+            numbers = numbers[np.argsort(windows, kind="stable")]
+        self.numbers = array("q", numbers.tobytes())  # a fifth of what a list would take
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def name(self, i: int) -> str:
+        """As the dataset."""
+        return self.dataset.name(self.numbers[i])
+
+    def image(self, i: int) -> np.ndarray:
+        """As the dataset."""
+        return self.dataset.image(self.numbers[i])
+
+    def mask(self, i: int) -> np.ndarray:
+        """As the dataset."""
+        return cast(MaskDataset, self.dataset).mask(self.numbers[i])
+
+    def instances(self, i: int) -> np.ndarray:
+        """The object of each pixel, from 1; 0 for none, 255 for void."""
+        voc = cast(VOC2012, self.dataset)
+        return read_mask(voc.root / voc.masks[self.numbers[i]].replace("SegmentationClass", "SegmentationObject"))
+
+    def require_instances(self) -> None:
+        """InputError where objects are not told apart."""
+        voc = self.dataset if isinstance(self.dataset, VOC2012) else None
+        if voc is None or not (voc.root / "SegmentationObject").is_dir():
+            raise InputError(
+                "the data does not tell instances apart: a VOC 2012 tree with SegmentationObject/, "
+                "or --objects class, would work"
+            )
+        if not all(mask.startswith("SegmentationClass/") for mask in voc.masks):
+            raise InputError(
+                "the augmented train set does not tell instances apart: split val, or the path of "
+                "SegmentationClass/ for the official train set, would work"
+            )
+
+
+class Sample(NamedTuple):
+    """One image as it is scored: uint8 (3, h, w), int64 (h, w); views (2, 3, side, side) and places (2, 5).
+
+    number: of the image among those chosen; elsewhere: the labels of the image before, None for a single image.
+    """
+
+    number: Tensor
+    image: Tensor
+    labels: Tensor | None
+    elsewhere: Tensor | None
+    instances: Tensor | None
+    views: Tensor | None
+    places: Tensor | None
+
+
+class Samples(TorchDataset):
+    """index -> Sample. view: the distribution of the two views that consistency is scored on; None to leave it out."""
+
+    def __init__(self, data: Chosen, protocol: Protocol, view: View | None, seed: int) -> None:
+        self.data, self.protocol, self.view, self.seed = data, protocol, view, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, labelled = self.data.image(index), bool(self.data.classes)
+        masks = [self.data.mask(index)] if labelled else []
+        if labelled and self.protocol.objects == "instance":
+            masks.append(self.data.instances(index))
+        pixels, masks = self.protocol.prepare(image, masks)
+        labels, instances, *_ = *(torch.from_numpy(mask).long() for mask in masks), None, None
+        elsewhere = self._elsewhere(index, pixels.shape[:2]) if labelled and len(self) > 1 else None
+        views = places = None
+        if self.view is not None:
+            number = self.data.numbers[index]
+            drawn = [self.view.placed(image, draws(VIEW, self.seed, 0, number, n)) for n in range(2)]
+            views = torch.stack([planes_of(view) for view, _ in drawn])
+            places = torch.tensor([place for _, place in drawn])
+        return Sample(torch.tensor(index), planes_of(pixels), labels, elsewhere, instances, views, places)
+
+    def _elsewhere(self, index: int, shape: tuple[int, int]) -> Tensor:
+        """The labels of the image before, of the last for the first, brought to the shape of this one."""
+        mask = self.data.mask((index - 1) % len(self))
+        near = cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return torch.from_numpy(self.protocol.void(near)).long()

@@ -1,0 +1,305 @@
+"""What a study found, read back from the folders of what is finished, for its report: `results.StudyResults`."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from regard.data.loading.augment import short_side
+from regard.data.source import require_masks
+from regard.data.survey import class_pixels
+from regard.errors import InputError
+from regard.evaluation.scores import scores
+from regard.evaluation.statistics import Scored, score
+from regard.files import read_json, write_json
+from regard.reports.words import plain
+from regard.results import (
+    VERSION,
+    ConfigurationResult,
+    EpochScore,
+    FailedPart,
+    LossPoint,
+    Majority,
+    MeanMiou,
+    PretrainingResult,
+    RunResult,
+    StudyData,
+    StudyResults,
+    Value,
+)
+from regard.runs.pretraining import PRETRAIN_FILE
+from regard.runs.run import RUN_FILE, Run, load_run
+from regard.studies.ablate import word
+from regard.studies.environment import commit, environment, shown_path
+from regard.studies.examples import choose_examples
+from regard.studies.jobs import Failure
+from regard.studies.plan import Configuration, Plan
+from regard.studies.relations import correlations, differences
+from regard.studies.speed import milliseconds_per_image
+from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
+
+CLASSES_FILE = "train_pixels.json"  # of each class
+Matrix = Int[np.ndarray, "classes classes"]
+
+
+def scored_split(splits: Mapping[str, Any]) -> str:
+    """The split whose scores are reported; `val`, which also chooses the epoch, only where there is no `test`."""
+    return "test" if "test" in splits else "val"
+
+
+class _Loaded(Mapping[str, Run]):
+    """Runs by name, each loaded when it is asked for, and one at a time: all of a large study do not fit in memory."""
+
+    def __init__(self, folders: Mapping[str, Path], device: str) -> None:
+        self.folders, self.device = folders, device
+        self.last: tuple[str, Run] | None = None
+
+    def __getitem__(self, name: str) -> Run:
+        if self.last is None or self.last[0] != name:
+            self.last = None  # before the next one is loaded
+            self.last = name, load_run(self.folders[name], self.device)
+        return self.last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.folders)
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+
+class _Cells:
+    """The finished cells of a configuration. scored, matrices (one a seed), per_image (of the first seed): their mIoU;
+    only where there is one.
+    """
+
+    def __init__(self, study: Study, configuration: Configuration) -> None:
+        self.seeds = [seed for seed in study.plan.seeds if study.is_finished(configuration, seed)]
+        self.folders = [study.cell_folder(configuration, seed) for seed in self.seeds]
+        self.runs = [read_json(folder / RUN_FILE) for folder in self.folders]
+        if self.folders:
+            self.scored = score(self._counts(folder) for folder in self.folders)
+            self.matrices: list[Matrix] = [self._counts(folder).sum(axis=0) for folder in self.folders]
+            self.per_image = _miou_per_image(self._counts(self.folders[0]))
+
+    @staticmethod
+    def _counts(folder: Path) -> Int[np.ndarray, "images classes classes"]:
+        with np.load(folder / COUNTS_FILE) as file:
+            return file["counts"]
+
+    def results(self) -> list[RunResult]:
+        """Of each seed."""
+        return [
+            RunResult(
+                seed=run["seed"],
+                miou=float(miou),
+                pixel_accuracy=scores(matrix).pixel_accuracy,
+                iou=_iou(matrix),
+                train_seconds=run["seconds"],
+                best_epoch=run["best_epoch"],
+                curve=[EpochScore(**point) for point in run["curve"]],
+                heads=read_json(folder / CELL_FILE)["heads"],
+                commit=run["origin"].get("commit"),
+            )
+            for folder, run, matrix, miou in zip(self.folders, self.runs, self.matrices, self.scored.miou, strict=True)
+        ]
+
+    def peak_memory(self) -> float | None:
+        """In MB; None where it was not measured."""
+        files = [folder / COST_FILE for folder in self.folders if (folder / COST_FILE).is_file()]
+        return max((peak for file in files if (peak := read_json(file)["peak_memory_mb"])), default=None)
+
+
+def gather(study: Study, command: str, failures: Sequence[Failure], complete: bool) -> StudyResults:
+    """Everything the report needs. Forward passes are timed here, one after the other and beside no training.
+
+    Raises InputError where nothing is finished.
+    """
+    plan, source = study.plan, study.source
+    splits = require_masks(source)
+    split = scored_split(splits)
+    cells = {c.name: _Cells(study, c) for c in plan.configurations}
+    finished = {name: cell for name, cell in cells.items() if cell.seeds}
+    if not finished:
+        reasons = "".join(f"; {failure.name}: {failure.error}" for failure in failures[:1])
+        raise InputError(f"nothing of {study.out} is finished{reasons}")
+    runs = _Loaded({name: cell.folders[0] for name, cell in finished.items()}, study.hardware.device)
+    first = splits[split].image(0).shape[:2]
+    milliseconds, kinds = {}, {}
+    for name, run in runs.items():
+        milliseconds[name] = milliseconds_per_image(run, short_side(first, run.size))
+        kinds[name] = run.model.backbone.kind
+    truth = next(iter(finished.values())).matrices[0].sum(axis=1)
+    root, every = shown_path(source.root), [run for cell in finished.values() for run in cell.runs]
+    configurations = [_configuration(plan, c, cells[c.name], milliseconds.get(c.name)) for c in plan.configurations]
+    pretraining = [_pretraining(study, name, seed) for name, seed in _pretrainings(study)]
+    trained = sum(run.train_seconds for c in configurations for run in c.runs)
+    return StudyResults(
+        schema=VERSION,
+        kind=plan.kind,
+        name=plan.name,
+        regard=version("regard"),
+        commit=commit(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        plan=plan.text,
+        note=plan.note,
+        seconds=sum(p.seconds for p in pretraining) + trained,
+        complete=complete,
+        failed=[FailedPart(name=failure.name, error=failure.error) for failure in failures],
+        seeds=list(plan.seeds),
+        pretrain_each_seed=plan.pretrain_each_seed,
+        axes={axis: [_shown(value) for value in values] for axis, values in plan.axes.items()},
+        environment=_environment([run["origin"].get("environment") for run in every]),
+        settings=_settings(plan),
+        data=StudyData(
+            source=root,
+            description=source.describe().replace(source.root, root),
+            classes=list(source.classes),
+            palette=[(r, g, b) for r, g, b in np.asarray(source.palette).tolist()],
+            class_share=(truth / truth.sum()).tolist(),
+            train_images=len(splits["train"]),
+            evaluated_images=len(splits[split]),
+            evaluated_split=split,
+            short_side=plan.segment.size,
+        ),
+        majority=_majority(study, truth),
+        pretraining=pretraining,
+        configurations=configurations,
+        differences=differences(plan, {name: (cell.scored, cell.seeds) for name, cell in finished.items()}),
+        correlations=correlations(configurations, kinds),
+        examples=choose_examples(splits[split], runs, {name: cell.per_image for name, cell in finished.items()}),
+    )
+
+
+def _environment(found: Sequence[dict[str, str] | None]) -> dict[str, str]:
+    """Where the cells were trained. Where that is not one place, it says so; times are then of different machines."""
+    different = [dict(items) for items in dict.fromkeys(tuple(each.items()) for each in found if each)]
+    if not different:
+        return environment()
+    note = {"cells": f"trained in {len(different)} different environments, of which this is the first"}
+    return different[0] | (note if len(different) > 1 else {})
+
+
+def _majority(study: Study, truth: Int[np.ndarray, "classes"]) -> Majority:
+    """What always answering the most frequent class of the training masks scores, on these pixels of each class."""
+    file = study.out / CLASSES_FILE  # the data of a study does not change: counted once
+    if not file.is_file():
+        write_json(file, class_pixels(require_masks(study.source)["train"]).tolist())
+    answer = int(np.argmax(read_json(file)))
+    share = float(truth[answer] / truth.sum())
+    return Majority(name=study.source.classes[answer], miou=share / int(np.count_nonzero(truth)), pixel_accuracy=share)
+
+
+def _miou_per_image(counts: Int[np.ndarray, "images classes classes"]) -> Float[np.ndarray, "images"]:
+    """NaN for an image that is all void."""
+    return np.array([scores(matrix).miou if matrix.any() else np.nan for matrix in counts])
+
+
+def _iou(matrix: Matrix) -> list[float | None]:
+    """Of each class; None for one that is nowhere true, which mIoU does not count (`statistics.score`)."""
+    truth = matrix.sum(axis=1)
+    return [float(iou) if pixels else None for iou, pixels in zip(scores(matrix).iou, truth, strict=True)]
+
+
+def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: float | None) -> ConfigurationResult:
+    settings = plan.settings(c)
+    return ConfigurationResult(
+        name=c.name,
+        backbone=plan.backbones[c.backbone].label,
+        pretraining=c.pretraining,
+        fusion=c.fusion,
+        head=settings.head,
+        baseline=c.baseline,
+        label_fraction=c.label_fraction,
+        frozen=settings.freeze,
+        at={axis: _shown(value) for axis, value in c.at.items()},
+        parameters=cells.runs[0]["parameters"] if cells.runs else None,
+        milliseconds_per_image=milliseconds,
+        images_per_second=1000 / milliseconds if milliseconds else None,
+        peak_memory_mb=cells.peak_memory(),
+        miou=_interval(cells.scored) if cells.runs else None,
+        runs=cells.results() if cells.runs else [],
+    )
+
+
+def _interval(scored: Scored) -> MeanMiou:
+    found, several = scored.estimate(), len(scored.miou) > 1
+    return MeanMiou(
+        mean=found.mean,
+        std=float(np.std(scored.miou, ddof=1)) if several else None,
+        low=found.low,
+        high=found.high,
+        interval="95%, over images and seeds" if several else "95%, over images",
+    )
+
+
+def _pretrainings(study: Study) -> list[tuple[str, int]]:
+    """(name, seed) of each that is used and finished."""
+    plan = study.plan
+    used = [
+        (c.pretraining, plan.pretraining_seed(seed))
+        for c in plan.configurations
+        for seed in plan.seeds
+        if c.pretraining
+    ]
+    return [pair for pair in dict.fromkeys(used) if study.is_pretrained(*pair)]
+
+
+def _pretraining(study: Study, name: str, seed: int) -> PretrainingResult:
+    folder, plan = study.pretraining_folder(name, seed), study.plan
+    made, choice = read_json(folder / PRETRAIN_FILE), plan.pretrainings[name]
+    pictures = sorted(
+        (folder / "pictures").glob("cross-correlation-epoch-*.png"), key=lambda path: path.stat().st_mtime
+    )
+    return PretrainingResult(
+        name=plan.weights_name(name, seed),
+        method=choice.settings.method if choice.settings else "weights",
+        backbone=plan.backbones[choice.backbone].label,
+        origin=made["origin"],
+        seconds=made["seconds"],
+        curve=[LossPoint(step=point["step"], loss=point["loss"]) for point in made["curve"]],
+        cross_correlation=_data_uri(pictures[-1]) if pictures else None,
+    )
+
+
+def _data_uri(picture: Path) -> str:
+    """A chart, small: it is noise to a PNG, and a study may have many."""
+    chart, buffer = Image.open(picture).convert("RGB"), io.BytesIO()
+    chart.thumbnail((480, 480))
+    chart.quantize(64).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _shown(value: Any) -> Value:
+    """A value of an axis: a number, or a word."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else word(value)
+
+
+def _settings(plan: Plan) -> dict[str, str]:
+    """The settings, flat, for people: those of backbones and pre-trainings that are used."""
+    found = {"seeds": plan.seeds, "pretrain_each_seed": plan.pretrain_each_seed, "cache": plan.cache}
+    found |= _flat("segment", asdict(plan.segment))
+    for key in sorted({c.backbone for c in plan.configurations}):
+        found |= _flat(key, {"timm": plan.backbones[key].name, **plan.backbones[key].options})
+    for key in sorted({c.pretraining for c in plan.configurations if c.pretraining}):
+        choice = plan.pretrainings[key]
+        if choice.settings is not None:
+            values = asdict(choice.settings)
+            found |= _flat(key, {**values, "published": choice.published}) | _flat(key, values["options"])
+        else:
+            found[f"{key}.weights"] = choice.weights
+    for c in plan.configurations:
+        found |= _flat(c.name, c.segment)
+    return {key: plain(value) for key, value in found.items()}
+
+
+def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for key, value in values.items() if key != "options"}

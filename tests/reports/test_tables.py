@@ -1,0 +1,87 @@
+"""The tables for a paper: every number is that of the JSON, and every name is text."""
+
+import csv
+import io
+import re
+
+import pytest
+from plausible import varied
+
+from regard.reports.arranged import arrange
+from regard.reports.tables import latex, table_csv, table_latex
+
+
+def rows(results):
+    return list(csv.DictReader(io.StringIO(table_csv(results))))
+
+
+def number(text):
+    return float(text) if text else None
+
+
+def test_the_csv_has_every_run_with_the_numbers_of_the_json(results) -> None:
+    results.configurations[3].runs.pop()
+    results.configurations[4].runs, results.configurations[4].miou = [], None
+    table = iter(rows(results))
+    for c in results.configurations:
+        for run in c.runs:
+            row = next(table)
+            assert row["configuration"] == c.name
+            assert row["pretraining"] == (c.pretraining or "random")
+            assert (int(row["seed"]), float(row["miou"])) == (run.seed, run.miou)
+            assert float(row["pixel_accuracy"]) == run.pixel_accuracy
+            assert [number(row[f"iou {name}"]) for name in results.data.classes] == run.iou
+            assert float(row["train_seconds"]) == run.train_seconds
+            for key in ("parameters", "milliseconds_per_image", "images_per_second", "peak_memory_mb"):
+                assert number(row[key]) == getattr(c, key)
+            for key in ("information", "entropy"):
+                assert number(row[f"heads {key}"]) == (run.heads or {}).get(key)
+    assert next(table, None) is None
+
+
+def test_the_csv_says_where_a_run_stands_on_the_axes(results) -> None:
+    study = varied(results, {"fusion": ["none", "gate"], "label_fraction": [0.1, 1.0]})
+    found = [(row["at fusion"], row["at label_fraction"]) for row in rows(study)]
+    assert (found[0], found[-1]) == (("none", "0.1"), ("gate", "1.0"))
+
+
+def test_names_in_the_csv_come_back_and_are_no_formulas(results) -> None:
+    evil = '=HYPERLINK("http://x"),\n"a"'
+    results.configurations[0].name = evil
+    results.configurations[1].name = 'a, "b"\nc'
+    table = rows(results)
+    assert table[0]["configuration"] == f"'{evil}"
+    assert table[3]["configuration"] == 'a, "b"\nc'
+
+
+def test_the_latex_table_has_the_numbers_of_the_json_best_first(results) -> None:
+    results.configurations[4].name = results.differences[3].a = "50% of_a & b"
+    results.correlations = []
+    scored = arrange(results).scored
+    body = [line for line in table_latex(scored).splitlines() if line.endswith(r"\\")][1:]
+    assert len(body) == len(scored)
+    for line, c in zip(body, scored, strict=True):
+        name, miou, interval, parameters, ms = re.split(r"(?<!\\)&", line.removesuffix(r" \\"))
+        m = c.miou
+        assert name.strip() == latex(c.name)
+        assert miou.strip() == f"{100 * m.mean:.1f} $\\pm$ {100 * m.std:.1f}"
+        assert interval.strip() == f"{100 * m.low:.1f} to {100 * m.high:.1f}"
+        assert float(parameters) == pytest.approx(c.parameters / 1e6, abs=0.05)  # one decimal
+        assert float(ms) == pytest.approx(c.milliseconds_per_image, abs=0.05)
+    means = [c.miou.mean for c in scored]
+    assert means == sorted(means, reverse=True)
+
+
+def test_one_seed_has_no_spread_and_no_time_is_a_dash(results) -> None:
+    c = results.configurations[0]
+    c.miou.std = c.milliseconds_per_image = None
+    line = next(line for line in table_latex(arrange(results).scored).splitlines() if line.startswith(c.name))
+    assert r"\pm" not in line
+    assert line.endswith(r"& -- \\")
+
+
+def test_latex_escapes_all_that_is_special() -> None:
+    assert latex("a_b 5% & $x$ #1 {y} ~ ^") == (r"a\_b 5\% \& \$x\$ \#1 \{y\} \textasciitilde{} \textasciicircum{}")
+    assert latex("\\input{x}\n") == r"\textbackslash{}input\{x\} "
+    assert latex('a "b"') == "a ''b''"  # \\textquotedbl is not in OT1, the encoding that LaTeX starts with
+    assert latex("plain-name (tiny)") == "plain-name (tiny)"
