@@ -17,7 +17,7 @@ from regard.data.datasets.scenes import Scenes
 from regard.data.source import open_source
 from regard.errors import InputError, TrainingStopped
 from regard.evaluation.scores import scores
-from regard.evaluation.statistics import estimate_difference
+from regard.evaluation.statistics import difference, score
 from regard.runs.pretraining import pretrain_run
 from regard.runs.run import load_run
 from regard.runs.segmenting import segment_run
@@ -105,7 +105,7 @@ def test_a_comparison_from_start_to_report(source, tmp_path) -> None:
     assert {(d["a"], d["b"]) for d in results["differences"] if d["question"]} == set(plan.questions)
     for d in results["differences"]:
         a, b = (np.stack([counts[d[side], seed] for seed in (0, 1)]) for side in "ab")
-        expected = estimate_difference(a, b)
+        expected = difference(score(a), score(b))
         assert (d["mean"], d["low"], d["high"], d["p"]) == pytest.approx(
             (expected.mean, expected.low, expected.high, expected.p)
         )

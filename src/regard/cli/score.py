@@ -1,12 +1,14 @@
 """The command that scores attention heads: score."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regard.errors import InputError
-from regard.results import BlockRow, HeadRow, ScoreReport
 from regard.say import console
 from regard.settings import Device, Model, Scoring
+
+if TYPE_CHECKING:
+    from regard.results import BlockRow, HeadRow, ScoreReport
 
 RANDOM = "random"  # the origin of weights that are neither given nor fetched
 
@@ -87,7 +89,7 @@ WITH_ERRORS = ("information_beyond_position",)
 WITHOUT_LABELS = ("area", "distance")  # in 80 columns there is no room for them beside what needs labels
 
 
-def _print_tables(report: ScoreReport) -> None:
+def _print_tables(report: "ScoreReport") -> None:
     """One table of heads, one of blocks beside random weights; values ± standard errors where there is room."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -137,11 +139,11 @@ def _print_tables(report: ScoreReport) -> None:
     console().print(blocks)
 
 
-def _number(row: HeadRow | BlockRow, score: str, factor: int, digits: int) -> str:
+def _number(row: "HeadRow | BlockRow", score: str, factor: int, digits: int) -> str:
     value = getattr(row, score)
     return "-" if value is None else f"{factor * value:z.{digits}f}"
 
 
-def _with_error(row: HeadRow | BlockRow, score: str, factor: int, digits: int) -> str:
+def _with_error(row: "HeadRow | BlockRow", score: str, factor: int, digits: int) -> str:
     value, error = _number(row, score, factor, digits), _number(row, f"{score}_se", factor, digits)
     return value if value == "-" else f"{value} ± {error}"

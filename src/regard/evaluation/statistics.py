@@ -34,7 +34,6 @@ from regard.errors import InputError
 LEVEL = 0.95
 DRAWS = 1000  # the images' standard error then moves by about 2% from one bootstrap seed to another
 BATCH = 100  # draws at a time: bounds memory at BATCH x (images + seeds x classes) numbers
-Counts = Int[np.ndarray, "seeds images classes classes"]
 OneSeed = Int[np.ndarray, "images classes classes"]
 
 
@@ -105,17 +104,6 @@ def difference(a: Scored, b: Scored) -> Estimate:
     assert np.array_equal(a.labelled, b.labelled), "paired: both configurations must have the same images"
     draws = a.draws.mean(axis=1) - b.draws.mean(axis=1)
     return _estimate(a.miou - b.miou, draws, int(a.labelled.sum()), lowest=-1.0)
-
-
-def estimate_miou(counts: Counts) -> Estimate:
-    """`Scored.estimate`, of counts."""
-    return score(counts).estimate()
-
-
-def estimate_difference(a: Counts, b: Counts) -> Estimate:
-    """`difference`, of counts of the same seeds and images."""
-    assert a.shape == b.shape, "paired: both configurations must have the same seeds, images and classes"
-    return difference(score(a), score(b))
 
 
 def holm(ps: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:

@@ -57,14 +57,12 @@ def reliability_chart(bins: Num[np.ndarray, "bins 3"], title: str) -> Figure:
 def heads_chart(levels: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """The share of each attention head in a fusion, in %, a row per level, and how strongly the level is fused.
 
-    levels: {"block", "strength", "heads", "weights"} as `studies.segmenting.head_weights` gives them; without "heads",
-            as older runs have them, the weights are of all heads. Grey: heads that the fusion does not see.
+    levels: {"block", "strength", "heads", "weights"}, as `Run.head_weights`. Grey: heads that the fusion does not see.
     """
-    seen = [level.get("heads", range(len(level["weights"]))) for level in levels]
-    most = 1 + max(max(heads) for heads in seen)
+    most = 1 + max(max(level["heads"]) for level in levels)
     shares = np.full((len(levels), most), np.nan)
-    for row, (heads, level) in enumerate(zip(seen, levels, strict=True)):
-        shares[row, list(heads)] = np.array(level["weights"]) * 100
+    for row, level in enumerate(levels):
+        shares[row, level["heads"]] = np.array(level["weights"]) * 100
     figure = Figure(figsize=(3.2 + 0.55 * most, 1.6 + 0.42 * len(levels)), layout="constrained")
     axes = figure.add_subplot(facecolor="0.85")
     image = axes.imshow(shares, vmin=0, vmax=float(np.nanmax(shares)), cmap="Blues", aspect="auto")
