@@ -352,42 +352,11 @@ class ScoredHeads:
 
 
 @dataclass(kw_only=True)
-class ViewSetting:
-    """How the two views of an image are drawn and compared, for consistency."""
-
-    count: str
-    side: int
-    crop: str
-    flip: float
-    colour_changes: float
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    grey: float
-    blur: float
-    solarize: float
-    compared: str
-    least_overlap: float
-    least_overlap_of: str
-    elsewhere: str
-
-
-@dataclass(kw_only=True)
-class LabelSetting:
-    """How masks are taken."""
-
-    upsampling: str
-    void: str
-    objects: str
-    background: str
-    information: str
-    position: str
-
-
-@dataclass(kw_only=True)
 class ScoreSetting:
-    """Everything that scores of heads depend on: the protocol, in words and numbers, and what it was applied to."""
+    """Everything that scores of heads depend on: the protocol, in words and numbers, and what it was applied to.
+
+    labels: how masks are taken; views: how the two views of an image are drawn and compared; None where there are none.
+    """
 
     name: str
     size: int
@@ -396,8 +365,8 @@ class ScoreSetting:
     kind: str
     blocks: list[int]
     masks: str
-    labels: LabelSetting | None
-    views: ViewSetting | None
+    labels: dict[str, str] | None
+    views: dict[str, float | str] | None
     data: str
     split: str
     images: str

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from plausible import difference, only, varied
 
+from plausible import difference, only, varied
 from regard.errors import InputError
 from regard.reports.arranged import arrange
 from regard.reports.figures import draw
@@ -82,15 +82,6 @@ def test_the_table_of_pairs_says_which_is_better(results) -> None:
     assert none not in write(results)
 
 
-@pytest.mark.parametrize(
-    ("low", "sentence"),
-    [(-0.01, "no difference shown: +3.0 points, interval −1.0"), (0.01, "is shown: +3.0 points, interval +1.0")],
-)
-def test_first_against_second_is_found_in_either_direction(results, low, sentence) -> None:
-    results.differences = [difference("bt-swin-gate", "bt-swin-concat", -0.03, -0.05, -low)]
-    assert sentence in write(results)
-
-
 def test_a_class_absent_from_the_images_has_a_dash(results) -> None:
     page = without_charts(write(results))
     cards = page[page.index('id="iou"') :]
@@ -98,13 +89,77 @@ def test_a_class_absent_from_the_images_has_a_dash(results) -> None:
     assert re.findall(r'class="value">([^<]*)<', stripe) == ["–"] * len(results.configurations)
 
 
-def test_an_unfinished_comparison_says_so(results) -> None:
-    results.complete = False
-    results.configurations[0].runs, results.configurations[0].miou = [], None
-    results.configurations[1].runs.pop()
-    page = html.unescape(write(results))
-    for words in ("not complete", "No score yet for bt-resnet50.", "bt-swin has 2 of 3 seeds"):
-        assert words in page
+def reversed_lead(low):
+    return lambda r: setattr(r, "differences", [difference("bt-swin-gate", "bt-swin-concat", -0.03, -0.05, low)])
+
+
+def unfinished(r):
+    r.complete, r.configurations[0].runs, r.configurations[0].miou = False, [], None
+    r.configurations[1].runs.pop()
+
+
+def on_a_gpu(r):
+    r.environment["device"], r.configurations[0].peak_memory_mb = "<b>H200</b>", 300.0
+
+
+def over_images_alone(r):
+    r.configurations[0].miou.interval, r.differences[0].seeds = "95%, over images", 1
+
+
+def alone(r):
+    vars(r).update(vars(only(r, r.configurations[:1], name="one")))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (reversed_lead(0.01), ["no difference shown: +3.0 points, interval −1.0"]),
+        (reversed_lead(-0.01), ["is shown: +3.0 points, interval +1.0"]),
+        (unfinished, ["not complete", "No score yet for bt-resnet50.", "bt-swin has 2 of 3 seeds"]),
+        (on_a_gpu, ["in float32, in batches of 8, on &lt;b&gt;H200&lt;/b&gt;.", "<small>peak, MB</small>"]),
+        (
+            over_images_alone,
+            [
+                "the interval is 95%, over images and seeds; of bt-resnet50: 95%, over images.",
+                "The interval (95%, over images and seeds; of bt-resnet50: 95%, over images) also",
+                "interval: 95%, over images and seeds; over images alone where a pair has one seed in common",
+            ],
+        ),
+        (alone, ["<title>one: 1 configuration on scenes", "<h1>1 way to segment scenes</h1>"]),
+        (
+            lambda r: r.configurations[0].runs.__delitem__(slice(1, None)),
+            ['class="banner few" role="note">One seed (bt'],
+        ),
+        (
+            lambda r: setattr(r, "plan", "name: </pre><b>\n  x: 0"),
+            ["name: &lt;/pre&gt;&lt;b&gt;\n  x: 0</pre></details>"],
+        ),
+        (
+            lambda r: setattr(r.configurations[0], "label_fraction", 0.1),
+            ["Only the configurations with the most labels"],
+        ),
+    ],
+)
+def test_a_page_says_what_holds_for_its_study_and_not_for_another(results, change, said) -> None:
+    before = write(results)
+    change(results)
+    page = write(results)
+    assert all(words in page and words not in before for words in said)
+
+
+def test_words_of_the_usual_case_are_left_out_where_they_do_not_hold(results) -> None:
+    page = write(results)
+    assert "in batches of 8, on the CPU." in page
+    assert "The axis does not start at 0." in page
+    results.configurations[0].miou.low = 0.0
+    for c in results.configurations[:2]:
+        c.label_fraction = 0.1  # one of which is in a correlation
+    page = write(results)
+    assert "The axis does not start at 0." not in page
+    assert "Only the configurations with the most labels" not in page
+    results.configurations[0].runs = results.configurations[0].runs[:1]
+    page = write(results)
+    assert page.index("One seed (bt-resnet50") < page.index("came first")
 
 
 def test_every_part_may_be_empty(results) -> None:
@@ -248,30 +303,6 @@ def test_the_report_and_all_beside_it_are_made_from_the_json_alone(results, tmp_
     assert (tmp_path / "report.html").read_bytes() == first[tmp_path / "report.html"]
 
 
-def test_few_seeds_are_said_above_the_lead(results) -> None:
-    assert 'class="banner few"' not in write(results)
-    results.configurations[0].runs = results.configurations[0].runs[:1]
-    page = write(results)
-    assert page.index("One seed (bt-resnet50)") < page.index("came first")
-
-
-def test_an_interval_over_images_alone_is_not_said_to_be_over_seeds(results) -> None:
-    results.configurations[0].miou.interval = "95%, over images"
-    results.differences[0].seeds = 1
-    page = write(results)
-    assert page.count("95%, over images and seeds; of bt-resnet50: 95%, over images") >= 2  # the table, and the reading
-    assert "interval: 95%, over images and seeds; over images alone where a pair has one seed in common" in page
-
-
-@pytest.mark.parametrize(("device", "where"), [("cpu", "the CPU"), ("<b>H200</b>", "&lt;b&gt;H200&lt;/b&gt;")])
-def test_costs_say_what_was_measured_and_where(results, device, where) -> None:
-    results.environment["device"] = device
-    results.configurations[0].peak_memory_mb = 300.0
-    page = write(results)
-    assert f"of a forward pass alone, in float32, in batches of 8, on {where}." in page
-    assert "<small>peak, MB</small>" in page
-
-
 def test_commits_that_trained_are_listed_where_they_differ(results) -> None:
     runs = [run for c in results.configurations for run in c.runs]
     runs[0].commit, runs[1].commit = "<i>", None
@@ -283,23 +314,6 @@ def test_commits_that_trained_are_listed_where_they_differ(results) -> None:
     assert f"<li>abc1234: {len(runs) - 2} runs (bt-resnet50, seed 2; " in repeat
 
 
-def test_the_study_file_is_shown_as_text(results) -> None:
-    page = write(replace(results, plan="name: </pre><b>\n  seeds: [0]"))
-    assert "name: &lt;/pre&gt;&lt;b&gt;\n  seeds: [0]</pre></details>" in page[page.index('id="repeat"') :]
-
-
-def test_the_axis_is_said_not_to_start_at_0_only_where_it_does_not(results) -> None:
-    assert "The axis does not start at 0." in write(results)
-    results.configurations[0].miou.low = 0.0
-    assert "The axis does not start at 0." not in write(results)
-
-
-def test_one_of_a_thing_is_in_the_singular(results) -> None:
-    page = write(only(results, results.configurations[:1], name="one"))
-    assert "<title>one: 1 configuration on scenes" in page
-    assert "<h1>1 way to segment scenes</h1>" in page
-
-
 def test_an_attention_value_that_is_missing_is_grey(results) -> None:
     assert "Grey positions have no value." not in write(results)
     results.examples[0].attention["bt-swin"].heads[0][0][0] = None
@@ -309,15 +323,6 @@ def test_an_attention_value_that_is_missing_is_grey(results) -> None:
     known = Image.open(io.BytesIO(base64.b64decode(heat([[0.0, 1.0], [0.5, 0.0]]).partition(",")[2])))
     np.testing.assert_array_equal(np.asarray(pixels)[:, 1], np.asarray(known)[:, 1])
     heat([[None]])  # none known: no warning, no division by 0
-
-
-def test_correlations_over_the_most_labels_alone_say_so(results) -> None:
-    words = "Only the configurations with the most labels are in it"
-    assert words not in write(results)
-    results.configurations[0].label_fraction = 0.1  # in no correlation
-    assert words in write(results)
-    results.configurations[1].label_fraction = 0.1
-    assert words not in write(results)
 
 
 @pytest.mark.slow

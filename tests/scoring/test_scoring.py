@@ -250,7 +250,7 @@ def test_the_command_writes_tables_and_pictures_that_agree(tmp_path, capsys) -> 
     protocol = report.protocol
     assert (protocol.size, protocol.mass, protocol.split) == (32, 0.6, "val")
     assert (protocol.blocks, protocol.kind, protocol.positions) == ([0, 3], "cls", "timm")
-    assert (protocol.labels.background, protocol.labels.void) == ("0 (background)", "left out of everything")
+    assert (protocol.labels["background"], protocol.labels["void"]) == ("0 (background)", "left out of everything")
     assert report.given.images == 6
     for block in report.given.blocks:
         assert 0 <= block.mean_map_jaccard <= block.oracle <= 1
@@ -302,13 +302,13 @@ def test_the_protocol_tells_all_that_consistency_depends_on(tmp_path) -> None:
     protocol = choose_protocol("regard", vit, data.classes, size=36)
     setting = describe_setting(protocol, vit, data, "scenes", "val", "random", 0, views=True)
     about = msgspec.json.decode(msgspec.json.encode(setting), type=ScoreSetting).views
-    strength = about.brightness, about.contrast, about.saturation, about.hue
-    told = View(about.side, (0.4, 1.0), about.blur, about.solarize, flip=about.flip, jitter=about.colour_changes,
-                strength=strength, grey=about.grey)  # fmt: skip
+    strength = tuple(about[name] for name in ("brightness", "contrast", "saturation", "hue"))
+    told = View(int(about["side"]), (0.4, 1.0), about["blur"], about["solarize"], flip=about["flip"],
+                jitter=about["colour_changes"], strength=strength, grey=about["grey"])  # fmt: skip
     assert told == protocol.view(vit)
-    assert about.side == 40  # whole positions
-    assert about.crop.startswith("40% to 100%")
-    assert (about.least_overlap, about.compared) == (LEAST_SHARED, "mass in 8 x 8 cells of the overlap")
+    assert about["side"] == 40  # whole positions
+    assert about["crop"].startswith("40% to 100%")
+    assert (about["least_overlap"], about["compared"]) == (LEAST_SHARED, "mass in 8 x 8 cells of the overlap")
     assert setting.versions.keys() == {"torch", "timm", "opencv"}
     assert describe_setting(protocol, vit, data, "scenes", "val", "random", 0, views=False).views is None
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from regard.runs.run import Run
-from regard.studies.examples import WRONG, choose_examples, choose_images, error_map
+from regard.studies.examples import WRONG, add_run, choose_examples, choose_images, error_map
 
 
 def by_reason(chosen):
@@ -114,7 +114,10 @@ class Stripes:
 def test_an_example_has_the_picture_the_truth_and_each_prediction_with_its_errors():
     """Always answering a scores (8 - i) / 16 on image i, and 1 on image 0: mean over the classes that occur."""
     per_image = {"always a": np.array([1.0, *((8 - i) / 16 for i in range(1, 8)), np.nan])}
-    found = choose_examples(Stripes(), {"always a": Constant(0), "always b": Constant(1)}, per_image, pictures=1)
+    chosen = choose_examples(Stripes(), per_image, pictures=1)
+    for name, answer in (("always a", 0), ("always b", 1)):
+        add_run(chosen, Stripes(), name, Constant(answer))
+    found = list(chosen.values())
     assert [(e.why, e.name) for e in found] == [
         ("evenly spaced", "image 4"), ("best", "image 0"), ("worst", "image 7")
     ]  # fmt: skip

@@ -131,8 +131,8 @@ def _print_tables(report: "ScoreReport") -> None:
         blocks.add_row(str(block.block), weights, *cells, style="dim" if weights == "random" else "")
     if has_objects and protocol.labels:
         blocks.caption = (
-            f"{scored.objects} objects {protocol.labels.objects} in {scored.images_with_objects} images, "
-            f"background: {protocol.labels.background}\n"
+            f"{scored.objects} objects {protocol.labels['objects']} in {scored.images_with_objects} images, "
+            f"background: {protocol.labels['background']}\n"
             "* the best head of each object; ** chosen on these same images"
         )
         blocks.caption_justify = "left"

@@ -10,7 +10,7 @@ from regard.attention.metrics import BINS, EDGES
 from regard.attention.overlap import LEAST_SHARED
 from regard.backbones import Backbone
 from regard.data.loading.views import View
-from regard.results import LabelSetting, ScoreSetting, ViewSetting
+from regard.results import ScoreSetting
 from regard.scoring.block_scores import GROUPS, POINTS
 from regard.scoring.chosen import Chosen
 from regard.scoring.protocol import SCALE, Protocol
@@ -50,39 +50,35 @@ def describe_setting(
     )
 
 
-def _labels(protocol: Protocol, classes: Sequence[str]) -> LabelSetting:
+def _labels(protocol: Protocol, classes: Sequence[str]) -> dict[str, str]:
     background = "none" if protocol.background is None else f"{protocol.background} ({classes[protocol.background]})"
-    return LabelSetting(
-        upsampling="maps nearest, to the size of the image",
-        void="background" if protocol.name == "dino" else "left out of everything",
-        objects=f"by {protocol.objects}",
-        background=background,
-        information=f"bits; {BINS} bins of weight x positions, edges {EDGES[0]:.3f} to {EDGES[-1]:.2f} "
+    return {
+        "upsampling": "maps nearest, to the size of the image",
+        "void": "background" if protocol.name == "dino" else "left out of everything",
+        "objects": f"by {protocol.objects}",
+        "background": background,
+        "information": f"bits; {BINS} bins of weight x positions, edges {EDGES[0]:.3f} to {EDGES[-1]:.2f} "
         "half an octave apart; Miller-Madow correction by independent samples",
-        position="information about the labels of the image before in the order of scoring (of the last, for "
+        "position": "information about the labels of the image before in the order of scoring (of the last, for "
         "the first), brought to the size of the image, nearest; it has the same bias",
-    )
+    }
 
 
-def _views(view: View) -> ViewSetting:
-    brightness, contrast, saturation, hue = view.strength
-    return ViewSetting(
-        count="two per image, drawn by the seed and the image's number in the split",
-        side=view.size,
-        crop=f"{SCALE[0]:.0%} to {SCALE[1]:.0%} of the area, aspect 3/4 to 4/3, "
+def _views(view: View) -> dict[str, float | str]:
+    return {
+        "count": "two per image, drawn by the seed and the image's number in the split",
+        "side": float(view.size),
+        "crop": f"{SCALE[0]:.0%} to {SCALE[1]:.0%} of the area, aspect 3/4 to 4/3, "
         "area averaging to shrink, bicubic to enlarge (OpenCV)",
-        flip=view.flip,
-        colour_changes=view.jitter,
-        brightness=brightness,
-        contrast=contrast,
-        saturation=saturation,
-        hue=hue,
-        grey=view.grey,
-        blur=view.blur,
-        solarize=view.solarize,
-        compared=f"mass in {POINTS} x {POINTS} cells of the overlap",
-        least_overlap=LEAST_SHARED,
-        least_overlap_of="the area of the smaller view; pairs with less do not count",
-        elsewhere="the first view of an image and the second view of the image before in the order of scoring, "
+        "flip": view.flip,
+        "colour_changes": view.jitter,
+        **dict(zip(("brightness", "contrast", "saturation", "hue"), view.strength, strict=True)),
+        "grey": view.grey,
+        "blur": view.blur,
+        "solarize": view.solarize,
+        "compared": f"mass in {POINTS} x {POINTS} cells of the overlap",
+        "least_overlap": LEAST_SHARED,
+        "least_overlap_of": "the area of the smaller view; pairs with less do not count",
+        "elsewhere": "the first view of an image and the second view of the image before in the order of scoring, "
         "as if of one image; the first image has none before it",
-    )
+    }

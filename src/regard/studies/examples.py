@@ -24,17 +24,23 @@ PALE = 150  # the grey of what is black in the image; white stays white
 
 
 def choose_examples(
-    dataset: MaskDataset,
-    runs: Mapping[str, Run],
-    per_image: Mapping[str, Float[np.ndarray, "images"]],
-    pictures: int = PICTURES,
-) -> list[Example]:
-    """Images of a dataset evenly spaced, the best and the worst.
+    dataset: MaskDataset, per_image: Mapping[str, Float[np.ndarray, "images"]], pictures: int = PICTURES
+) -> dict[int, Example]:
+    """Images of a dataset evenly spaced, the best and the worst, by their index; `add_run` adds what runs make of them.
 
     per_image: each configuration's mIoU on each image, in [0, 1]; nan where the image has no labelled pixel.
     """
-    chosen = choose_images(per_image, len(dataset), pictures)
-    return [_example(dataset, index, runs, why) for why, index in chosen]
+    return {
+        index: Example(
+            name=dataset.name(index),
+            why=why,
+            image=png(_small(dataset.image(index), cv2.INTER_AREA)),
+            truth=png(_small(colour(dataset.mask(index), dataset.palette), cv2.INTER_NEAREST)),
+            predictions={},
+            attention={},
+        )
+        for why, index in choose_images(per_image, len(dataset), pictures)
+    }
 
 
 def choose_images(
@@ -62,30 +68,21 @@ def choose_images(
     return [(why, index) for why, indices in sorts.items() for index in indices]
 
 
-def _example(dataset: MaskDataset, index: int, runs: Mapping[str, Run], why: str) -> Example:
-    image, truth = dataset.image(index), dataset.mask(index)
-    palette = np.asarray(dataset.palette)
-    predictions, attention = {}, {}
-    for name, run in runs.items():
+def add_run(examples: Mapping[int, Example], dataset: MaskDataset, name: str, run: Run) -> None:
+    """Add the prediction of a configuration for every example, its errors and what its heads look at."""
+    for index, example in examples.items():
+        image, truth = dataset.image(index), dataset.mask(index)
         prediction = run.predict(image)
         counts = confusion(
             torch.from_numpy(prediction).long(), torch.from_numpy(truth).long(), len(run.classes), run.ignore_index
         )
-        predictions[name] = Prediction(
-            png=png(_small(colour(prediction, palette), cv2.INTER_NEAREST)),
+        example.predictions[name] = Prediction(
+            png=png(_small(colour(prediction, dataset.palette), cv2.INTER_NEAREST)),
             errors=png(_small(error_map(image, prediction, truth, run.ignore_index), cv2.INTER_NEAREST)),
             miou=scores(counts).miou if counts.sum() else None,
         )
         if run.model.backbone.heads:
-            attention[name] = _attention(run, image)
-    return Example(
-        name=dataset.name(index),
-        why=why,
-        image=png(_small(image, cv2.INTER_AREA)),
-        truth=png(_small(colour(truth, palette), cv2.INTER_NEAREST)),
-        predictions=predictions,
-        attention=attention,
-    )
+            example.attention[name] = _attention(run, image)
 
 
 def error_map(

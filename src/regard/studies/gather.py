@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,10 +36,10 @@ from regard.results import (
     Value,
 )
 from regard.runs.pretraining import PRETRAIN_FILE
-from regard.runs.run import RUN_FILE, Run, load_run
+from regard.runs.run import RUN_FILE, load_run
 from regard.studies.ablate import word
 from regard.studies.environment import commit, environment, shown_path
-from regard.studies.examples import choose_examples
+from regard.studies.examples import add_run, choose_examples
 from regard.studies.jobs import Failure
 from regard.studies.plan import Configuration, Plan
 from regard.studies.relations import correlations, differences
@@ -53,26 +53,6 @@ Matrix = Int[np.ndarray, "classes classes"]
 def scored_split(splits: Mapping[str, Any]) -> str:
     """The split whose scores are reported; `val`, which also chooses the epoch, only where there is no `test`."""
     return "test" if "test" in splits else "val"
-
-
-class _Loaded(Mapping[str, Run]):
-    """Runs by name, each loaded when it is asked for, and one at a time: all of a large study do not fit in memory."""
-
-    def __init__(self, folders: Mapping[str, Path], device: str) -> None:
-        self.folders, self.device = folders, device
-        self.last: tuple[str, Run] | None = None
-
-    def __getitem__(self, name: str) -> Run:
-        if self.last is None or self.last[0] != name:
-            self.last = None  # before the next one is loaded
-            self.last = name, load_run(self.folders[name], self.device)
-        return self.last[1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.folders)
-
-    def __len__(self) -> int:
-        return len(self.folders)
 
 
 class _Cells:
@@ -130,12 +110,14 @@ def gather(study: Study, command: str, failures: Sequence[Failure], complete: bo
     if not finished:
         reasons = "".join(f"; {failure.name}: {failure.error}" for failure in failures[:1])
         raise InputError(f"nothing of {study.out} is finished{reasons}")
-    runs = _Loaded({name: cell.folders[0] for name, cell in finished.items()}, study.hardware.device)
+    examples = choose_examples(splits[split], {name: cell.per_image for name, cell in finished.items()})
     first = splits[split].image(0).shape[:2]
     milliseconds, kinds = {}, {}
-    for name, run in runs.items():
+    for name, cell in finished.items():  # one at a time: all of a large study do not fit in memory
+        run = load_run(cell.folders[0], study.hardware.device)
         milliseconds[name] = milliseconds_per_image(run, short_side(first, run.size))
         kinds[name] = run.model.backbone.kind
+        add_run(examples, splits[split], name, run)
     truth = next(iter(finished.values())).matrices[0].sum(axis=1)
     root, every = shown_path(source.root), [run for cell in finished.values() for run in cell.runs]
     configurations = [_configuration(plan, c, cells[c.name], milliseconds.get(c.name)) for c in plan.configurations]
@@ -175,7 +157,7 @@ def gather(study: Study, command: str, failures: Sequence[Failure], complete: bo
         configurations=configurations,
         differences=differences(plan, {name: (cell.scored, cell.seeds) for name, cell in finished.items()}),
         correlations=correlations(configurations, kinds),
-        examples=choose_examples(splits[split], runs, {name: cell.per_image for name, cell in finished.items()}),
+        examples=list(examples.values()),
     )
 
 
