@@ -98,6 +98,7 @@ class RunResult:
     """One training of a configuration.
 
     iou:    per class; None for a class that is nowhere in the truth.
+    best_epoch: whose weights were scored; None for an average over epochs.
     heads:  scores of the attention heads, by the keys of `HeadCorrelation.score`; None of a convnet, or where lost.
     commit: of the checkout that trained it; None where it was none.
     """
@@ -107,7 +108,7 @@ class RunResult:
     pixel_accuracy: float
     iou: list[float | None]
     train_seconds: float
-    best_epoch: int
+    best_epoch: int | None
     curve: list[EpochScore]
     heads: dict[str, float | None] | None
     commit: str | None
