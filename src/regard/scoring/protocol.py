@@ -78,8 +78,6 @@ def choose_protocol(
         raise InputError(f"{backbone.name} has no attention maps: use a ViT or a Swin")
     if mass is not None and not 0 < mass < 1:
         raise InputError(f"--mass {mass:g} is no share of the attention: take one between 0 and 1, such as 0.6")
-    if blocks == []:
-        raise InputError("--blocks names no block: take levels, all, or numbers such as [0, -1]")
     if name == "dino":
         fixed = {"size": (size, DINO_SIZE), "mass": (mass, DINO_MASS), "kind": (kind, "cls")}
         for option, (given, value) in fixed.items():
