@@ -275,7 +275,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         choice = plan.pretrainings[key]
         if choice.settings is not None:
             values = asdict(choice.settings)
-            found |= _flat(key, {**values, "published": choice.published}) | _flat(key, values["options"])
+            found |= _flat(key, {**values, "published": choice.published}) | _flat(key, values["method_options"])
         else:
             found[f"{key}.weights"] = choice.weights
     for c in plan.configurations:
@@ -284,4 +284,4 @@ def _settings(plan: Plan) -> dict[str, str]:
 
 
 def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for key, value in values.items() if key != "options"}
+    return {f"{name}.{key}": value for key, value in values.items() if key != "method_options"}
