@@ -1,6 +1,7 @@
 """A plausible results.json."""
 
 import pytest
+
 from plausible import plausible_results
 
 

@@ -1,8 +1,8 @@
 """What a report draws: in order, paired by seed, no further than all seeds go."""
 
 import pytest
-from plausible import difference, varied
 
+from plausible import difference, varied
 from regard.reports.arranged import arrange
 from regard.results import EpochScore
 

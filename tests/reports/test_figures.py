@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from plausible import difference, only, varied
 
+from plausible import difference, only, varied
 from regard.reports.arranged import arrange
 from regard.reports.figures import COLOURS, PANELS, ROWS, draw, file_name, write_charts
 from regard.reports.report import write_report

@@ -6,9 +6,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from markupsafe import Markup
-from plausible import correlation, difference, varied
 from scipy.stats import binom, norm
 
+from plausible import correlation, difference, varied
 from regard.reports import findings
 from regard.reports.arranged import Family, Line, Shown, VariedAxis, arrange
 from regard.results import ConfigurationResult, MeanMiou, RunResult

@@ -5,8 +5,8 @@ import io
 import re
 
 import pytest
-from plausible import varied
 
+from plausible import varied
 from regard.reports.arranged import arrange
 from regard.reports.tables import latex, table_csv, table_latex
 

@@ -356,7 +356,7 @@ VIT = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", json.dumps(TI
         ([*VIT, "--mass", "0"], "--mass 0 is no share of the attention"),
         ([*VIT, "--blocks", "[4]"], "has no block 4: it has 0 to 3"),
         ([*VIT, "--blocks", "[1, 1]"], "asked for twice"),
-        ([*VIT, "--blocks", "[]"], "no blocks of vit_tiny_patch16_224 are asked for: leave blocks out for one per level"),
+        ([*VIT, "--blocks", "[]"], "no blocks of vit_tiny_patch16_224 are asked for: leave blocks out"),
         ([*VIT, "--blocks", "most"], "blocks"),
         ([*VIT, "--split", "vall"], "unknown split of scenes 'vall': did you mean 'val'"),
         ([*VIT, "--objects", "instance"], "does not tell instances apart"),
