@@ -20,6 +20,7 @@ VERSION = 3  # of what is declared here
 Stored = TypeVar("Stored")
 Value = int | float | str  # of an axis: a number, or a word
 Byte = Annotated[int, Meta(ge=0, le=255)]
+Drawing = Annotated[str, Meta(pattern=r"^data:image/svg\+xml;base64,[A-Za-z0-9+/]+=*$")]
 Picture = Annotated[str, Meta(pattern="^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+=*$")]
 
 
@@ -399,6 +400,81 @@ class ScoreReport:
     given: ScoredHeads
     random: ScoredHeads | None
     importance: ImportanceSetting | None
+
+
+# ---- results.json of a sweep
+
+
+@dataclass(kw_only=True)
+class SweepData:
+    """What was trained and scored on. test_images: on which no score was computed."""
+
+    source: str
+    description: str
+    train_images: int
+    val_images: int
+    test_images: int
+    short_side: int
+
+
+@dataclass(kw_only=True)
+class TrialResult:
+    """A trial that is over. miou: on val, of a complete one; curve: (epoch, mIoU on val); error: of a failed one."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed"]
+    miou: float | None
+    seconds: float
+    options: dict[str, bool | int | float | str | None]
+    curve: list[tuple[int, float | None]]
+    error: str | None
+
+
+@dataclass(kw_only=True)
+class BestTrial:
+    """The complete trial of the highest score. options, command: what trains it again."""
+
+    number: int
+    miou: float
+    options: dict[str, Any]
+    command: str
+
+
+@dataclass(kw_only=True)
+class SweepResults:
+    """What a sweep found: all that its page is made of.
+
+    space:      what each option that varies could be, in words.
+    usual:      the options that trial 0 had the default of.
+    random:     complete or pruned trials before the search looks at scores.
+    importance: the share of each option in what sets the best trials apart; None of too few trials.
+    pictures:   history, slice, parallel, curves.
+    """
+
+    schema: int = VERSION
+    kind: Literal["sweep"] = "sweep"
+    name: str
+    regard: str
+    commit: str | None
+    created: str
+    command: str
+    seconds: float
+    complete: bool
+    environment: dict[str, str]
+    data: SweepData
+    wanted: int
+    pruning: bool
+    space: dict[str, str]
+    usual: list[str]
+    random: int
+    trials: list[TrialResult]
+    importance: dict[str, float] | None
+    best: BestTrial
+    pictures: dict[str, Drawing]
+
+    def __post_init__(self) -> None:
+        if self.best.number not in [trial.number for trial in self.trials if trial.miou is not None]:
+            raise ValueError(f"the best trial, {self.best.number}, is none of the trials with a score")
 
 
 # ---- all of them

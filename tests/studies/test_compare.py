@@ -25,10 +25,10 @@ from regard.settings import Hardware
 from regard.studies import compare as module
 from regard.studies.ablate import ablation
 from regard.studies.compare import compare, open_study, tasks_of
-from regard.studies.jobs import Where
 from regard.studies.plan import Configuration
 from regard.studies.presets import CONFIGURATIONS, QUESTIONS, preset
 from regard.studies.study import Study
+from regard.studies.tasks import Where
 
 QUIET = Hardware(bar=False)
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from graphlib import CycleError
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,14 @@ from regard.data.datasets.scenes import Scenes
 from regard.data.source import Source
 from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.settings import Hardware
-from regard.studies import processes, tasks
-from regard.studies.jobs import Failure, Task, Where, run_all
-from regard.studies.processes import deal, visible_gpus
+from regard.studies import places, tasks
+from regard.studies.jobs import run_all
+from regard.studies.places import deal, visible_gpus
+from regard.studies.tasks import Failure, Hopeless, Task, Where
 
 CPU = Hardware(accelerator="cpu", bar=False)
 TWO = Where(jobs=2)
+WITH_TESTS = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs submitit")
 
 
@@ -72,6 +73,10 @@ def fills_the_disk(study, name: str) -> str:
         raise RuntimeError("the archive could not be closed") from error
 
 
+def is_hopeless(study, name: str) -> str:
+    raise Hopeless("the first 3 all failed")
+
+
 def is_interrupted(study, name: str) -> str:
     raise Interrupted("SIGTERM at step 3: saved", signal.SIGTERM)
 
@@ -79,13 +84,6 @@ def is_interrupted(study, name: str) -> str:
 def dies(study, name: str) -> str:
     note(study, name)
     os._exit(3)
-
-
-def dies_at_first(study, name: str) -> str:
-    note(study, name)
-    if notes(study).count(name) == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "made"
 
 
 def takes_a_while(study, name: str) -> str:
@@ -130,7 +128,7 @@ def sleeps(study, name: str) -> str:
 
 def has_ended(pid: Path) -> bool:
     """The process of this number, within seconds; one that nobody has waited for is still listed, as a zombie."""
-    for _ in range(50):
+    for _ in range(150):
         listed = subprocess.run(
             ["ps", "-o", "stat=", "-p", pid.read_text()], capture_output=True, text=True, check=False
         )
@@ -141,18 +139,18 @@ def has_ended(pid: Path) -> bool:
 
 
 GRAPH = (
+    Task("weights a", "weights", well),
+    Task("weights b", "weights", fails, ("no\nluck",)),
     Task("cell a, seed 0", "training", well, ("a", "0"), ("weights a",)),
     Task("cell b", "training", well, (), ("weights a", "weights b")),
     Task("probe", "training", well, (), ("cell b",)),
     Task("alone", "training", fails_by_input),
-    Task("weights a", "weights", well),
-    Task("weights b", "weights", fails, ("no\nluck",)),
 )
 FAILURES = [
+    Failure("weights b", "RuntimeError: no luck"),
     Failure("cell b", "not run: weights b failed"),
     Failure("probe", "not run: weights b failed"),  # the cause, and not cell b
     Failure("alone", "no such fusion [gat]: take gate"),
-    Failure("weights b", "RuntimeError: no luck"),
 ]
 
 
@@ -163,14 +161,14 @@ def said(capsys) -> list[str]:
 
 def test_tasks_follow_their_needs_and_a_failure_costs_what_needs_it_alone(study, capsys) -> None:
     assert run_all(GRAPH, study, Where()) == FAILURES
-    assert notes(study) == ["weights a", "cell a, seed 0", "weights b"]
+    assert notes(study) == ["weights a", "weights b", "cell a, seed 0"]
     assert said(capsys) == [
-        "training 1/4  alone: no such fusion [gat]: take gate",
         "weights  1/2  weights a: made",
-        "training 2/4  cell a, seed 0: made a 0",
         "weights  2/2  weights b: RuntimeError: no luck",
-        "training 3/4  cell b: not run: weights b failed",
-        "training 4/4  probe: not run: weights b failed",
+        "training 1/4  cell b: not run: weights b failed",
+        "training 2/4  probe: not run: weights b failed",
+        "training 3/4  cell a, seed 0: made a 0",
+        "training 4/4  alone: no such fusion [gat]: take gate",
     ]
 
 
@@ -181,11 +179,9 @@ def test_of_several_that_may_begin_the_first_does(study) -> None:
     assert run_all([], study, Where()) == run_all([], study, TWO) == []
 
 
-def test_tasks_that_need_each_other_or_nobody_are_refused(study) -> None:
-    with pytest.raises(CycleError):
-        run_all([Task("a", "x", well, needs=("b",)), Task("b", "x", well, needs=("a",))], study, Where())
-    with pytest.raises(AssertionError, match="not there"):
-        run_all([Task("a", "x", well, needs=("b",))], study, Where())
+def test_a_task_before_what_it_needs_and_two_of_one_name_are_refused(study) -> None:
+    with pytest.raises(AssertionError, match="comes after"):
+        run_all([Task("a", "x", well, needs=("b",)), Task("b", "x", well)], study, Where())
     with pytest.raises(AssertionError, match="one name"):
         run_all([Task("a", "x", well), Task("a", "x", well)], study, Where())
     assert notes(study) == []
@@ -219,20 +215,20 @@ def test_an_error_is_one_line_with_its_type_where_it_is_none_of_ours() -> None:
     [
         (Where(), fills_the_disk, OSError),
         (Where(), is_interrupted, Interrupted),
+        (Where(), is_hopeless, Hopeless),
         pytest.param(TWO, fills_the_disk, OSError, marks=pytest.mark.slow),
     ],
-    ids=["a full disk", "a signal", "a full disk, in processes"],
+    ids=["a full disk", "a signal", "no hope", "a full disk, in processes"],
 )
 def test_what_stops_all_stops_all(study, where, function, error) -> None:
-    stops = [Task("first", "training", function), Task("second", "training", well, needs=("third",))]
-    third = Task("third", "training", takes_a_while)
+    beside = Task("second", "training", takes_a_while), Task("third", "training", well, needs=("second",))
     with pytest.raises(error) as raised:
-        run_all([*stops, third], study, where)
+        run_all([Task("first", "training", function), *beside], study, where)
     if error is OSError:
         assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "model.safetensors")
-    else:
+    if error is Interrupted:
         assert raised.value.signum == signal.SIGTERM
-    assert "second" not in notes(study)
+    assert "third" not in notes(study)
     assert not (study.out / "failures").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -244,8 +240,11 @@ def test_a_full_disk_is_told_from_other_errors() -> None:
 
     full = OSError(errno.EDQUOT, "Disk quota exceeded")
     assert tasks.full_disk(after(after(full, ValueError("a")), RuntimeError("b"))) is full
-    native = RuntimeError("I/O error: No space left on device (os error 28)")
-    assert tasks.full_disk(native).errno == errno.ENOSPC
+    for words in (
+        "I/O error: No space left on device (os error 28)",
+        "(sqlite3.OperationalError) database or disk is full",
+    ):
+        assert tasks.full_disk(RuntimeError(words)).errno == errno.ENOSPC
     assert tasks.full_disk(OSError(errno.ENOENT, "no such file")) is None
     circle = ValueError("a")
     circle.__context__ = after(circle, KeyError("b"))
@@ -273,31 +272,24 @@ def test_processes_side_by_side_give_what_one_after_the_other_gives(study, capsy
 
 @pytest.mark.slow
 def test_a_process_that_dies_costs_its_task_alone(study) -> None:
-    failures = run_all(
-        [
-            Task("dies", "training", dies),
-            Task("beside", "training", takes_a_while),
-            Task("once", "training", dies_at_first),
-            Task("after", "training", well, needs=("dies",)),
-            Task("later", "training", well, needs=("once",)),
-        ],
-        study,
-        TWO,
-    )
-    assert failures == [
-        Failure("dies", "its process died, 2 times: exit status 3"),
-        Failure("after", "not run: dies failed"),
-    ]
-    assert notes(study).count("dies") == notes(study).count("once") == 2
-    assert notes(study).count("beside-begun") == notes(study).count("beside-ended") == 1  # it was left alone
-    assert "later" in notes(study)
-    assert "exit status 3" in (study.out / "failures" / "dies.txt").read_text()
+    three = [Task("dies", "training", dies), Task("beside", "training", takes_a_while), Task("later", "training", well)]
+    failures = run_all([*three, Task("after", "training", well, needs=("dies",))], study, TWO)
+    died = "its process died, as where memory runs out (fewer --jobs need less)"
+    assert failures == [Failure("dies", died), Failure("after", "not run: dies failed")]
+    assert sorted(notes(study)) == ["beside-begun", "beside-ended", "dies", "later"]
+    assert (study.out / "failures" / "dies.txt").read_text() == f"{died}\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_to_the_parent_leaves_no_orphans(number, tmp_path) -> None:
-    script = """if __name__ == "__main__":
+@pytest.mark.parametrize(
+    ("number", "ended"),
+    [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Interrupted: SIGTERM"), (signal.SIGKILL, "")],
+    ids=["SIGINT", "SIGTERM", "SIGKILL"],
+)
+def test_a_signal_to_the_parent_leaves_no_orphans(number, ended, tmp_path) -> None:
+    script = """from regard.studies import places
+places.GRACE = 5
+if __name__ == "__main__":
     import sys
     from pathlib import Path
     from test_jobs import *
@@ -305,7 +297,7 @@ def test_a_signal_to_the_parent_leaves_no_orphans(number, tmp_path) -> None:
     run_all([Task(name, "training", sleeps) for name in "ab"], study, TWO)
 """
     (tmp_path / "script.py").write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": WITH_TESTS, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
@@ -315,10 +307,10 @@ def test_a_signal_to_the_parent_leaves_no_orphans(number, tmp_path) -> None:
             time.sleep(0.05)
         process.send_signal(number)
         errors = process.communicate(timeout=60)[1]
-    assert ("KeyboardInterrupt" if number == signal.SIGINT else "Interrupted: SIGTERM") in errors
+    assert ended in errors
     for name in "ab":
-        assert (tmp_path / f"{name}.cleared").exists()
         assert has_ended(tmp_path / f"{name}.pid")
+        assert (tmp_path / f"{name}.cleared").exists()
 
 
 def test_gpus_are_dealt_out_in_turn() -> None:
@@ -336,8 +328,8 @@ def test_devices_that_are_not_there_are_refused_before_anything_runs(study) -> N
 
 
 def test_gpus_are_those_that_the_parent_may_use(monkeypatch) -> None:
-    monkeypatch.setattr(processes.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(places.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(places.torch.cuda, "device_count", lambda: 2)
     gpu = Hardware(accelerator="gpu")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert visible_gpus(gpu) == ["0", "1"]
@@ -361,7 +353,7 @@ def test_each_process_sees_its_own_gpu(study, monkeypatch, capsys) -> None:
 @pytest.fixture
 def importable(monkeypatch) -> None:
     """A job imports this file by itself."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", WITH_TESTS)
 
 
 @pytest.mark.slow
@@ -401,7 +393,7 @@ def test_a_full_disk_stops_submitits_jobs_and_cancels_those_that_run(study, impo
 @needs_submitit
 def test_options_that_a_cluster_does_not_know_are_refused(study, monkeypatch) -> None:
     tasks = [Task("a", "training", well)]
-    with pytest.raises(InputError, match="unknown cluster option 'timeout_mins': did you mean 'timeout_min'"):
+    with pytest.raises(InputError, match=r"cluster options: .*'timeout_mins'.* parameters are: .*'timeout_min'"):
         run_all(tasks, study, Where(cluster="local", cluster_options={"timeout_mins": 3}))
     with pytest.raises(InputError, match=r"cluster options: .*timeout_min.*an hour"):
         run_all(tasks, study, Where(cluster="local", cluster_options={"timeout_min": "an hour"}))

@@ -1,6 +1,7 @@
 """`regard sweep`: trials that follow from the seed and those before, are counted once, and can be gone on with."""
 
 import errno
+import importlib
 import json
 import math
 import multiprocessing
@@ -13,7 +14,6 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -22,22 +22,24 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 from PIL import Image
 from sqlalchemy import event
 
-from regard.cli import build_parser
-from regard.cli.study import sweep as sweep_command
-from regard.cli.train import segment
+from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.data.source import open_source
 from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.results import SweepResults, read_stored
 from regard.runs.run import load_run, summary
 from regard.settings import Hardware
 from regard.studies import sweep as sweeping
-from regard.studies import trials as bookkeeping
 from regard.studies.space import parse_space
-from regard.studies.sweep import Pretrained, Sweep, run_sweep
-from regard.studies.trials import LOCK, Pruning, TrialFailed, Trials, import_optuna, importance, reason_of, state_of
+from regard.studies.sweep import run_sweep
+from regard.studies.sweep_plan import Pretrained, Sweep, claim
+from regard.studies.tasks import full_disk
+from regard.studies.trials import LOCK, Pruning, Trials, importance
 
 SPACE = parse_space({"lr": {"low": 1e-3, "high": 1e-1, "log": True}, "fusion": ["none", "gate"], "head": "linear"})
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
@@ -56,20 +58,24 @@ def small(out: Path, **changes) -> Sweep:
 def scripted(monkeypatch, scores=lambda number, options: 0.1 * number, seen: list | None = None) -> None:
     """Trials that take no time: of a score from their number and options, or an error in its place."""
 
-    def train(sweep: Sweep, trial) -> float:
+    def score(sweep: Sweep, name: str, trial) -> float:
         options = sweep.space.suggest(trial)
         if seen is not None:
             seen.append((trial.number, options))
         folder = sweep.out / "trials" / str(trial.number)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"weights")
+        came = scores(trial.number, options)
+        if isinstance(came, BaseException):
+            raise came
         (folder / "run.json").write_text("{}")
-        score = scores(trial.number, options)
-        if isinstance(score, BaseException):
-            raise score
-        return score
+        return came
 
-    monkeypatch.setattr(sweeping, "_train", train)
+    monkeypatch.setattr(sweeping, "_score", score)
+
+
+def read(folder: Path) -> SweepResults:
+    return read_stored(folder / "results.json", SweepResults)
 
 
 def numbers(folder: Path, name: str) -> list[int]:
@@ -89,50 +95,47 @@ def test_the_best_trial_is_trained_again_by_its_config_and_no_score_is_of_test(t
 
     monkeypatch.setattr(Scenes, "mask", guarded)
     made = run_sweep(small(tmp_path / "sweep", epochs=2), 3, command="regard sweep ...")
-    assert [trial["state"] for trial in made["trials"]] == ["complete"] * 3
-    assert made["complete"]
-    assert made["best"]["miou"] == max(trial["miou"] for trial in made["trials"])
-    assert all(len(trial["curve"]) == 2 for trial in made["trials"])
+    assert [trial.state for trial in made.trials] == ["complete"] * 3
+    assert made.complete
+    assert made.best.miou == max(trial.miou for trial in made.trials)
+    assert all(len(trial.curve) == 2 for trial in made.trials)
     assert numbers(tmp_path / "sweep", "run.json") == [0, 1, 2]
-    assert numbers(tmp_path / "sweep", "model.safetensors") == [made["best"]["number"]]
+    assert numbers(tmp_path / "sweep", "model.safetensors") == [made.best.number]
     assert not list((tmp_path / "sweep").glob("trials/*/checkpoints"))
-    assert json.loads((tmp_path / "sweep" / "results.json").read_text()) == made
+    assert read(tmp_path / "sweep") == made
     assert (tmp_path / "sweep" / "report.html").is_file()
 
     best = tmp_path / "sweep" / "best.yaml"
-    arguments = ["segment", "--config", str(best), "--out", str(tmp_path / "again")]
-    options = build_parser().parse_args(arguments).segment.as_dict()
-    options.pop("config")
     monkeypatch.setattr("regard.data.source.SCENES_COUNT", COUNTS)
-    segment(**options)
+    main(["segment", "--config", str(best), "--out", str(tmp_path / "again")])
     again, first = (load_run(folder, "cpu") for folder in (tmp_path / "again", max_folder(tmp_path, made)))
     assert again.description["curve"] == first.description["curve"]  # the same seed, data and thread: to the last bit
     assert again.description["settings"] == first.description["settings"]
     val = open_source("scenes", scenes_size=32, scenes_count=COUNTS).splits["val"]
     assert summary(again, again.evaluate(val)) == summary(first, first.evaluate(val))
-    assert max(point["val_miou"] for point in again.description["curve"]) == made["best"]["miou"]
+    assert max(point["val_miou"] for point in again.description["curve"]) == made.best.miou
 
 
-def max_folder(tmp_path: Path, made: dict) -> Path:
-    return tmp_path / "sweep" / "trials" / str(made["best"]["number"])
+def max_folder(tmp_path: Path, made: SweepResults) -> Path:
+    return tmp_path / "sweep" / "trials" / str(made.best.number)
 
 
-def test_the_command_takes_a_space_and_says_the_best_score(tmp_path, monkeypatch) -> None:
+def test_the_command_takes_a_space_and_says_the_best_score(tmp_path, monkeypatch, capsys) -> None:
     scripted(monkeypatch)
     monkeypatch.setattr("regard.data.source.SCENES_COUNT", COUNTS)
     (tmp_path / "space.yaml").write_text("lr: [1e-3, 1e-2]\nbatch_size: 4\n")
     out = str(tmp_path / "a sweep")
-    said = sweep_command(
-        "scenes", "vit_tiny_patch16_224", out, 2, space=str(tmp_path / "space.yaml"), head="linear", size=32, epochs=1,
-        accelerator="cpu", backbone_options=VIT,
-    )  # fmt: skip
+    given = f"sweep --data scenes --backbone vit_tiny_patch16_224 --trials 2 --space {tmp_path / 'space.yaml'}"
+    given += " --head linear --size 32 --epochs 1 --accelerator cpu --out"
+    main([*given.split(), out, "--backbone_options", json.dumps(VIT)])
+    said = capsys.readouterr().out
     assert "trial 1, mIoU 10.0%" in said
     assert f"regard segment --config '{out}/best.yaml' --out '{out}-best'" in said
-    results = json.loads((tmp_path / "a sweep" / "results.json").read_text())
-    assert results["command"].startswith("regard sweep --data scenes --backbone vit_tiny_patch16_224 --out '")
-    assert results["command"].endswith(f"--backbone_options '{json.dumps(VIT)}'")
-    assert results["best"]["options"]["batch_size"] == 4
-    assert results["best"]["options"]["head"] == "linear"
+    results = read(tmp_path / "a sweep")
+    assert results.command.startswith("regard sweep --data scenes ")
+    assert f"--backbone_options '{json.dumps(VIT)}'" in results.command
+    assert results.best.options["batch_size"] == 4
+    assert results.best.options["head"] == "linear"
 
 
 # ---- what is tried --------------------------------------------------------------------------------------------------
@@ -161,18 +164,13 @@ def test_a_sweep_in_parts_is_the_sweep_in_one_and_more_trials_go_on(tmp_path, mo
         made = run_sweep(small(tmp_path / "parts"), trials)
     assert parts == whole
     assert len({options["lr"] for _, options in whole}) == 14
-    assert made["importance"] is not None
-    assert sum(made["importance"].values()) == pytest.approx(1)
+    assert made.importance is not None
+    assert sum(made.importance.values()) == pytest.approx(1)
     other: list = []
     scripted(monkeypatch, score, other)
     run_sweep(small(tmp_path / "other", seed=1), 4)
     assert other[0] == whole[0]
     assert other[1:] != whole[1:4]
-
-
-def test_too_few_trials_have_no_importance(tmp_path, monkeypatch) -> None:
-    scripted(monkeypatch)
-    assert run_sweep(small(tmp_path / "out"), 7)["importance"] is None
 
 
 def test_the_best_is_the_first_of_equals_and_alone_keeps_its_model(tmp_path, monkeypatch) -> None:
@@ -186,7 +184,7 @@ def test_the_best_is_the_first_of_equals_and_alone_keeps_its_model(tmp_path, mon
 
     monkeypatch.setattr(sweeping, "_tidy", watched)
     made = run_sweep(small(tmp_path / "out"), 5)
-    assert made["best"]["number"] == 2
+    assert made.best.number == 2
     assert kept[:5] == [[0], [0], [2], [2], [2]]
     assert numbers(tmp_path / "out", "run.json") == [0, 1, 2, 3, 4]
 
@@ -195,9 +193,9 @@ def test_the_best_is_the_first_of_equals_and_alone_keeps_its_model(tmp_path, mon
 
 
 def test_a_failed_trial_is_recorded_with_its_reason_and_the_rest_go_on(tmp_path, monkeypatch) -> None:
-    scripted(monkeypatch, lambda number, options: TrialFailed("too <steep>") if number == 1 else 0.5)
+    scripted(monkeypatch, lambda number, options: TrainingStopped("too <steep>") if number == 1 else 0.5)
     made = run_sweep(small(tmp_path / "out"), 3)
-    assert [(trial["state"], trial["error"]) for trial in made["trials"]] == [
+    assert [(trial.state, trial.error) for trial in made.trials] == [
         ("complete", None),
         ("failed", "too <steep>"),
         ("complete", None),
@@ -238,13 +236,14 @@ def test_any_other_error_of_a_trial_is_its_reason_too(tmp_path, monkeypatch, cap
     monkeypatch.setattr(sweeping, "segment_run", segment_run)
     with pytest.raises(InputError, match="the first 3 trials all failed: RuntimeError: "):
         run_sweep(small(tmp_path / "out"), 9)
-    trials = Trials(tmp_path / "out", 9, 1, 0).counted()
-    assert [state_of(trial) for trial in trials] == ["failed"] * 3
+    trials = Trials(tmp_path / "out", 1, 0).over()
     reasons = [f"RuntimeError: {allocator}", "its mIoU on val is nan", "no such head"]
-    assert [reason_of(trial) for trial in trials] == reasons
+    assert [trial.user_attrs["error"] for trial in trials] == reasons
+    assert [trial.state for trial in trials] == [TrialState.FAIL] * 3
     said = capsys.readouterr().err
-    for number, reason in enumerate(reasons):
-        assert f"trial {number}  failed: {reason}\n" in said
+    for number, reason in enumerate(reasons[:2]):  # that of the third is what all end with
+        assert f"trials   {number + 1}/9  trial {number}: {reason}\n" in said
+    assert "RuntimeError: [enforce fail" in (tmp_path / "out" / "failures" / "trial 0.txt").read_text()
 
 
 def test_a_full_disk_stops_the_sweep_in_one_line_and_the_same_command_goes_on(tmp_path, monkeypatch) -> None:
@@ -261,13 +260,13 @@ def test_a_full_disk_stops_the_sweep_in_one_line_and_the_same_command_goes_on(tm
             assert error.value is full  # as the command line says it
     scripted(monkeypatch)
     made = run_sweep(small(tmp_path / "out"), 2)
-    assert [trial["state"] for trial in made["trials"]] == ["complete"] * 2
+    assert [trial.state for trial in made.trials] == ["complete"] * 2
 
 
 def test_where_the_file_of_trials_cannot_grow_it_is_the_full_disk_and_stays_whole(tmp_path) -> None:
-    book = Trials(tmp_path, 99, 1, 0)
-    assert book.run_next(lambda trial: 0.5) == "ran"
-    engine = book.study._storage._backend.engine
+    book = Trials(tmp_path, 1, 0)
+    assert book.run(0, lambda trial: 0.5, {}) == "mIoU 50.0%"
+    engine = book.storage.engine
 
     def grows(trial) -> float:
         trial.set_user_attr("large", "x" * 100_000)
@@ -279,15 +278,16 @@ def test_where_the_file_of_trials_cannot_grow_it_is_the_full_disk_and_stays_whol
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
     engine.dispose()
-    with pytest.raises(OSError, match="No space left on device") as error:
-        book.run_next(grows)
-    assert error.value.errno == errno.ENOSPC
-    assert error.value.filename == str(tmp_path / "sweep.db")
+    with pytest.raises(StorageInternalError) as error:
+        book.run(1, grows, {})
+    full = full_disk(error.value)
+    assert full is not None
+    assert full.errno == errno.ENOSPC
     event.remove(engine, "connect", as_it_is)
     engine.dispose()
-    again = Trials(tmp_path, 99, 1, 0)
-    assert again.run_next(lambda trial: 0.75) == "ran"
-    assert [trial.value for trial in again.counted()] == [0.5, 0.75]
+    again = Trials(tmp_path, 1, 0)
+    assert again.run(1, lambda trial: 0.75, {}) == "mIoU 75.0%"
+    assert [trial.value for trial in again.over()] == [0.5, 0.75]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("SIGTERM at step 4", signal.SIGTERM)])
@@ -296,16 +296,16 @@ def test_an_interrupted_trial_is_tried_again_with_its_values(stop, tmp_path, mon
     scripted(monkeypatch, lambda number, options: stop if number == 2 else 0.1 * number, cut)
     with pytest.raises(type(stop)):
         run_sweep(small(tmp_path / "out"), 4)
-    partial = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [trial["number"] for trial in partial["trials"]] == [0, 1]
-    assert not partial["complete"]
+    partial = read(tmp_path / "out")
+    assert [trial.number for trial in partial.trials] == [0, 1]
+    assert not partial.complete
     assert numbers(tmp_path / "out", "run.json") == [0, 1]
     seen: list = []
     scripted(monkeypatch, seen=seen)
     made = run_sweep(small(tmp_path / "out"), 4)
-    assert [number for number, _ in seen] == [3, 4]
-    assert seen[0][1] == cut[2][1]
-    assert [trial["number"] for trial in made["trials"]] == [0, 1, 3, 4]
+    assert [number for number, _ in seen] == [2, 3]
+    assert seen[0] == cut[2]
+    assert [trial.number for trial in made.trials] == [0, 1, 2, 3]
 
 
 def test_a_signal_between_trainings_ends_the_sweep_too(tmp_path, monkeypatch) -> None:
@@ -322,7 +322,7 @@ def test_a_signal_between_trainings_ends_the_sweep_too(tmp_path, monkeypatch) ->
         run_sweep(small(tmp_path / "out"), 3)
     assert signal.getsignal(signal.SIGTERM) is before
     scripted(monkeypatch)
-    assert len(run_sweep(small(tmp_path / "out"), 3)["trials"]) == 3
+    assert len(run_sweep(small(tmp_path / "out"), 3).trials) == 3
 
 
 @pytest.mark.parametrize(
@@ -350,11 +350,11 @@ def test_of_two_sweeps_started_at_the_same_time_one_has_the_folder(tmp_path) -> 
 
     def claims() -> None:
         try:
-            sweeping._claim(second, backbone)
+            claim(second, backbone)
         except InputError as error:
             refused.append(str(error))
 
-    sweeping._claim(first, backbone)
+    claim(first, backbone)
     settings = (tmp_path / "out" / "settings.json").read_text()
     (tmp_path / "out" / "settings.json").unlink()  # the first one is about to write it, and has the lock
     with FileLock(tmp_path / "out" / LOCK):
@@ -388,15 +388,15 @@ def test_a_broken_file_of_trials_is_one_line(tmp_path, monkeypatch) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch) -> None:
+def test_without_the_package_it_says_how_to_install_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "regard.studies.trials")
     with pytest.raises(InputError, match=r"needs the package optuna: pip install 'regard\[sweep\]'"):
-        run_sweep(small(tmp_path / "out"), 1)
-    assert not list(tmp_path.iterdir())
+        importlib.import_module("regard.studies.trials")
 
 
 def test_optuna_warns_nobody(tmp_path, monkeypatch, capfd) -> None:
-    scripted(monkeypatch, lambda number, options: TrialFailed("why") if number == 1 else 0.1 * number)
+    scripted(monkeypatch, lambda number, options: TrainingStopped("why") if number == 1 else 0.1 * number)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         run_sweep(small(tmp_path / "out"), 9)
@@ -407,107 +407,51 @@ def test_optuna_warns_nobody(tmp_path, monkeypatch, capfd) -> None:
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def lost_trial(book: Trials, folder: Path) -> optuna.trial.Trial:
-    """As of a process that was killed in it: its last sign of life is that of its beginning."""
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/sweep.db")
-    trial = study.ask()
-    trial.set_user_attr("begun", True)
-    trial.suggest_float("lr", 1e-3, 1e-1, log=True)
-    trial.suggest_categorical("fusion", ("none", "gate"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        book.study._storage.record_heartbeat(trial._trial_id)
-    return trial
+def is_killed(folder: str) -> None:
+    """A process that is gone in the middle of trial 0."""
+    Trials(Path(folder), 1, 0).run(0, lambda trial: os._exit(trial.suggest_int("batch_size", 8, 32)), {})
 
 
 @pytest.mark.slow
-def test_a_trial_whose_process_was_killed_is_tried_again_thrice_at_most(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(bookkeeping, "GRACE", 1)
-    monkeypatch.setattr(sweeping, "POLL", 0.2)
-    seen: list = []
-    scripted(monkeypatch, seen=seen)
-    run_sweep(small(tmp_path / "out"), 1)
-    book = Trials(tmp_path / "out", 2, 1, 0)
-    lost = lost_trial(book, tmp_path / "out")
-    assert book.run_next(lambda trial: 1 / 0) == "wait"  # it may still be running
-    run_sweep(small(tmp_path / "out"), 2)
-    assert seen[-1] == (2, {**lost.params, "head": "linear"})
-    for kills in (1, 2):
-        lost_trial(book, tmp_path / "out")
-        time.sleep(2.5)
-        with book.lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            book._try_lost_ones_again()
-        if kills == 1:
-            assert book.study.trials[-1].user_attrs["killed"] == 1
-    lost_trial(book, tmp_path / "out")
-    time.sleep(2.5)
-    made = run_sweep(small(tmp_path / "out"), 3)
-    assert made["trials"][-1]["state"] == "failed"
-    assert "its process ended before it did, 3 times" in made["trials"][-1]["error"]
+def test_a_trial_whose_process_was_killed_is_run_again_with_its_values_thrice_at_most(tmp_path) -> None:
+    book, context = Trials(tmp_path, 1, 0), multiprocessing.get_context("spawn")
+    values = []
+    for _ in range(3):
+        process = context.Process(target=is_killed, args=(str(tmp_path),))
+        process.start()
+        process.join()
+        values.append(process.exitcode)
+        assert [trial.state for trial in book.study.trials] == [TrialState.RUNNING]
+    assert set(values) == {book.study.trials[0].params["batch_size"]}
+    with pytest.raises(TrainingStopped, match="its process ended before it did, 3 times"):
+        book.run(0, lambda trial: 1 / 0, {})
+    assert [trial.state for trial in book.over()] == [TrialState.FAIL]
+    assert book.run(1, lambda trial: 0.5, {}) == "mIoU 50.0%"
+    assert book.run(1, lambda trial: 1 / 0, {}) == "over before"
 
 
-def test_a_process_that_slept_while_its_trial_was_given_up_goes_on_with_the_next(tmp_path) -> None:
-    book = Trials(tmp_path, 2, 3, 0)
-
-    def sleeps(trial) -> float:
-        book.study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
-        trial.report(0.5, 1)
+def test_a_trial_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch) -> None:
+    def score(number: int, options: dict) -> float:
+        if number == 1:
+            assert Trials(tmp_path / "out", 1, 0).run(1, lambda trial: 1 / 0, {}) == "left to another process"
         return 0.5
 
-    assert book.run_next(sleeps) == "ran"
-    assert book.run_next(lambda trial: 0.25) == "ran"
-    assert [state_of(trial) for trial in book.study.trials] == ["lost", "complete"]
+    scripted(monkeypatch, score)
+    assert run_sweep(small(tmp_path / "out"), 2).complete
+    with (
+        FileLock(tmp_path / "out" / "trials" / "2.lock"),
+        pytest.raises(TrainingStopped, match="the same command goes on"),
+    ):
+        run_sweep(small(tmp_path / "out"), 3)
+    assert not read(tmp_path / "out").complete
 
 
-class Inline:
-    """A process that is none: it runs when it is started."""
-
-    def __init__(self, target, args) -> None:
-        self.target, self.args, self.exitcode = target, args, 0
-
-    def start(self) -> None:
-        try:
-            self.target(*self.args)
-        except SystemExit as end:
-            self.exitcode = end.code
-
-    def join(self) -> None:
-        pass
-
-
-def test_a_full_disk_in_one_of_the_processes_is_that_of_the_sweep(tmp_path, monkeypatch) -> None:
-    scripted(monkeypatch, lambda number, options: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    monkeypatch.setattr(sweeping.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Inline))
-    threads = torch.get_num_threads()
-    with pytest.raises(OSError, match="No space left on device") as error:
-        run_sweep(small(tmp_path / "out"), 4, jobs=2)
-    torch.set_num_threads(threads)
-    assert error.value.errno == errno.ENOSPC
-
-
-@pytest.mark.parametrize("speaks", [True, False])
-def test_one_process_says_what_is_waited_for(speaks, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sweeping, "POLL", 0.0)
-    sweep = small(tmp_path)
-    book = Trials(tmp_path, 1, 1, 0)
-    lost_trial(book, tmp_path)
-    outcomes = iter(["wait", "wait", "done"])
-    monkeypatch.setattr(book, "run_next", lambda objective: next(outcomes))
-    sweeping._work(sweep, book, 2, speaks)
-    line = (
-        "waiting for the last trials (0), which other processes run: one that stopped is run again 60 s after its last"
-    )
-    assert capsys.readouterr().err.count(line) == speaks
-
-
-def share(folder: str, wanted: int, barrier) -> None:
+def share(folder: str, barrier) -> None:
     """What a process of a sweep does, with trials of a moment."""
-    book = Trials(Path(folder), wanted, 3, 0)
+    book = Trials(Path(folder), 3, 0)
     barrier.wait()
-    while (outcome := book.run_next(_moment)) != "done":
-        if outcome == "wait":
-            time.sleep(0.1)
+    for number in range(9):
+        book.run(number, _moment, {})
 
 
 def _moment(trial) -> float:
@@ -518,17 +462,17 @@ def _moment(trial) -> float:
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_trials_and_none_is_one_too_many(tmp_path) -> None:
+def test_two_processes_share_the_trials_and_none_is_run_twice(tmp_path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
-    workers = [context.Process(target=share, args=(str(tmp_path), 9, barrier)) for _ in range(2)]
+    workers = [context.Process(target=share, args=(str(tmp_path), barrier)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
-    trials = Trials(tmp_path, 9, 3, 0).study.trials
-    assert [state_of(trial) for trial in trials] == ["complete"] * 9
+    trials = Trials(tmp_path, 3, 0).study.trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 9
     assert len({trial.user_attrs["process"] for trial in trials}) == 2
     assert len({trial.value for trial in trials}) == 9  # no value was drawn twice
 
@@ -552,16 +496,19 @@ if __name__ == "__main__":
     cut = subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py"), "20000", "4"], stderr=subprocess.PIPE, text=True
     )
-    database = tmp_path / "out" / "trials"
     deadline = time.monotonic() + 240
-    while len(list(database.glob("*/logs"))) < 2 and cut.poll() is None and time.monotonic() < deadline:
+    while (
+        len(list(tmp_path.glob("out/trials/*/logs/*/metrics.csv"))) < 2
+        and cut.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.5)
     cut.terminate()
     _, said = cut.communicate(timeout=120)
     assert cut.returncode == 77, said
-    book = Trials(tmp_path / "out", 4, 20000, 0)  # epochs that no machine finishes before the signal
-    assert not book.running()
-    assert [state_of(trial) for trial in book.study.trials if trial.number < 2] == ["lost", "lost"]
+    book = Trials(tmp_path / "out", 20000, 0)  # epochs that no machine finishes before the signal
+    assert [trial.state for trial in book.study.trials] == [TrialState.WAITING] * 2
+    assert len(list(tmp_path.glob("out/trials/*/checkpoints/*"))) >= 2  # from which they will go on
 
 
 # ---- pruning --------------------------------------------------------------------------------------------------------
@@ -574,7 +521,7 @@ class Epochs:
         self.max_epochs, self.current_epoch, self.callback_metrics = epochs, 0, {}
 
 
-def curve_trial(book: Trials, curve: list[float]) -> str:
+def curve_trial(book: Trials, curve: list[float]) -> TrialState:
     """Runs a trial of such scores; its state."""
 
     def objective(trial) -> float:
@@ -584,43 +531,50 @@ def curve_trial(book: Trials, curve: list[float]) -> str:
             callback.on_train_epoch_end(trainer, L.LightningModule())
         return max(curve)
 
-    assert book.run_next(objective) == "ran"
-    return state_of(book.study.trials[-1])
+    book.run(len(book.study.trials), objective, {})
+    return book.study.trials[-1].state
 
 
 @pytest.mark.slow
 def test_a_trial_below_the_median_is_given_up_but_not_in_the_first_quarter_nor_at_its_end(tmp_path) -> None:
-    book = Trials(tmp_path, 99, 8, 0)
+    book = Trials(tmp_path, 8, 0)
     for level in (0.3, 0.4, 0.5, 0.6, 0.7):  # no matter how bad: there is no median yet
-        assert curve_trial(book, [level] * 8) == "complete"
-    assert curve_trial(book, [0.01] * 8) == "pruned"
+        assert curve_trial(book, [level] * 8) == TrialState.COMPLETE
+    assert curve_trial(book, [0.01] * 8) == TrialState.PRUNED
     assert sorted(book.study.trials[-1].intermediate_values) == [1, 2, 3]  # a quarter of 8 is never looked at
-    assert curve_trial(book, [0.01, 0.01, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]) == "complete"
-    assert curve_trial(book, [0.9, *[0.01] * 7]) == "complete"  # its best epoch counts
-    assert len(book.counted()) == 8
-    assert len(book.best.intermediate_values) == 8
+    assert curve_trial(book, [0.01, 0.01, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]) == TrialState.COMPLETE
+    assert curve_trial(book, [0.9, *[0.01] * 7]) == TrialState.COMPLETE  # its best epoch counts
+    assert len(book.over()) == 8
+    assert len(book.best().intermediate_values) == 8
     (tmp_path / "free").mkdir()
-    free = Trials(tmp_path / "free", 99, 8, 0, prune=False)
+    free = Trials(tmp_path / "free", 8, 0, prune=False)
     for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.01):
-        assert curve_trial(free, [level] * 8) == "complete"
+        assert curve_trial(free, [level] * 8) == TrialState.COMPLETE
 
 
 def test_a_pruned_trial_counts_leaves_no_files_and_is_never_the_best(tmp_path, monkeypatch) -> None:
-    scripted(monkeypatch, lambda number, options: import_optuna().TrialPruned("epoch 3") if number == 1 else 0.5)
+    scripted(monkeypatch, lambda number, options: optuna.TrialPruned("epoch 3") if number == 1 else 0.5)
     made = run_sweep(small(tmp_path / "out"), 3)
-    assert [trial["state"] for trial in made["trials"]] == ["complete", "pruned", "complete"]
+    assert [trial.state for trial in made.trials] == ["complete", "pruned", "complete"]
     assert numbers(tmp_path / "out", "run.json") == [0, 2]
 
 
 @pytest.mark.slow
-def test_importance_is_of_what_sets_the_best_apart(tmp_path) -> None:
-    book = Trials(tmp_path, 40, 1, 0)
-    for _ in range(40):
-        book.run_next(lambda trial: trial.suggest_float("lr", 0.0, 1.0) + 0 * trial.suggest_float("warmup", 0.0, 0.5))
+def test_importance_is_of_what_sets_the_best_apart_and_of_few_or_equal_trials_there_is_none(tmp_path) -> None:
+    book = Trials(tmp_path, 1, 0)
+    for number in range(40):
+        if number == 7:
+            assert importance(book.study) is None
+        book.run(number, lambda t: t.suggest_float("lr", 0.0, 1.0) + 0 * t.suggest_float("warmup", 0.0, 0.5), {})
     found = importance(book.study)
     assert found is not None
     assert found["lr"] > 0.7
     assert sum(found.values()) == pytest.approx(1)
+    (tmp_path / "level").mkdir()
+    level = Trials(tmp_path / "level", 1, 0)
+    for number in range(8):
+        level.run(number, lambda trial: 0 * trial.suggest_float("lr", 0.0, 1.0), {})
+    assert importance(level.study) is None
 
 
 def test_best_yaml_is_plain_yaml_that_opens_with_its_command(tmp_path, monkeypatch) -> None:
@@ -628,7 +582,7 @@ def test_best_yaml_is_plain_yaml_that_opens_with_its_command(tmp_path, monkeypat
     made = run_sweep(small(tmp_path / "out"), 2)
     text = (tmp_path / "out" / "best.yaml").read_text()
     assert f"#   regard segment --config {tmp_path}/out/best.yaml --out {tmp_path}/out-best" in text
-    assert yaml.safe_load(text) == made["best"]["options"]
+    assert yaml.safe_load(text) == made.best.options
     assert "# The best of 2 complete trials: trial 1, mIoU 0.1000 on val.\n" in text
     assert "score it on test, with other seeds" in text
 
@@ -646,10 +600,10 @@ def test_results_tell_no_home_directory_and_the_config_is_good_from_anywhere(tmp
     run_sweep(small(out, source=open_source(root)), 1)
     assert str(tmp_path) not in (out / "results.json").read_text()
     assert str(tmp_path) not in (out / "report.html").read_text()
-    made = json.loads((out / "results.json").read_text())
-    assert made["data"]["source"] == made["best"]["options"]["data"] == made["settings"]["data"] == "home/streets"
-    assert made["best"]["command"] == "regard segment --config out/best.yaml --out out-best"
-    assert made["data"]["test_images"] == 0
+    made = read(out)
+    assert made.data.source == made.best.options["data"] == "home/streets"
+    assert made.best.command == "regard segment --config out/best.yaml --out out-best"
+    assert made.data.test_images == 0
     assert yaml.safe_load((out / "best.yaml").read_text())["data"] == str(root)
     assert "The best of 1 complete trial:" in (out / "best.yaml").read_text()
     assert "score it on other images" in (out / "best.yaml").read_text()

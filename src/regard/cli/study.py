@@ -118,7 +118,8 @@ def sweep(
     command = command_line(sweep, locals())
     from regard.data.source import check_readable, open_source
     from regard.studies.space import OPTIONS, default_space, read_space
-    from regard.studies.sweep import Pretrained, Sweep, run_sweep
+    from regard.studies.sweep import run_sweep
+    from regard.studies.sweep_plan import Pretrained, Sweep
     from regard.studies.sweep_results import best_command
 
     given = (
@@ -134,8 +135,8 @@ def sweep(
     asked = Sweep(
         source, chosen, space, Path(out), settings.size, settings.epochs, fixed, seed, sweeping.prune, hardware
     )
-    best = run_sweep(asked, sweeping.trials, sweeping.jobs, command)["best"]
-    score = f"best on val: trial {best['number']}, mIoU {100 * best['miou']:.1f}%"
+    best = run_sweep(asked, sweeping.trials, sweeping.jobs, command).best
+    score = f"best on val: trial {best.number}, mIoU {100 * best.miou:.1f}%"
     return f"{score}; open {Path(out) / 'report.html'}; to train it again: {best_command(Path(out))}"
 
 

@@ -38,13 +38,15 @@ from regard.runs.extras import Cache, Extras
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
+from regard.say import say
 from regard.scoring.cell_scores import head_scores
 from regard.settings import Hardware
 from regard.studies.environment import commit, environment
 from regard.studies.gather import gather, scored_split
-from regard.studies.jobs import Failure, Task, Where, console, run_all
+from regard.studies.jobs import run_all
 from regard.studies.plan import Configuration, Plan, check_plan
 from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
+from regard.studies.tasks import Failure, Task, Where
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over
 STUDY_FILE, LOCK_FILE = "study.json", ".lock"
@@ -68,13 +70,13 @@ def compare(
     study = open_study(source, plan, out, hardware)
     tasks = tasks_of(study)
     with _claimed(study):
-        console.print(f"[bold]data[/]     {source.describe()}")
-        console.print(
+        say(f"[bold]data[/]     {source.describe()}")
+        say(
             f"[bold]{plan.kind:8}[/] {len(plan.configurations)} configurations x {len(plan.seeds)} seeds "
             f"({plan.name}), into {out}"
         )
         if "test" not in source.splits:
-            console.print("[bold]note[/]     no test split: scores are those on val, which also chose each epoch")
+            say("[bold]note[/]     no test split: scores are those on val, which also chose each epoch")
         try:
             failures = run_all(tasks, study, where)
         except (KeyboardInterrupt, Interrupted, OSError):  # a signal; a full disk, on which there may be no room for it

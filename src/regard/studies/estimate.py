@@ -20,9 +20,9 @@ from regard.files import read_json
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE
 from regard.runs.segmenting import segment_run
+from regard.say import console
 from regard.scoring.chosen import Chosen
 from regard.studies.compare import tasks_of
-from regard.studies.jobs import console
 from regard.studies.plan import Configuration
 from regard.studies.study import Study
 
@@ -66,7 +66,7 @@ def show(costs: list[Cost], jobs: int) -> str:
         table.add_row(
             cost.stage, cost.name, "finished" if cost.seconds is None else spoken(cost.seconds), cost.measured
         )
-    console.print(table)
+    console().print(table)
     left = [cost.seconds for cost in costs if cost.seconds is not None]
     if not left:
         return f"all of the {len(costs)} parts are finished: only the report would be made again"

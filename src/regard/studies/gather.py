@@ -40,11 +40,11 @@ from regard.runs.run import RUN_FILE, load_run
 from regard.studies.ablate import word
 from regard.studies.environment import commit, environment, shown_path
 from regard.studies.examples import add_run, choose_examples
-from regard.studies.jobs import Failure
 from regard.studies.plan import Configuration, Plan
 from regard.studies.relations import correlations, differences
 from regard.studies.speed import milliseconds_per_image
 from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
+from regard.studies.tasks import Failure
 
 CLASSES_FILE = "train_pixels.json"  # of each class
 Matrix = Int[np.ndarray, "classes classes"]

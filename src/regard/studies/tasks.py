@@ -13,6 +13,11 @@ from regard.errors import InputError, Interrupted, TrainingStopped
 
 CACHE_BYTES = 2**31  # decoded images kept in memory by all processes together; the rest is decoded every epoch
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
+FULL_WORDS = {os.strerror(number): number for number in FULL} | {"database or disk is full": errno.ENOSPC}  # SQLite's
+
+
+class Hopeless(InputError):
+    """Why the rest of a study would fail too, and is not begun."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,10 @@ class Outcome:
 
 
 def attempt(task: Task, study: Any) -> Outcome:
-    """Do a task. What stops the whole is Ctrl-C, a signal, and a full disk; all other errors are the task's own."""
+    """Do a task. All errors are the task's own, but for Ctrl-C, a signal, a full disk, and `Hopeless`."""
     try:
         return Outcome(said=task.function(study, task.name, *task.arguments))
-    except (KeyboardInterrupt, Interrupted) as stop:
+    except (KeyboardInterrupt, Interrupted, Hopeless) as stop:
         return Outcome(stop=stop)
     except Exception as error:
         return Outcome(error=one_line(error), traceback=traceback.format_exc(), stop=full_disk(error))
@@ -87,31 +92,24 @@ def one_line(error: Exception) -> str:
     return textwrap.shorten(text, 400, placeholder=" ...")
 
 
-def full_disk(error: Exception) -> OSError | None:
-    """The error of a full disk among those that led to an error; None where there is none."""
-    rest: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while rest:
-        cause = rest.pop()
-        if cause is None or id(cause) in seen:
-            continue
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            return cause
-        for number in FULL:
-            if os.strerror(number) in str(cause):  # native code, such as that of safetensors, has errors of its own
-                return OSError(number, one_line(error))
-        seen.add(id(cause))
-        rest += [cause.__cause__, cause.__context__]
-    return None
+def full_disk(error: BaseException | None, seen: tuple[BaseException, ...] = ()) -> OSError | None:
+    """The error of a full disk among those that led to an error; None where there is none. seen: of them, already."""
+    if error is None or any(error is other for other in seen):
+        return None
+    if isinstance(error, OSError) and error.errno in FULL:
+        return error
+    for words, number in FULL_WORDS.items():  # native code, as of safetensors and SQLite, has errors of its own
+        if words in str(error):
+            return OSError(number, os.strerror(number))
+    seen = (*seen, error)
+    return full_disk(error.__cause__, seen) or full_disk(error.__context__, seen)
 
 
-def with_cache(study: Any, jobs: int) -> Any:
-    """The study, with one job's share of the memory for decoded images: each of its loading processes keeps its own."""
+def prepared(study: Any, jobs: int, bar: bool) -> Any:
+    """The study for one of so many jobs: decoded images are kept in its share of the memory, by each of its loading
+    processes. bar: whether it has the terminal for itself, and shows progress bars.
+    """
     limit = CACHE_BYTES // (jobs * max(1, study.hardware.workers)) // len(study.source.splits)
     splits = {name: Cached(dataset, limit) for name, dataset in study.source.splits.items()}
-    return replace(study, source=replace(study.source, splits=splits))
-
-
-def without_bars(study: Any) -> Any:
-    """The study, for a process that shares its terminal, or has none."""
-    return replace(study, hardware=replace(study.hardware, bar=False))
+    hardware = replace(study.hardware, bar=bar and study.hardware.bar)
+    return replace(study, source=replace(study.source, splits=splits), hardware=hardware)

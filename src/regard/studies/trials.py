@@ -1,239 +1,174 @@
 """The trials of a sweep: an Optuna study in one SQLite file, which any number of processes work on side by side.
 
-What Optuna leaves to its user is here: the number of trials is that of all processes together, none is begun beyond it,
-a trial whose process was killed or interrupted is tried again, and what is sampled follows from the seed and the trials
-before, not from which process asks.
+A trial has its number from the start, and a lock that whatever ends its process releases: so none is run twice, and one
+whose process is gone is found out at once and goes on. (Optuna's journal needs no database, but cannot be read again
+once a process was killed while it wrote a line.) What is tried follows from the seed, the number, and the trials that
+are over, not from which process asks.
 """
 
-import errno
 import math
-import os
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import lightning as L
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from regard.errors import InputError, Interrupted
+from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.studies.tasks import Hopeless, full_disk, one_line
 
-DATABASE, LOCK = "sweep.db", "sweep.lock"
-HEARTBEAT, GRACE = 10, 60  # seconds between signs of life of a trial, and without one until it is given up
+try:
+    import optuna
+    from optuna.exceptions import ExperimentalWarning, OptunaError, StorageInternalError
+    from optuna.trial import FrozenTrial, Trial, TrialState
+    from sqlalchemy.exc import SQLAlchemyError  # it comes with Optuna
+except ImportError as error:
+    raise InputError("a sweep needs the package optuna: pip install 'regard[sweep]'") from error
+
+DATABASE, LOCK, STUDY = "sweep.db", "sweep.lock", "sweep"
+TRIALS = "trials"  # the folder of their folders and locks
 MOST_KILLED = 3  # a trial whose process was killed so often, as for want of memory, counts as failed
 FIRST = 3  # if so many trials all fail, so will the rest
 RANDOM = 10  # complete or pruned trials before the sampler looks at scores: until then it draws at random
 STARTUP = 5  # finished trials before one is pruned: the median of fewer says little
-FULL = "database or disk is full"  # SQLite's words for it
-Outcome = Literal["ran", "wait", "done"]
-
-
-class TrialFailed(Exception):
-    """A trial that cannot be trained, with its reason; the sweep goes on."""
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # what came of a trial is said here
 
 
 class Trials:
-    """wanted: how many, finished, pruned or failed. epochs: of each; the first quarter is never pruned."""
+    """The trials in a folder. epochs: of each; the first quarter is never pruned.
 
-    def __init__(self, folder: Path, wanted: int, epochs: int, seed: int, prune: bool = True) -> None:
-        optuna = import_optuna()
-        from sqlalchemy.exc import SQLAlchemyError  # it comes with Optuna
+    Raises InputError for a file that cannot be used; OSError where the disk is full.
+    """
 
-        self.wanted, self.seed = wanted, seed
+    def __init__(self, folder: Path, epochs: int, seed: int, prune: bool = True) -> None:
+        self.folder, self.seed = folder, seed
         self.lock = FileLock(folder / LOCK)
         warm = max(1, math.ceil(epochs / 4))
         pruner = optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=warm + 1) if prune else optuna.pruners.NopPruner()
-        self.path = path = (folder / DATABASE).resolve()
+        path = (folder / DATABASE).resolve()
         try:
-            with self.lock, _quiet(), _full_disk_said(path):
-                storage = optuna.storages.RDBStorage(
-                    f"sqlite:///{path}",
-                    engine_kwargs={"connect_args": {"timeout": 60}},  # others may be writing
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE,
-                )
-                storage.record_heartbeat = _forgiving(storage.record_heartbeat)
+            with self.lock:
+                waits = {"connect_args": {"timeout": 60}}  # seconds, as others may be writing
+                self.storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=waits)
                 self.study = optuna.create_study(
-                    storage=storage, study_name="sweep", direction="maximize", load_if_exists=True, pruner=pruner
+                    storage=self.storage, study_name=STUDY, direction="maximize", load_if_exists=True, pruner=pruner
                 )
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+            if full := full_disk(error):
+                raise full from error
             line = str(error).strip().splitlines()[0]
             raise InputError(f"cannot use the trials in {path}: {line}; choose another --out, or delete it") from error
 
-    def enqueue_first(self, options: dict[str, Any]) -> None:
-        """Values to begin with; nothing where the sweep has begun."""
-        with self.lock, _full_disk_said(self.path):
-            if not self.study.trials:
-                self.study.enqueue_trial(options)
+    def run(self, number: int, objective: Callable[[Trial], float], first: dict[str, Any]) -> str:
+        """Run the trial of this number, unless it is over or another process is at it; says what came.
 
-    def run_next(self, objective: Callable[[Any], float]) -> Outcome:
-        """Run one trial where one is still to be run. `wait`: the last ones are running, and may have to be run again.
+        objective: its error is that of the trial, which counts as failed; one that Ctrl-C, a signal, a full disk or the
+        file of trials stopped waits to be run again. first: values for trial 0.
 
-        objective: of Optuna's trial; it may raise TrialFailed or TrialPruned. Other errors get out, and the trial is
-        tried again.
-
-        Raises OSError where the disk is full; the trials are as they were.
+        Raises the error of the trial; Hopeless in its place where all of the first trials failed.
         """
-        optuna = import_optuna()
-        given_up = False  # by the others while this process slept, and tried again by one of them
+        lock = FileLock(self.folder / TRIALS / f"{number}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return "left to another process"
+        try:
+            trial = self._begin(number, first)
+            return self._run(trial, objective) if trial else "over before"
+        finally:
+            lock.release()
 
-        def begin(trial: Any) -> float:
-            nonlocal given_up
-            trial.set_user_attr("begun", True)
-            self.lock.release()
-            try:
-                return objective(trial)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                given_up = True
+    def _begin(self, number: int, first: dict[str, Any]) -> Trial | None:
+        with self.lock:
+            while (there := len(self.study.trials)) <= number:
+                self.study.enqueue_trial({} if there else first)
+        before = self.study.trials[number]
+        if before.state.is_finished():
+            return None
+        seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+        self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM, seed=seed, constant_liar=True)
+        trial = Trial(self.study, before._trial_id)
+        if before.state == TrialState.RUNNING:
+            trial.set_user_attr("killed", before.user_attrs.get("killed", 0) + 1)
+        self.storage.set_trial_state_values(before._trial_id, TrialState.RUNNING)
+        return trial
+
+    def _run(self, trial: Trial, objective: Callable[[Trial], float]) -> str:
+        if trial.user_attrs.get("killed", 0) >= MOST_KILLED:
+            reason = f"its process ended before it did, {MOST_KILLED} times, as happens for want of memory"
+            self._fail(trial, TrainingStopped(reason))
+        try:
+            score = objective(trial)
+        except optuna.TrialPruned as pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return f"given up after {pruned}: below the median"
+        except BaseException as error:
+            if not isinstance(error, Exception) or isinstance(error, Interrupted | OptunaError) or full_disk(error):
+                with suppress(StorageInternalError):  # of a full disk
+                    self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
                 raise
-            except TrialFailed as failure:
-                trial.set_user_attr("error", str(failure))
-                raise
-            except (Interrupted, KeyboardInterrupt, OSError):
-                with suppress(optuna.exceptions.StorageInternalError):  # of a full disk
-                    trial.set_user_attr("interrupted", True)
-                raise
+            self._fail(trial, error)
+        self.study.tell(trial, score)
+        return f"mIoU {100 * score:.1f}%"
 
-        with _quiet(), _full_disk_said(self.path):
-            self.lock.acquire()
-            try:
-                self._try_lost_ones_again()
-                counted, running = len(self.counted()), len(self.running())
-                if counted >= self.wanted or self.hopeless:
-                    return "done"
-                if counted + running >= self.wanted:
-                    return "wait"
-                seed = int(np.random.SeedSequence((self.seed, counted + running)).generate_state(1)[0])
-                self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM, seed=seed, constant_liar=True)
-                self.study.optimize(begin, n_trials=1, catch=(TrialFailed,))
-            except ValueError:  # Optuna will not hear of it
-                if not given_up:
-                    raise
-            finally:
-                if self.lock.is_locked:
-                    self.lock.release()
-        return "ran"
+    def _fail(self, trial: Trial, error: Exception) -> NoReturn:
+        trial.set_user_attr("error", one_line(error))
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.check_hope()
+        raise error
 
-    def counted(self) -> list[Any]:
-        """The trials that are over for good, in their order."""
-        return [trial for trial in self.study.trials if state_of(trial) in ("complete", "pruned", "failed")]
+    def over(self) -> list[FrozenTrial]:
+        """The trials that are complete, pruned or failed, in their order."""
+        return [trial for trial in self.study.trials if trial.state.is_finished()]
 
-    def running(self) -> list[Any]:
-        """Those that some process is at."""
-        return [trial for trial in self.study.trials if state_of(trial) == "running"]
-
-    @property
-    def best(self) -> Any | None:
+    def best(self) -> FrozenTrial | None:
         """The trial of the highest score, the first of equals; None before one is complete."""
-        complete = [trial for trial in self.counted() if state_of(trial) == "complete"]
+        complete = [trial for trial in self.over() if trial.state == TrialState.COMPLETE]
         return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
-    @property
-    def hopeless(self) -> str | None:
-        """The reason of the first failure, where all of the first trials failed."""
-        first = self.counted()[:FIRST]
-        if len(first) < min(FIRST, self.wanted) or any(state_of(trial) != "failed" for trial in first):
-            return None
-        return reason_of(first[0])
-
-    def _try_lost_ones_again(self) -> None:
-        """Those whose process is gone, and those that were interrupted, with the values that they had."""
-        optuna = import_optuna()
-        optuna.storages.fail_stale_trials(self.study)
-        for trial in self.running():  # killed before its first sign of life, so Optuna does not miss it
-            if "begun" not in trial.user_attrs and datetime.now() - trial.datetime_start > timedelta(seconds=GRACE):
-                self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        trials = self.study.trials
-        known = {trial.user_attrs.get("again") for trial in trials}
-        for trial in trials:
-            if state_of(trial) == "lost" and trial.number not in known:
-                killed = trial.user_attrs.get("killed", 0) + ("interrupted" not in trial.user_attrs)
-                self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "killed": killed})
-
-
-def state_of(trial: Any) -> str:
-    """complete, pruned, failed, running, waiting; or lost: to be tried again, and not counted."""
-    state = trial.state.name.lower()
-    if state != "fail":
-        return state
-    return "failed" if reason_of(trial) else "lost"
-
-
-def reason_of(trial: Any) -> str | None:
-    """Why a trial failed, in one line."""
-    if "error" in trial.user_attrs:
-        return trial.user_attrs["error"]
-    if "interrupted" not in trial.user_attrs and trial.user_attrs.get("killed", 0) + 1 >= MOST_KILLED:
-        return f"its process ended before it did, {MOST_KILLED} times, as happens for want of memory"
-    return None
+    def check_hope(self) -> None:
+        """Hopeless, with the reason of the first failure, where the first trials all failed."""
+        first = self.over()[:FIRST]
+        if len(first) == FIRST and all(trial.state == TrialState.FAIL for trial in first):
+            raise Hopeless(f"the first {FIRST} trials all failed: {first[0].user_attrs['error']}")
 
 
 class Pruning(L.Callback):
     """Tells a trial its score after each epoch, and ends one that is below the median of the others at that epoch."""
 
-    def __init__(self, trial: Any) -> None:
+    def __init__(self, trial: Trial) -> None:
         self.trial = trial
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         """Lightning has validated by then. A trial that has got to its end stays."""
         epoch = trainer.current_epoch + 1
-        self.trial.report(float(trainer.callback_metrics["val_miou"]), epoch)
+        with quiet():
+            self.trial.report(float(trainer.callback_metrics["val_miou"]), epoch)
         if epoch < (trainer.max_epochs or 0) and self.trial.should_prune():
-            raise import_optuna().TrialPruned(f"epoch {epoch}")
+            raise optuna.TrialPruned(f"epoch {epoch}")
 
 
-def importance(study: Any, least: int = 8) -> dict[str, float] | None:
-    """The share of each option in what tells the best quarter of the complete trials from all; None of too few trials.
+def importance(study: optuna.Study, least: int = 8) -> dict[str, float] | None:
+    """The share of each option in what tells the best quarter of the complete trials from all; None of too few trials,
+    or where all came out the same.
 
     PED-ANOVA: Watanabe et al. 2023, https://arxiv.org/abs/2304.10255.
     """
-    optuna = import_optuna()
-    if sum(trial.state.name == "COMPLETE" for trial in study.trials) < least:
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if len(complete) < least or len({trial.value for trial in complete}) == 1:
         return None
-    with _quiet():
-        found = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25).evaluate(study)
-    total = sum(found.values())
-    return {name: float(share / total) for name, share in found.items()} if total > 0 else None
-
-
-def import_optuna() -> Any:
-    """Optuna; InputError where it is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError("a sweep needs the package optuna: pip install 'regard[sweep]'") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what came of a trial is said here
-    return optuna
+    with quiet():
+        judge = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+        return optuna.importance.get_param_importances(study, evaluator=judge)
 
 
 @contextmanager
-def _full_disk_said(path: Path) -> Iterator[None]:
-    """Within: where SQLite finds the disk full, an OSError in the place of what Optuna makes of that."""
-    try:
-        yield
-    except Exception as error:
-        if any(FULL in line for line in traceback.format_exception(error)):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
-
-
-def _forgiving(record: Callable[[int], None]) -> Callable[[int], None]:
-    """Signs of life that go on after one that could not be written; Optuna's thread would end with a traceback."""
-
-    def tried(trial_id: int) -> None:
-        with suppress(import_optuna().exceptions.StorageInternalError):
-            record(trial_id)
-
-    return tried
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's warnings that heartbeats and PED-ANOVA may change."""
+def quiet() -> Iterator[None]:
+    """Without Optuna's warnings that a part of it may change, and that the score of an epoch was known before."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", import_optuna().exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "The reported value is ignored")
         yield
