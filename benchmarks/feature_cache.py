@@ -19,7 +19,7 @@ from side_by_side import show, spread, table, write
 
 from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
-from regard.data.loading.samples import Cached
+from regard.data.loading.wrapped import Cached
 from regard.runs import segmenting
 from regard.runs.extras import Cache, Extras
 from regard.runs.segmenting import segment_run

@@ -22,7 +22,7 @@ from scipy.stats import t as student
 from side_by_side import COMMIT, table, write
 
 from regard.backbones import Backbone, build_backbone
-from regard.data.loading.samples import Cached
+from regard.data.loading.wrapped import Cached
 from regard.data.source import open_source, require_masks
 from regard.files import read_json, write_json
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run

@@ -31,9 +31,9 @@ from matplotlib.figure import Figure
 from side_by_side import COMMIT, show, spread, table, write
 
 from regard.backbones import Backbone, build_backbone, normalize
-from regard.data.datasets.base import ClassFolders
+from regard.data.datasets.folders import ClassFolders
 from regard.data.loading.modules import PretrainData
-from regard.data.loading.samples import CentreCrops
+from regard.data.loading.samples import CentreCrops, Views
 from regard.runs.pretraining import build_method, build_views
 from regard.settings import Hardware, PretrainSettings
 from regard.ssl.dino import clip_each
@@ -186,7 +186,7 @@ def train(train_set: "Shuffled", val: "Shuffled", seed: int, whose: str, config:
     module.to(memory_format=torch.channels_last)
     bank = CentreCrops(train_set, range(config["bank"]), SIZE)
     queries = CentreCrops(val, range(config["queries"]), SIZE)
-    data = PretrainData(train_set, build_views(settings), batch, seed=seed, bank=bank, queries=queries)
+    data = PretrainData(Views(train_set, build_views(settings), seed), batch, bank=bank, queries=queries)
     curve, started = Curve(), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         hardware = Hardware(accelerator="cpu", precision="32-true", bar=False)

@@ -48,6 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.modules import PretrainData
+from regard.data.loading.samples import Views
 from regard.data.source import open_source
 from regard.runs.pretraining import build_method, build_views
 from regard.settings import Hardware, PretrainSettings
@@ -268,7 +269,7 @@ def loaders(
     workers = {"num_workers": options.workers, "pin_memory": options.accelerator == "gpu"}
     theirs = DataLoader(Folder(repeated, transform), options.batch, shuffle=True, drop_last=True, **workers)
     images = open_source(str(paths[0].parent)).split("train")
-    ours = PretrainData(Times(images, needed), build_views(settings), options.batch, options.workers)
+    ours = PretrainData(Views(Times(images, needed), build_views(settings)), options.batch, options.workers)
     return theirs, {"datamodule": ours}
 
 

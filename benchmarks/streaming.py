@@ -26,8 +26,8 @@ from typing import Any
 from side_by_side import clock, ratios, show, spread, table, write
 from views import jpegs
 
-from regard.data.loading.modules import EpochSampler
-from regard.data.packs.packed import Chunked
+from regard.data.datasets.base import Chunked
+from regard.data.loading.order import EpochSampler
 from regard.data.packs.packing import pack
 from regard.data.reading import decode_image
 from regard.data.source import open_source

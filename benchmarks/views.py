@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter, ImageOps
 from side_by_side import ROOT, alternate, ratios, show, spread, table, write
 from torchvision import transforms
 
-from regard.data.datasets.base import ImageFolder
+from regard.data.datasets.folders import ImageFolder
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.samples import Views
 from regard.data.loading.views import barlow_twins_views, dino_views

@@ -31,7 +31,7 @@ from torchvision import transforms
 
 from regard.backbones import build_backbone
 from regard.data.loading.modules import PretrainData
-from regard.data.loading.samples import CentreCrops
+from regard.data.loading.samples import CentreCrops, Views
 from regard.runs.pretraining import build_method, build_views
 from regard.settings import Hardware, PretrainSettings
 from regard.training.trainer import StepSeed, make_trainer
@@ -78,7 +78,7 @@ class PublishedData(PretrainData):
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """The sampler and batches of ours, with the published views."""
         ours = super().train_dataloader()
-        views = PublishedViews(self.dataset, self.seed)  # type: ignore[arg-type]
+        views = PublishedViews(self.trained_on, self.seed)  # type: ignore[arg-type]
         return torch.utils.data.DataLoader(views, self.share, sampler=ours.sampler, drop_last=True)
 
 
@@ -97,10 +97,10 @@ def run(seed: int, path: str, config: dict[str, Any]) -> dict[str, Any]:
         "queries": CentreCrops(_data["val"], range(config["queries"]), SIZE),
     }
     if path == "published":
-        data = PublishedData(_data["train"], build_views(settings), batch, seed=seed, **probes)
+        data = PublishedData(Views(_data["train"], build_views(settings), seed), batch, **probes)
     else:
         on_device = path == "device"
-        data = PretrainData(_data["train"], build_views(settings), batch, seed=seed, on_device=on_device, **probes)
+        data = PretrainData(Views(_data["train"], build_views(settings), seed, on_device=on_device), batch, **probes)
     curve, started = Curve(), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         hardware = Hardware(accelerator="cpu", precision="32-true", bar=False)

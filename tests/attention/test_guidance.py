@@ -14,7 +14,7 @@ from regard.attention.guidance import consistency, diversity, guidance_terms, sh
 from regard.attention.overlap import on_overlap
 from regard.backbones import AttentionMap, build_backbone
 from regard.data.datasets.scenes import Scenes
-from regard.data.loading.augment import draws
+from regard.data.loading.draws import draws
 from regard.data.loading.views import View
 from regard.errors import InputError
 from regard.runs.pretraining import build_method, pretrain_run

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from regard.cli import main
-from regard.data import download
+from regard.data.datasets import DATASETS
+from regard.data.datasets.published import Archive, Published
 from regard.data.datasets.scenes import Scenes
 from regard.data.source import open_source
 from regard.pictures.contact_sheet import PLACE, contact_sheet
@@ -33,7 +34,7 @@ heavy = {"torch", "lightning", "timm", "torchvision", "cv2", "matplotlib", "nump
 assert not heavy, heavy
 """
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    for option in ("data COMMAND", "--limit", "--keep_archives", "A file for the list", *download.PUBLISHED):
+    for option in ("data COMMAND", "--limit", "--keep_archives", "A file for the list", *DATASETS):
         assert option in " ".join(out.split())
 
 
@@ -178,8 +179,9 @@ def test_download_ends_with_what_can_be_done_with_it(tree: Path, tmp_path, capsy
         for path in tree.rglob("*.*"):
             archive.write(path, path.relative_to(tree))
     (tmp_path / "site/toy.zip").write_bytes(stream.getvalue())
-    toy = download.PublishedData("http://terms", (download.Archive(f"{address}/toy.zip"),))
-    monkeypatch.setitem(download.PUBLISHED, "toy", toy)
+    toy = Published("http://terms", archives=(Archive(f"{address}/toy.zip"),))
+    monkeypatch.setitem(DATASETS, "toy", f"{__name__}:TOY")
+    monkeypatch.setattr(sys.modules[__name__], "TOY", toy, raising=False)
     monkeypatch.chdir(tmp_path)
     main(["data", "download", "toy"])
     said = capsys.readouterr()
@@ -196,8 +198,9 @@ def test_download_ends_with_what_can_be_done_with_it(tree: Path, tmp_path, capsy
 def test_download_of_what_is_no_data_set_to_open_says_so(tmp_path, capsys, monkeypatch, address) -> None:
     with zipfile.ZipFile(tmp_path / "site/notes.zip", "w") as archive:
         archive.writestr("readme.txt", "words")
-    notes = download.PublishedData("http://terms", (download.Archive(f"{address}/notes.zip"),))
-    monkeypatch.setitem(download.PUBLISHED, "notes", notes)
+    notes = Published("http://terms", archives=(Archive(f"{address}/notes.zip"),))
+    monkeypatch.setitem(DATASETS, "notes", f"{__name__}:TOY")
+    monkeypatch.setattr(sys.modules[__name__], "TOY", notes, raising=False)
     main(["data", "download", "notes", "--out", str(tmp_path / "out")])
     said = capsys.readouterr()
     assert said.out == f"notes is in {tmp_path / 'out'}\n"

@@ -11,7 +11,7 @@ import pytest
 
 from regard.data import listing
 from regard.data.compact import Names, joined
-from regard.data.datasets.base import ClassFolders
+from regard.data.datasets.folders import ClassFolders
 from regard.data.listing import held_out, hold_out, holds_images, kept_listing, list_images
 from regard.data.source import open_source
 from regard.errors import InputError

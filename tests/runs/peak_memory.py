@@ -55,7 +55,7 @@ def info(data: str, out: str) -> None:
 
 
 def keep_images() -> None:
-    from regard.data.datasets.base import ImageFolder
+    from regard.data.datasets.folders import ImageFolder
 
     kept, read = [], ImageFolder.image
 

@@ -16,7 +16,7 @@ from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.backbones.weights import MODEL_FILE
 from regard.cli import main
 from regard.data.datasets.scenes import Scenes
-from regard.data.loading.samples import Fraction
+from regard.data.loading.wrapped import Fraction
 from regard.errors import InputError, Interrupted
 from regard.files import write_json
 from regard.runs import choosing_heads, segmenting

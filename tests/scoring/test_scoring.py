@@ -17,9 +17,10 @@ from torchvision.transforms import InterpolationMode
 from regard.attention.overlap import LEAST_SHARED
 from regard.backbones import build_backbone, save_backbone
 from regard.cli import main
-from regard.data.datasets.base import VOC2012, ImageFolder
+from regard.data.datasets.folders import ImageFolder
 from regard.data.datasets.scenes import Scenes
-from regard.data.loading.modules import WINDOW
+from regard.data.datasets.voc import VOC2012
+from regard.data.loading.order import WINDOW
 from regard.data.loading.views import View
 from regard.results import ScoreReport, ScoreSetting, read_stored
 from regard.runs.importance import importance

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import regard
 from regard.data.loading.modules import PretrainData
+from regard.data.loading.samples import Views
 from regard.data.loading.views import barlow_twins_views, dino_views
 from regard.errors import TrainingStopped
 from regard.settings import Hardware, PretrainSettings
@@ -137,7 +138,7 @@ def train(
     hardware = Hardware(accelerator="cpu", precision=precision, bar=False, checkpoint_minutes=minutes)
     trainer = make_trainer(PretrainSettings(epochs=epochs, accumulate=accumulate), out, hardware, callbacks, "")
     views = dino_views(32, 16, 1) if isinstance(module, DINO) else barlow_twins_views(32)
-    fit(trainer, module, PretrainData(Noise(), views, 8, accumulate=accumulate), out)
+    fit(trainer, module, PretrainData(Views(Noise(), views), 8, accumulate=accumulate), out)
 
 
 @pytest.mark.slow

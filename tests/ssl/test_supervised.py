@@ -17,7 +17,7 @@ from torch import nn
 from commands import fails
 from regard.backbones import build_backbone
 from regard.cli import main
-from regard.data.datasets.base import ClassFolders
+from regard.data.datasets.folders import ClassFolders
 from regard.data.source import open_source
 from regard.errors import InputError
 from regard.runs.extras import Extras

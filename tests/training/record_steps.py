@@ -13,6 +13,7 @@ import torch
 from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.modules import PretrainData
+from regard.data.loading.samples import Views
 from regard.runs.pretraining import build_method, build_views
 from regard.settings import Hardware, PretrainSettings
 from regard.ssl.dino import DINO
@@ -67,7 +68,7 @@ def main(method: str, devices: int, out: Path, precision: str) -> None:
     module, record = build_method(backbone, settings), Record()
     if isinstance(module, DINO):
         module.center.normal_()
-    data = PretrainData(Scenes(32, size=32), build_views(settings), 16, placed=settings.placed)
+    data = PretrainData(Views(Scenes(32, size=32), build_views(settings), placed=settings.placed), 16)
     hardware = Hardware(accelerator="cpu", precision=precision, bar=False, devices=devices)
     trainer = make_trainer(settings, out, hardware, [record, StepSeed(0)], "")
     trainer.fit(module, data)

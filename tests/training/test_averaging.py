@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from regard.backbones import build_backbone, normalize
 from regard.data.datasets.scenes import Scenes
-from regard.data.loading.augment import ORDER, draws
+from regard.data.loading.draws import ORDER, draws
 from regard.data.loading.samples import CentreCrops, Views
 from regard.data.loading.views import barlow_twins_views
 from regard.errors import InputError

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.modules import PretrainData
-from regard.data.loading.samples import SkipUnreadable, skipped
+from regard.data.loading.wrapped import SkipUnreadable, skipped
 from regard.errors import InputError
 from regard.training.stopping import WholeFiles, last_checkpoint
 from regard.training.trainer import StepSeed

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from regard.data.datasets import DATASETS
 from regard.errors import InputError
 from regard.say import console, say
 from regard.settings import PackOptions, SurveyOptions
@@ -52,18 +53,11 @@ def check(source: str, out: str | None = None) -> str:
 
     from rich.table import Table
 
-    from regard.data.check import Checked, Problem, check
-    from regard.data.packs.packed import broken_chunks
-    from regard.data.source import open_source
+    from regard.data.check import check
     from regard.files import write_json
 
-    chunks = broken_chunks(source)
-    sums = "its bytes are not those that were packed: to remove it and pack again, or a whole copy of it, would work"
-    if broken := tuple(Problem(split, file, sums) for split, file in chunks[0]):
-        found, what = Checked(open_source(source).describe(), chunks[1], False, broken), "chunks"
-    else:
-        found = check(source)
-        what = "pairs" if found.paired else "images"
+    found = check(source)
+    what = found.unit
     if out:
         listed = [asdict(problem) for problem in found.problems]
         write_json(Path(out), {"data": found.data, what: found.count, "wrong": found.wrong, "problems": listed})
@@ -80,18 +74,18 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
     """Download a published data set, or go on with that, check it, and unpack it.
 
     Args:
-        name: voc2012, sbd (in the folder of voc2012: its augmented training set), coco-stuff-164k, coco-stuff-10k,
-            ade20k or pets.
+        name: One of DATASETS; sbd goes into the folder of voc2012, as its augmented training set.
         out: Folder for it; by default data/NAME.
         keep_archives: Leave the archives there when they are unpacked.
     """
-    from regard.data.download.published import download, find_published
+    from regard.data.datasets.published import published
+    from regard.data.download.dataset import download
     from regard.data.source import open_source
 
-    published = find_published(name)
+    data = published(name)
     folder = Path(out or f"data/{name}")
-    say(f"{name}: who made it, and the terms of its use: {published.home}")
-    done = download(published, folder, keep_archives, say)
+    say(f"{name}: who made it, and the terms of its use: {data.home}")
+    done = download(data, folder, keep_archives)
     line = f"{name} {'is in' if done.new else 'was there already, and whole, in'} {folder}"
     try:
         opened = open_source(done.root)
@@ -100,6 +94,9 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
         return line
     say(opened.describe())
     return f"{line}: regard {'segment' if opened.has_masks else 'pretrain'} --data {done.root} ..."
+
+
+download.__doc__ = str(download.__doc__).replace("DATASETS", ", ".join(DATASETS))
 
 
 def pack(source: str, to: str, packing: PackOptions) -> str:
@@ -115,16 +112,15 @@ def pack(source: str, to: str, packing: PackOptions) -> str:
 
     opened = open_source(source)
     say(opened.describe())
-    made = pack(opened, to, packing.chunk_mb, packing.on_bad_image)
-    if made.skipped:
-        named = ", ".join(made.skipped[:10]) + (", ..." if len(made.skipped) > 10 else "")
-        say(f"{len(made.skipped):,} images are left out, since they or their masks can't be used: {named}")
-    as_seen = (
-        "all of the right size" if is_remote(made.where) else "and whole"
-    )  # a bucket's are not fetched to be summed
-    state = f"packed in {made.where}" if made.new else f"were there already, {as_seen}, in {made.where}"
-    size = f"{made.images:,} images, {made.bytes / 1e6:,.1f} MB in {made.chunks:,} chunks"
-    return f"{size}, {state}: regard {'segment' if opened.has_masks else 'pretrain'} --data {made.where} ..."
+    where, made, new = pack(opened, to, packing.chunk_mb, packing.on_bad_image)
+    chunks = [chunk for of in made.splits.values() for chunk in of]
+    images, size = sum(chunk.images for chunk in chunks), sum(chunk.bytes for chunk in chunks)
+    if left_out := sum(map(len, opened.splits.values())) - images:
+        say(f"{left_out:,} images are left out, since they or their masks can't be used")
+    as_seen = "all of the right size" if is_remote(where) else "and whole"  # a bucket's are not fetched to be summed
+    state = f"packed in {where}" if new else f"were there already, {as_seen}, in {where}"
+    packed = f"{images:,} images, {size / 1e6:,.1f} MB in {len(chunks):,} chunks"
+    return f"{packed}, {state}: regard {'segment' if opened.has_masks else 'pretrain'} --data {where} ..."
 
 
 def _sizes_table(found: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from regard.data.datasets.base import Dataset, MaskDataset, MaskFolder
+from regard.data.datasets.base import Dataset, MaskDataset
+from regard.data.datasets.masks import MaskFolder
 from regard.data.listing import hold_out, list_images
 from regard.data.names import VOID, Legend
 from regard.data.source import Source, open_source, tree_splits
@@ -126,7 +127,7 @@ def _check_unopened(root: Path) -> Checked:
         legend, unclear = ANY, str(error).replace(f"{root}{os.sep}", "")
     order = [split for split in ("train", "val", "test") if split in splits]
     datasets = {split: MaskFolder(root, splits[split], legend, missing_ok=True) for split in order}
-    checked = check_source(Source("masks", str(root), datasets))
+    checked = check_source(Source("masks", str(root), datasets, words="images/ + masks/ tree"))
     if unclear and checked.problems and unclear not in {problem.what for problem in checked.problems}:
         return replace(checked, problems=(Problem(TREE, TREE, unclear), *checked.problems))
     return checked

@@ -3,12 +3,7 @@
 | layout | what it looks like |
 |---|---|
 | scenes | the word `scenes`: the built-in data, drawn rather than read |
-| voc | JPEGImages/ and SegmentationClass/, at the path, in VOC2012/ or in VOCdevkit/VOC2012/, with lists |
-| voc-like | the same two folders with a labelmap.txt, as CVAT exports them, or without those lists |
-| coco-stuff | train2017/ and val2017/, of images and of PNG masks; or 10k: images/, annotations/*.mat, imageLists/ |
-| ade20k | ADEChallengeData2016: images/ and annotations/, with training/ and validation/ in both |
-| pets | Oxford-IIIT Pet: images/ and annotations/trimaps/ |
-| camvid | 701_StillsRaw_full/ and LabeledApproved_full/, or train/ and trainannot/, ... of the SegNet tutorial |
+| voc, coco-stuff, ade20k, ... | a published tree, as the file of each in datasets/ says |
 | masks | images/ and masks/, of class indices or colours, with or without train/, val/ and test/ in both |
 | class folders | two or more folders with images directly in each, with or without train/, val/ and test/ above them |
 | images | anything else with images, at any depth |
@@ -23,93 +18,28 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import UInt8
 
 from regard.data.compact import Names, joined
-from regard.data.datasets.base import ClassFolders, Dataset, ImageFolder, LabelDataset, MaskDataset, MaskFolder
+from regard.data.datasets import DATASETS
+from regard.data.datasets.base import Dataset, MaskDataset, Source
+from regard.data.datasets.folders import ClassFolders, ImageFolder
+from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
 from regard.data.datasets.scenes import Scenes
 from regard.data.listing import hold_out, holds_images, list_images, subfolders
 from regard.data.packs.packed import Packed, is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
-from regard.errors import InputError, unknown
+from regard.errors import InputError
 
 SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
 SPLIT_FOLDERS = {"train": "train training", "val": "val valid validation", "test": "test testing"}  # the names in use
 SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names.split()}
-WORDS = {
-    "scenes": "built-in scenes",
-    "voc": "VOC 2012 tree",
-    "voc-like": "VOC-like tree",
-    "coco-stuff": "COCO-Stuff",
-    "ade20k": "ADE20K",
-    "pets": "Oxford-IIIT Pet",
-    "camvid": "CamVid",
-    "masks": "images/ + masks/ tree",
-    "class folders": "class folders",
-    "images": "plain image folder",
-    "packed": "pack",
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """What was recognised at a path: its datasets by split, all with the same classes."""
-
-    layout: str  # one of WORDS
-    root: str  # "scenes", the resolved path, or a URL without its secrets
-    splits: Mapping[str, Dataset]  # "train", "val", "test": those there are
-    notes: tuple[str, ...] = ()  # what was decided for the user, for people to read
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names; () when nothing is labelled."""
-        return self._any.classes
-
-    @property
-    def palette(self) -> UInt8[np.ndarray, "classes 3"]:
-        """RGB, one colour per class."""
-        return self._any.palette
-
-    @property
-    def ignore_index(self) -> int:
-        """The label of void pixels."""
-        return self._any.ignore_index
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether every dataset has `mask(i)`."""
-        return isinstance(self._any, MaskDataset)
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether every dataset has `label(i)`."""
-        return isinstance(self._any, LabelDataset)
-
-    @property
-    def _any(self) -> Dataset:
-        return next(iter(self.splits.values()))
-
-    def split(self, name: str) -> Dataset:
-        """The dataset of a split; InputError when there is none of that name."""
-        if name not in self.splits:
-            raise unknown(f"split of {self.root}", name, self.splits)
-        return self.splits[name]
-
-    def describe(self) -> str:
-        """One line for people: what was recognised, how many images, which classes."""
-        counts = ", ".join(f"{len(dataset):,} {split}" for split, dataset in self.splits.items())
-        line = WORDS[self.layout] + ("" if self.layout == "scenes" else f" at {self.root}") + f": {counts} images"
-        if self.classes:
-            line += f"; {len(self.classes)} classes ({', '.join((*self.classes[:3], '...')[: len(self.classes)])})"
-        return "; ".join((line, *self.notes))
 
 
 def open_source(
@@ -122,14 +52,15 @@ def open_source(
     """
     if str(src) == "scenes":
         counts = SCENES_COUNT if scenes_count is None else scenes_count
-        return Source("scenes", "scenes", {s: Scenes(n, scenes_size, seed, s) for s, n in counts.items()})
+        splits = {split: Scenes(count, scenes_size, seed, split) for split, count in counts.items()}
+        return Source("scenes", "scenes", splits, words="built-in scenes")
     if is_remote(src) or is_pack(Path(src).expanduser()):
         root, splits = open_pack(src)
-        return Source("packed", root, splits)
+        return Source("packed", root, splits, words="pack")
     root = _folder(src)
     images, masks = (root / "images").is_dir(), (root / "masks").is_dir()
     if found := open_published(root):
-        return Source(found.layout, str(found.root), found.splits, found.notes)
+        return found
     if masks and not images:
         raise InputError(f"{root} has masks/ but no images/: the images of those masks, in images/, would work")
     if images and masks:
@@ -138,15 +69,16 @@ def open_source(
         return source
     # Beside images/ there may be annotations of another kind, as PNGs: they are not images to learn from.
     splits = tree_splits(root, "images" if images else "") or {"train": []}
-    return Source("images", str(root), {split: ImageFolder(root, paths) for split, paths in splits.items()})
+    datasets = {split: ImageFolder(root, paths) for split, paths in splits.items()}
+    return Source("images", str(root), datasets, words="plain image folder")
 
 
 def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     """The splits of a source that has masks; InputError, with what would work, for one that has none."""
     if not source.has_masks:
-        published = "a published tree (VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid)"
+        published = f"a published tree ({', '.join(DATASETS)})"
         needs = f"segmentation needs images/ + masks/ (PNGs of classes), {published}, or `--data scenes`"
-        raise InputError(f"{source.root} ({WORDS[source.layout]}) has no masks: {needs}")
+        raise InputError(f"{source.root} ({source.words}) has no masks: {needs}")
     return cast(Mapping[str, MaskDataset], source.splits)
 
 
@@ -177,20 +109,22 @@ def _mask_tree(root: Path) -> Source:
     if unused := len(list_images(root, "masks")) - len(set(whole.masks)):
         notes.append(f"masks without an image, ignored: {unused:,}")
     datasets = {split: whole.only(part) for split, part in zip(order, parts, strict=True)}
-    return Source("masks", str(root), datasets, tuple(notes))
+    return Source("masks", str(root), datasets, tuple(notes), "images/ + masks/ tree")
 
 
 def _class_folders(root: Path) -> Source | None:
     tops = {SPLIT_OF[name]: root / name for name in subfolders(root) if name in SPLIT_OF}
     if "train" not in tops or not _by_class(tops["train"]):
-        return Source("class folders", str(root), {"train": ClassFolders(root)}) if _by_class(root) else None
+        if not _by_class(root):
+            return None
+        return Source("class folders", str(root), {"train": ClassFolders(root)}, words="class folders")
     train = ClassFolders(tops["train"])
     splits = {"train": train}
     for split in ("val", "test"):
         if split in tops and _by_class(tops[split]):
             splits[split] = ClassFolders(tops[split], train.classes)
     notes = tuple(f"{tops[s].name}/ is ignored: it has not two class folders" for s in tops if s not in splits)
-    return Source("class folders", str(root), splits, notes)
+    return Source("class folders", str(root), splits, notes, "class folders")
 
 
 def _by_class(root: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from regard.backbones import Backbone
 from regard.data.datasets.base import MaskDataset
-from regard.data.loading.samples import Fraction
+from regard.data.loading.wrapped import Fraction
 from regard.errors import InputError
 from regard.files import read_json, write_json
 from regard.scoring.cell_scores import score_levels

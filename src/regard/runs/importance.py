@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import track
 
-from regard.data.loading.samples import Cached
+from regard.data.loading.wrapped import Cached
 from regard.evaluation.statistics import Estimate, difference, score
 from regard.results import ImportanceSetting
 from regard.runs.run import Run

@@ -17,13 +17,13 @@ from rich.console import Console
 from regard.attention.guidance import check_guidance
 from regard.backbones import Backbone, describe, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.datasets.base import ClassFolders, Dataset, LabelDataset
+from regard.data.datasets.base import Chunked, Dataset, LabelDataset, Source
+from regard.data.datasets.folders import ClassFolders
 from regard.data.listing import held_out
 from regard.data.loading.modules import PretrainData
-from regard.data.loading.samples import CentreCrops, SkipUnreadable, skipped
+from regard.data.loading.samples import CentreCrops, Views
 from regard.data.loading.views import View
-from regard.data.packs.packed import Chunked
-from regard.data.source import WORDS, Source
+from regard.data.loading.wrapped import SkipUnreadable, skipped
 from regard.errors import InputError, unknown
 from regard.files import write_json
 from regard.runs.checks import check_pretraining
@@ -73,21 +73,13 @@ def pretrain_run(
     module = build_method(backbone, settings, classes)
     averaging = make_averaging(settings.average, settings.epochs)
     loggers = [wandb_logger(out, asdict(settings) | {"seed": seed})] if watch.logger == "wandb" else []
-    data = PretrainData(
-        dataset,
-        build_views(settings),
-        settings.batch_size,
-        hardware.workers,
-        seed,
-        settings.accumulate,
-        labelled=module.labelled,
-        bank=None
-        if queries is None
-        else CentreCrops(dataset, _probed(dataset, isinstance(dataset, Chunked)), settings.size),
-        queries=None if queries is None else CentreCrops(queries, _probed(queries), settings.size),
-        placed=settings.placed,
-        on_device=watch.views_on == "device",
-    )
+    on_device = watch.views_on == "device"
+    views = Views(dataset, build_views(settings), seed, module.labelled, settings.placed, on_device)
+    bank, asked = None, None
+    if queries is not None:
+        bank = CentreCrops(dataset, _probed(dataset, isinstance(dataset, Chunked)), settings.size)
+        asked = CentreCrops(queries, _probed(queries), settings.size)
+    data = PretrainData(views, settings.batch_size, hardware.workers, settings.accumulate, bank, asked)
     curve, clock, scores = LossCurve(points=40), Clock(), Scores()
     # A classifier has one view of an image, and labels to tell how it does.
     monitors = [] if module.labelled else [CollapseMonitor(_warn, watch.on_collapse)]
@@ -151,7 +143,7 @@ def labelled_splits(source: Source) -> tuple[Dataset, Dataset]:
     """(train, val) of class folders; without a val/, val is a fixed fifth of train. InputError without labels."""
     if not source.has_labels:
         needs = "it needs class folders: DATA/CLASS/IMAGE, with or without train/ and val/ above the classes"
-        raise InputError(f"{source.root} ({WORDS[source.layout]}) has no classes for supervised training: {needs}")
+        raise InputError(f"{source.root} ({source.words}) has no classes for supervised training: {needs}")
     train = source.split("train")
     if "val" in source.splits:
         return train, source.splits["val"]

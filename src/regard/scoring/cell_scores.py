@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from regard.backbones import Backbone
 from regard.data.datasets.base import MaskDataset
-from regard.data.loading.samples import Cached
+from regard.data.loading.wrapped import Cached
 from regard.results import HeadRow
 from regard.scoring.chosen import Chosen
 from regard.scoring.protocol import choose_protocol

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from regard.data.datasets.base import VOC2012, Dataset, MaskDataset
-from regard.data.loading.augment import ORDER, VIEW, draws
-from regard.data.loading.modules import WINDOW
+from regard.data.datasets.base import Chunked, Dataset, MaskDataset
+from regard.data.datasets.voc import VOC2012
+from regard.data.loading.draws import ORDER, VIEW, draws
+from regard.data.loading.order import WINDOW
 from regard.data.loading.samples import planes_of
 from regard.data.loading.views import View
-from regard.data.packs.packed import Chunked
 from regard.data.reading import read_mask
 from regard.errors import InputError
 from regard.scoring.protocol import Protocol

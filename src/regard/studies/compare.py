@@ -28,7 +28,7 @@ import torch
 
 from regard.backbones import Backbone, build_backbone, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.loading.samples import Fraction
+from regard.data.loading.wrapped import Fraction
 from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted
 from regard.files import read_json, write_json, write_whole

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from regard.data.loading.samples import Cached
+from regard.data.loading.wrapped import Cached
 from regard.errors import InputError, Interrupted, TrainingStopped
 
 CACHE_BYTES = 2**31  # decoded images kept in memory by all processes together; the rest is decoded every epoch

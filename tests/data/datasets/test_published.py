@@ -8,9 +8,14 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from regard.data.datasets.base import VOC2012, MaskDataset, voc_palette
-from regard.data.datasets.published import ADE20K, CamVid, CocoStuff, camvid_split, comma_separated
+from regard.data.datasets.ade20k import ADE20K
+from regard.data.datasets.base import MaskDataset
+from regard.data.datasets.camvid import CamVid, camvid_split
+from regard.data.datasets.coco_stuff import CocoStuff
+from regard.data.datasets.published import comma_separated
+from regard.data.datasets.voc import VOC2012
 from regard.data.listing import hold_out
+from regard.data.names import voc_palette
 from regard.data.source import Source, check_readable, fingerprint, open_source, require_masks
 from regard.errors import InputError
 

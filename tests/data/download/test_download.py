@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regard.data import archives, transfer
+from regard.data.datasets import DATASETS
+from regard.data.datasets.published import Archive, Published, published
 from regard.data.datasets.scenes import Scenes
-from regard.data.download.published import NOTES, PUBLISHED, Archive, PublishedData, download, find_published
+from regard.data.download import archives, transfer
+from regard.data.download.dataset import NOTES, download
 from regard.data.source import open_source
 from regard.errors import InputError
 
@@ -125,8 +127,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def entry(site: Site, name: str, **facts) -> PublishedData:
-    return PublishedData("http://home", (Archive(f"{site.url}/{name}", **facts),), root="small")
+def entry(site: Site, name: str, **facts) -> Published:
+    return Published("http://home", archives=(Archive(f"{site.url}/{name}", **facts),), root="small")
 
 
 @pytest.mark.parametrize(("name", "packed"), [("small.zip", zipped), ("small.tgz", tarred)])
@@ -154,7 +156,9 @@ def test_a_whole_download_is_checked_unpacked_and_not_done_twice(name, packed, s
 
 def test_archives_go_into_their_folders_beside_each_other(site, tmp_path) -> None:
     site.files = {"a.zip": zipped({"train/1.png": b"1"}), "b.zip": zipped({"train/1.png": b"2"})}
-    data = PublishedData("", (Archive(f"{site.url}/a.zip", into="images"), Archive(f"{site.url}/b.zip", into="masks")))
+    data = Published(
+        "", archives=(Archive(f"{site.url}/a.zip", into="images"), Archive(f"{site.url}/b.zip", into="masks"))
+    )
     download(data, tmp_path)
     found = contents(tmp_path)
     assert (found["images/train/1.png"], found["masks/train/1.png"]) == (b"1", b"2")
@@ -456,7 +460,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(site, tmp_path) -> N
 
 def test_the_table_is_well_formed() -> None:
     lengths = {"md5": 32, "sha256": 64}
-    for data in PUBLISHED.values():
+    for data in map(published, DATASETS):
         assert data.home.startswith("http")
         assert len({archive.name for archive in data.archives}) == len(data.archives)
         for archive in data.archives:
@@ -465,4 +469,4 @@ def test_the_table_is_well_formed() -> None:
                 kind, _, digits = archive.checksum.partition(":")
                 assert len(bytes.fromhex(digits)) * 2 == lengths[kind]
     with pytest.raises(InputError, match="did you mean 'voc2012'"):
-        find_published("voc2021")
+        published("voc2021")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from regard.data.loading.augment import TrainTransform, draws, largest_share, resize_pair, short_side
+from regard.data.loading.augment import TrainTransform, largest_share, resize_pair, short_side
+from regard.data.loading.draws import draws
 from regard.errors import InputError
 
 CELLS = 6  # down and across: 36 classes, each the number of its cell

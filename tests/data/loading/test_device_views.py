@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from regard.backbones import normalize
 from regard.data.datasets.scenes import Scenes
-from regard.data.loading.augment import centre_crop, draws
+from regard.data.loading.augment import centre_crop
 from regard.data.loading.device_views import blur_radius, finish, numbers_of
+from regard.data.loading.draws import draws
 from regard.data.loading.modules import PretrainData
-from regard.data.loading.samples import CentreCrops
+from regard.data.loading.samples import CentreCrops, Views
 from regard.data.loading.views import Draw, Jitter, View, barlow_twins_views, dino_views, supervised_views
 
 RECIPES = [barlow_twins_views(48), dino_views(48, 32, 2), supervised_views(48)]
@@ -116,7 +117,7 @@ def test_the_host_never_waits_for_the_device(views: tuple[View, ...]) -> None:
     """On a device whose tensors have no values: to read one, or to make a shape of one, raises. Nothing is copied from
     the host either, or computed there on the way.
     """
-    data = PretrainData(Scenes(4, size=64), views, 4, on_device=True)
+    data = PretrainData(Views(Scenes(4, size=64), views, on_device=True), 4)
     (batch,) = data.train_dataloader()
     moved = [item.to("meta") for item in batch]
     with Watch() as watch:
@@ -137,7 +138,7 @@ def test_finished_views_are_channels_last_as_they_came() -> None:
 
 
 def batches(on_device: bool, **options) -> list[list[Tensor]]:
-    data = PretrainData(Scenes(8, size=64), barlow_twins_views(32), 4, seed=5, on_device=on_device, **options)
+    data = PretrainData(Views(Scenes(8, size=64), barlow_twins_views(32), 5, on_device=on_device, **options), 4)
     return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
 
 
@@ -159,7 +160,7 @@ def test_images_to_validate_on_are_those_of_the_dataset() -> None:
     scenes = Labelled(4, size=64)
     crops = CentreCrops(scenes, range(4), 32)
     for views in (barlow_twins_views(32), supervised_views(32)):
-        data = PretrainData(scenes, views, 2, bank=crops, labelled=True, on_device=True)
+        data = PretrainData(Views(scenes, views, labelled=True, on_device=True), 2, bank=crops)
         (loader,) = data.val_dataloader()
         for batch in loader:
             images, labels = data.on_after_batch_transfer(batch, 0)

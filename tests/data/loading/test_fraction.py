@@ -3,7 +3,7 @@
 import pytest
 
 from regard.data.datasets.scenes import Scenes
-from regard.data.loading.samples import Fraction
+from regard.data.loading.wrapped import Fraction
 
 WHOLE = Scenes(40, size=32)
 

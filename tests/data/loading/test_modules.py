@@ -1,4 +1,4 @@
-"""Going on in the middle of an epoch: every image still comes once, with as many processes as there are now."""
+"""Going on in the middle of an epoch, and datasets around a dataset."""
 
 import os
 from collections.abc import Sequence
@@ -12,13 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from regard.data.datasets.base import ImageFolder
+from regard.data.datasets.base import Chunked
+from regard.data.datasets.folders import ImageFolder
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.augment import TrainTransform
-from regard.data.loading.modules import EpochSampler, PretrainData, SegmentationData
-from regard.data.loading.samples import SkipUnreadable, Views, skipped
+from regard.data.loading.modules import PretrainData, SegmentationData
+from regard.data.loading.order import EpochSampler
+from regard.data.loading.samples import Views
 from regard.data.loading.views import barlow_twins_views
-from regard.data.packs.packed import AHEAD, IN_ORDER, Chunked, Packed
+from regard.data.loading.wrapped import SkipUnreadable, skipped
+from regard.data.packs.packed import AHEAD, IN_ORDER, Packed
 from regard.data.packs.packing import pack
 from regard.data.source import open_source
 from regard.errors import InputError
@@ -78,7 +81,7 @@ class Training:
 
     def _module(self, rank: int) -> Any:
         if self.kind == "pretrain":
-            module = PretrainData(self.data, barlow_twins_views(32), BATCH, seed=5, accumulate=self.accumulate)
+            module = PretrainData(Views(self.data, barlow_twins_views(32), 5), BATCH, accumulate=self.accumulate)
         else:
             module = SegmentationData(
                 self.data, self.data, TrainTransform(32, 255), BATCH, seed=5, accumulate=self.accumulate
@@ -113,72 +116,40 @@ class Training:
 
 @pytest.mark.parametrize("kind", ["pretrain", "segment"])
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("worlds", [(2, 1), (1, 2), (3, 2), (2, 6, 1), (2, 3, 2), (2, 2, 1)])
-def test_an_epoch_goes_on_with_another_number_of_processes(worlds, accumulate, kind) -> None:
-    """Whoever reads, all images that fill a batch come, and none twice."""
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_an_epoch_in_chunks_goes_on_where_it_was_stopped_and_stopped_again(world, accumulate, kind) -> None:
+    """Every image that fills a batch comes, and none twice."""
     batches = 41 * accumulate  # 496 = 41 * 12 + 4
-    saved, came, done = None, list[int](), 0
-    whole = Training(InChunks(UNEVEN), worlds[0], kind=kind, accumulate=accumulate).rest()
-    for number, world in enumerate(worlds):
+    each = BATCH // (world * accumulate)
+    whole = Training(InChunks(UNEVEN), world, kind=kind, accumulate=accumulate).rest()
+    assert len({index for of in whole for index in of}) == sum(map(len, whole)) == 492
+    saved, done = None, 0
+    for more in (7 * accumulate, 9 * accumulate, batches - 16 * accumulate):
         run = Training(InChunks(UNEVEN), world, kind=kind, accumulate=accumulate, saved=saved)
-        rest = run.rest()
-        each = BATCH // (world * accumulate)
-        assert {len(of) for of in rest} == {(batches - done) * each}
+        assert run.rest() == [of[done * each :] for of in whole]
         assert [len(module.train_dataloader()) for module in run.modules] == [batches] * world
-        more = batches - done if number == len(worlds) - 1 else 7 * accumulate
-        came += [index for of in rest for index in of[: more * each]]
         done += more
         saved = run.stop(done)
-    assert len(came) == len(set(came)) == 492
-    assert set(came) == {index for of in whole for index in of}
-
-
-def test_what_is_left_comes_in_the_order_of_those_who_began() -> None:
-    begun = Training(InChunks(UNEVEN), 2)
-    first, second = (of[7 * 6 :] for of in begun.rest())
-    assert Training(InChunks(UNEVEN), 1, saved=begun.stop(7)).rest() == [first + second]
-    assert Training(InChunks(UNEVEN), 2, saved=begun.stop(7)).rest() == [first, second]
+    assert saved is not None
+    assert saved["done"] == 0  # at the end of an epoch it holds nothing of it
+    assert Training(InChunks([496]), 1, epoch=4, saved=saved).rest()  # then the chunks and processes may be others
 
 
 def test_chunks_of_what_is_left_are_asked_for_before_they_are_read() -> None:
     data = InChunks(UNEVEN)
-    run = Training(data, 1, saved=Training(InChunks(UNEVEN), 2).stop(11))
+    run = Training(data, 1, saved=Training(InChunks(UNEVEN), 1).stop(11))
     chunk_of = np.repeat(np.arange(80), UNEVEN)
-    read = []
     for _, index in run.modules[0].train_dataloader().sampler:
-        read.append(int(chunk_of[index]))
-        assert read[-1] in data.asked
-    assert set(data.asked) == set(read)
+        assert int(chunk_of[index]) in data.asked
 
 
-def test_the_epochs_behind_are_those_of_the_processes_there_are() -> None:
+def test_an_epoch_in_other_chunks_or_by_other_processes_is_not_gone_on_with() -> None:
     saved = Training(InChunks(UNEVEN), 2).stop(7)
-    run = Training(InChunks(UNEVEN), 1, saved=saved)
-    sampler = run.modules[0].train_dataloader().sampler
-    list(sampler)
-    sampler.set_epoch(4)
-    whole = Training(InChunks(UNEVEN), 1, epoch=4).rest()
-    assert [index for _, index in sampler] == whole[0]
-    run.modules[0].trainer.fit_loop.epoch_progress.current.processed = 4
-    later = run.stop(5)
-    assert Training(InChunks(UNEVEN), 1, epoch=4, saved=later).rest() == [whole[0][5 * 12 :]]
-
-
-def test_a_checkpoint_at_the_end_of_an_epoch_holds_nothing_of_it() -> None:
-    run = Training(InChunks(UNEVEN), 3, saved=Training(InChunks(UNEVEN), 2).stop(7))
-    saved = run.stop(41)
-    assert saved["done"] == 0
-    assert Training(InChunks(UNEVEN), 1, epoch=4, saved=saved).rest() == Training(InChunks(UNEVEN), 1, epoch=4).rest()
-    assert Training(InChunks([496]), 1, epoch=4, saved=saved).rest()  # a pack made anew, from an epoch's beginning
-
-
-def test_an_epoch_in_other_chunks_is_not_gone_on_with() -> None:
-    saved = Training(InChunks(UNEVEN), 2).stop(7)
-    for other in (InChunks(UNEVEN[::-1]), Plain(496)):
+    for other, world in ((InChunks(UNEVEN[::-1]), 2), (Plain(496), 2), (InChunks(UNEVEN), 1)):
         with pytest.raises(
-            InputError, match=r"in the middle of an epoch, .* the data as it was, or a new --out"
+            InputError, match=r"in the middle of an epoch, .* both as they were, or a new --out"
         ) as error:
-            Training(other, 2, saved=saved)
+            Training(other, world, saved=saved)
         assert "\n" not in str(error.value)
 
 
@@ -191,9 +162,9 @@ def test_without_chunks_the_images_of_a_step_are_the_same_for_any_number_of_proc
 
 
 def test_a_checkpoint_survives_a_safe_load(tmp_path) -> None:
-    again = Training(InChunks(UNEVEN), 3, saved=Training(InChunks(UNEVEN), 2).stop(7)).stop(9)
-    torch.save(again, tmp_path / "state.pt")
-    assert torch.load(tmp_path / "state.pt", weights_only=True) == again
+    saved = Training(InChunks(UNEVEN), 3).stop(7)
+    torch.save(saved, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == saved
 
 
 # ---- datasets around a dataset

@@ -15,10 +15,10 @@ from scipy import stats
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from regard.data.datasets.base import ImageFolder
+from regard.data.datasets.folders import ImageFolder
 from regard.data.datasets.scenes import Scenes
-from regard.data.loading.augment import VIEW, draws
-from regard.data.loading.samples import SkipUnreadable, Views
+from regard.data.loading.draws import VIEW, draws
+from regard.data.loading.samples import Views
 from regard.data.loading.views import (
     Draw,
     Jitter,
@@ -32,6 +32,7 @@ from regard.data.loading.views import (
     resize,
     supervised_views,
 )
+from regard.data.loading.wrapped import SkipUnreadable
 from regard.data.reading import decode_image
 from regard.errors import InputError
 

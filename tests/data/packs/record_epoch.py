@@ -11,8 +11,10 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from regard.data.loading.modules import EpochSampler, loading
-from regard.data.packs.packed import Chunked, Packed
+from regard.data.datasets.base import Chunked
+from regard.data.loading.modules import loading
+from regard.data.loading.order import EpochSampler
+from regard.data.packs.packed import Packed
 from regard.data.source import open_source
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from data.object_stores import KEYS, Site, gs_server, s3_server, web_server
+from object_stores import KEYS, Site, gs_server, s3_server, web_server
 from torch.utils.data import DataLoader, Dataset
 
-from regard.data import remote, store
+from regard.data.packs import remote, store
 from regard.data.packs.chunk_cache import ChunkCache
 from regard.data.packs.store import Store, is_remote
 from regard.data.source import open_source

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from regard.cli import main
-from regard.data.loading.modules import WINDOW, EpochSampler
+from regard.data.loading.order import WINDOW, EpochSampler
 from regard.data.packs.packed import Packed
 from regard.data.packs.packing import _Target, pack
 from regard.data.packs.store import ROUNDS, Store

@@ -1,8 +1,4 @@
-"""Joint transforms of image and mask for segmentation, over uint8 arrays with OpenCV; and where all draws come from.
-
-Nothing here keeps a random state: all draws come from a generator that the caller makes with `draws`, out of (seed,
-epoch, image). So the number of workers, of ranks, or a restart changes nothing.
-"""
+"""Joint transforms of image and mask for segmentation, over uint8 arrays with OpenCV."""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +13,7 @@ from regard.errors import InputError
 Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
 
 cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's own threads would fight with them
-ORDER, VIEW, CROP, LABELS = 1, 2, 3, 4  # purposes of a draw
 TRIES = 10  # crops drawn until none of the classes has too large a share, as mmsegmentation
-
-
-def draws(*key: int) -> np.random.Generator:
-    """The generator of one key, such as (PURPOSE, seed, epoch, image, view).
-
-    Keys of different length are told apart only by their purpose: NumPy takes (1, 2) and (1, 2, 0) for the same.
-    """
-    return np.random.default_rng(key)
 
 
 @dataclass(frozen=True)

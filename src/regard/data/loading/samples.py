@@ -1,11 +1,8 @@
 """What loading processes make of a dataset: views, crops and pairs, as tensors; and datasets around a dataset."""
 
-import copy
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -14,158 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from regard.data.datasets.base import Dataset, LabelDataset, MaskDataset
-from regard.data.loading.augment import (
-    CROP,
-    LABELS,
-    VIEW,
-    TrainTransform,
-    centre_crop,
-    draws,
-    resize_pair,
-    short_side,
-)
+from regard.data.loading.augment import TrainTransform, centre_crop, resize_pair, short_side
 from regard.data.loading.device_views import blur_radius, numbers_of
+from regard.data.loading.draws import CROP, VIEW, draws
 from regard.data.loading.views import Draw, View, least_for
-from regard.data.packs.packed import Chunked
+from regard.data.loading.wrapped import SkipUnreadable
 from regard.data.reading import decode_image
 from regard.errors import InputError
-
-
-class Cached:
-    """A dataset whose decoded images and masks are kept in memory, until `limit` bytes are full."""
-
-    def __init__(self, dataset: Dataset, limit: int = 2**30) -> None:
-        self.dataset = dataset
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-        self._kept: dict[tuple[str, int], np.ndarray] = {}
-        self._free = limit
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def name(self, i: int) -> str:
-        """As the dataset."""
-        return self.dataset.name(i)
-
-    def image(self, i: int) -> np.ndarray:
-        """As the dataset; not to be written to."""
-        return self._get("image", i)
-
-    def mask(self, i: int) -> np.ndarray:
-        """As the dataset; not to be written to."""
-        return self._get("mask", i)
-
-    def _get(self, what: str, i: int) -> np.ndarray:
-        if (what, i) in self._kept:
-            return self._kept[what, i]
-        array = getattr(self.dataset, what)(i)
-        if array.nbytes <= self._free:
-            self._free -= array.nbytes
-            self._kept[what, i] = array
-        return array
-
-
-class Fraction:
-    """A share of a dataset with masks, fixed by the seed, repeated up to the length of the whole.
-
-    So a training on it takes as many steps as one on all: what differs is the labels alone. A smaller share is part of
-    a larger one of the same seed. It holds at least one image.
-    """
-
-    def __init__(self, dataset: MaskDataset, share: float, seed: int) -> None:
-        self.dataset = dataset
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-        order = draws(LABELS, seed).permutation(len(dataset))
-        count = math.ceil(round(share * len(dataset), 6))  # 7% of 100 is 7, though 0.07 * 100 is above it
-        self.numbers = [int(i) for i in order[:count]]
-        self.length = len(dataset)
-
-    def once(self) -> "Fraction":
-        """The same images, each a single time."""
-        part = copy.copy(self)
-        part.length = len(self.numbers)
-        return part
-
-    def __len__(self) -> int:
-        return self.length
-
-    def name(self, i: int) -> str:
-        """As the dataset."""
-        return self.dataset.name(self._number(i))
-
-    def image(self, i: int) -> np.ndarray:
-        """As the dataset."""
-        return self.dataset.image(self._number(i))
-
-    def mask(self, i: int) -> np.ndarray:
-        """As the dataset."""
-        return self.dataset.mask(self._number(i))
-
-    def _number(self, i: int) -> int:
-        return self.numbers[range(len(self))[i] % len(self.numbers)]
-
-
-Read = TypeVar("Read")
-AS_NAMED: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be UTF-8
-
-
-class SkipUnreadable:
-    """A dataset that gives the next readable image, and its label, in the place of one that cannot be read.
-
-    Where the images lie in chunks, they do so here.
-
-    record: a file that gets the name of each such image, a line each; shared by all loading processes of a run.
-    share:  of the images, how many may be unreadable. One more is an InputError: then it is not a stray bad file.
-    """
-
-    def __init__(self, dataset: Dataset, record: Path, share: float = 0.01) -> None:
-        self.dataset, self.record, self.share = dataset, record, share
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-        self._instead: dict[int, int] = {}
-        if isinstance(dataset, Chunked):
-            self.chunks, self.prefetch = dataset.chunks, dataset.prefetch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def name(self, i: int) -> str:
-        """As the dataset."""
-        return self.dataset.name(i)
-
-    def image(self, i: int) -> np.ndarray:
-        """Image `i`, or the next one that can be read."""
-        return self.read(i, self.dataset.image)
-
-    def read(self, i: int, read: Callable[[int], Read]) -> Read:
-        """What `read` gives of image `i`, or of the next one of which it gives anything and raises no InputError."""
-        while True:
-            index = self._instead.get(i, i)
-            try:
-                return read(index)
-            except InputError as error:
-                self._note(self.dataset.name(index), error)
-                self._instead[i] = (index + 1) % len(self)
-
-    def label(self, i: int) -> int:
-        """The label of the image that was read for `i`; to be called after it."""
-        return cast(LabelDataset, self.dataset).label(self._instead.get(i, i))
-
-    def _note(self, name: str, error: InputError) -> None:
-        known = skipped(self.record)
-        if name not in known:
-            known.append(name)
-            with self.record.open("a", **AS_NAMED) as file:
-                file.write(name + "\n")
-        if len(known) > self.share * len(self):
-            raise InputError(
-                f"{len(known)} of {len(self)} images cannot be read, more than {self.share:.0%}: mend or remove those "
-                f"named in {self.record.name}; the last: {error}"
-            ) from error
-
-
-def skipped(record: Path) -> list[str]:
-    """The images named in a record of `SkipUnreadable`."""
-    return sorted(set(record.read_text(**AS_NAMED).split("\n")) - {""}) if record.is_file() else []
 
 
 class Views(TorchDataset):
@@ -180,7 +32,7 @@ class Views(TorchDataset):
         self,
         dataset: Dataset,
         views: Sequence[View],
-        seed: int,
+        seed: int = 0,
         labelled: bool = False,
         placed: bool = False,
         on_device: bool = False,

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -142,15 +142,6 @@ def _names(texts: Any) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ValueError("no list of texts")
     return tuple(texts)
-
-
-@runtime_checkable
-class Chunked(Protocol):
-    """A dataset whose images lie in chunks, the first `chunks[0]` in the first one: best read chunk by chunk."""
-
-    @property
-    def chunks(self) -> Sequence[int]: ...  # noqa: D102
-    def prefetch(self, numbers: Iterable[int]) -> None: ...  # noqa: D102
 
 
 class Packed:

@@ -1,18 +1,15 @@
-"""Published data sets: where they are, how they are known to be whole, and how they get onto a disk.
+"""Gets a published data set onto a disk: its archives fetched, compared and unpacked.
 
 An archive with a published checksum is compared with it. Of one without, the size is compared where that is known, and
 zip files carry a CRC of each member; the SHA-256 of what came is noted in `downloads.json` beside the data, for people
 to compare, and a later download of the same archive into the same folder must have it too.
-
-Left out: the masks of VOC's augmented training set as PNGs (SegmentationClassAug), of which there are only copies on
-private shares, without a checksum. `sbd` is where they come from. CamVid: no archive of it has a lasting address.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,115 +18,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from regard.data.datasets.published import Archive, Published
 from regard.data.download.archives import unpack
 from regard.data.download.transfer import partial_of, transfer
-from regard.errors import InputError, unknown
+from regard.errors import InputError
 
 NOTES = "downloads.json"
 CHUNK = 1 << 20  # bytes read at a time for a checksum
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One file of a data set.
-
-    size:     bytes, where they are known.
-    checksum: "md5:..." or "sha256:..." in hexadecimal, where one is published.
-    into:     the folder, below that of the data set, that its members go into.
-    """
-
-    url: str
-    size: int | None = None
-    checksum: str | None = None
-    into: str = "."
-
-    @property
-    def name(self) -> str:
-        """The name of the file."""
-        return self.url.rsplit("/", 1)[-1]
-
-
-@dataclass(frozen=True)
-class PublishedData:
-    """A data set. home: the page with its terms. root: the folder to open, below the one that it is unpacked into."""
-
-    home: str
-    archives: tuple[Archive, ...]
-    root: str = "."
-
-
-OXFORD, BERKELEY = "https://thor.robots.ox.ac.uk", "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision"
-COCO, CALVIN = "http://images.cocodataset.org/zips", "http://calvin.inf.ed.ac.uk/wp-content/uploads/data"
-# Sizes are those that TensorFlow Datasets records in its url_checksums/.
-PUBLISHED: dict[str, PublishedData] = {
-    "voc2012": PublishedData(
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
-        (
-            Archive(
-                f"{OXFORD}/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-                1_999_639_040,
-                "md5:6cd6e144f989b92b3379bac3b3de84fd",  # torchvision/datasets/voc.py
-            ),
-        ),
-    ),
-    # Into the folder of voc2012, it makes the augmented training set (Hariharan et al. 2011).
-    "sbd": PublishedData(
-        "http://home.bharathh.info/pubs/codes/SBD/download.html",
-        (
-            Archive(
-                f"{BERKELEY}/grouping/semantic_contours/benchmark.tgz",
-                checksum="md5:82b4d87ceb2ed10f6038a1cba92111cb",  # torchvision/datasets/sbd.py
-            ),
-        ),
-    ),
-    "coco-stuff-164k": PublishedData(
-        "https://github.com/nightrome/cocostuff",
-        (  # sizes and checksums: TensorFlow Datasets, url_checksums/coco.txt; the maps have no published checksum
-            Archive(
-                f"{COCO}/train2017.zip",
-                19_336_861_798,
-                "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
-                "images",
-            ),
-            Archive(
-                f"{COCO}/val2017.zip",
-                815_585_330,
-                "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-                "images",
-            ),
-            Archive(f"{CALVIN}/cocostuffdataset/stuffthingmaps_trainval2017.zip", into="annotations"),
-        ),
-    ),
-    "coco-stuff-10k": PublishedData(
-        "https://github.com/nightrome/cocostuff10k",
-        (Archive(f"{CALVIN}/cocostuffdataset/cocostuff-10k-v1.1.zip"),),  # no published checksum
-    ),
-    "ade20k": PublishedData(
-        "http://sceneparsing.csail.mit.edu/",
-        (
-            Archive(
-                "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
-                checksum="md5:7328b3957e407ddae1d3cbf487f149ef",  # what several public loaders of ADE20K compare with
-            ),
-        ),
-        root="ADEChallengeData2016",
-    ),
-    "pets": PublishedData(
-        "https://www.robots.ox.ac.uk/~vgg/data/pets/",
-        (  # torchvision/datasets/oxford_iiit_pet.py
-            Archive(
-                "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
-                791_918_971,
-                "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c",
-            ),
-            Archive(
-                "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz",
-                19_173_078,
-                "md5:95a8c909bbe2e81eed6a22bccdf3f68f",
-            ),
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -140,15 +35,8 @@ class Downloaded:
     new: tuple[str, ...]
 
 
-def find_published(name: str, published: Mapping[str, PublishedData] = PUBLISHED) -> PublishedData:
-    """The data set of a name; InputError for an unknown one."""
-    if name not in published:
-        raise unknown("published data set", name, published)
-    return published[name]
-
-
 def download(
-    data: PublishedData,
+    data: Published,
     out: Path,
     keep_archives: bool = False,
     say: Callable[[str], None] = lambda line: None,

@@ -11,18 +11,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from regard.data.datasets.base import (
-    VOC2012,
-    ClassFolders,
-    Dataset,
-    ImageFolder,
-    LabelDataset,
-    MaskDataset,
-    MaskFolder,
-    voc_palette,
-)
+from regard.data.datasets.base import Dataset, LabelDataset, MaskDataset
+from regard.data.datasets.folders import ClassFolders, ImageFolder
+from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.scenes import Scenes
-from regard.data.names import Legend, read_json, read_labelmap
+from regard.data.datasets.voc import VOC2012
+from regard.data.names import Legend, read_json, read_labelmap, voc_palette
 from regard.data.reading import image_size, read_image, read_mask
 from regard.errors import InputError
 

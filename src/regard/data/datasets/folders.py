@@ -1,0 +1,91 @@
+"""Images in plain folders and in class folders. Nothing is resized, normalised or cached here.
+
+What an image file holds is in reading.py, which images there are in listing.py.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from regard.data.compact import Names, joined
+from regard.data.listing import IMAGE_SUFFIXES, list_images, subfolders
+from regard.data.names import (
+    VOID,
+    voc_palette,
+)
+from regard.data.reading import read_image, readable
+from regard.errors import InputError
+
+
+class ImageFolder:
+    """The images below `root`, at any depth: those in `paths` (relative to `root`), or all of them sorted by path."""
+
+    classes: tuple[str, ...] = ()
+    ignore_index: int = VOID
+
+    def __init__(self, root: str | Path, paths: Sequence[str] | None = None):
+        self.root = Path(root)
+        self.paths = Names.of(list_images(self.root) if paths is None else paths)
+        if not self.paths:
+            raise InputError(f"no images in {root}, at any depth: files in {' '.join(IMAGE_SUFFIXES)} would work")
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "classes 3"]:
+        """RGB, one colour per class: those of VOC, which suit any number of classes."""
+        return voc_palette(len(self.classes))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "ImageFolder":
+        """The images of these numbers, in their order, or those where `chosen` is true; with the classes of all."""
+        part = copy.copy(self)
+        part.paths = self.paths.select(chosen)
+        return part
+
+    def name(self, i: int) -> str:
+        """The path relative to the root."""
+        return self.paths[i]
+
+    def image(self, i: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Image `i`, RGB in 0..255, upright."""
+        return read_image(self.root / self.paths[i])
+
+    def encoded(self, i: int) -> bytes:
+        """The file of image `i` as it is, not decoded; InputError where it can't be read."""
+        path = self.root / self.paths[i]
+        with readable(path):
+            return path.read_bytes()
+
+
+class ClassFolders(ImageFolder):
+    """root/<class>/**/image. `classes` fixes the names and their order: val must number them as train does."""
+
+    def __init__(self, root: str | Path, classes: Sequence[str] | None = None):
+        images = list_images(
+            Path(root), by_class=True
+        )  # at one go: a listing of each class would be too small to be kept
+        found = {folder: images[images.below(folder)] for folder in subfolders(root)}
+        self.classes = tuple(found if classes is None else classes)
+        if empty := [folder for folder, paths in found.items() if not paths]:
+            raise InputError(f"no images in the class folder {Path(root, empty[0])}: add some, or remove the folder")
+        if new := sorted(set(found) - set(self.classes)):
+            raise InputError(
+                f"{Path(root, new[0])} isn't one of the {len(self.classes)} classes: {self.classes[0]} would work"
+            )
+        super().__init__(root, joined(found.values()))
+        index = {name: i for i, name in enumerate(self.classes)}
+        self.labels = np.repeat([index[folder] for folder in found], [len(paths) for paths in found.values()])
+
+    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "ClassFolders":
+        """As of any images."""
+        part = copy.copy(self)
+        part.paths, part.labels = self.paths.select(chosen), self.labels[chosen]
+        return part
+
+    def label(self, i: int) -> int:
+        """The index into `classes` of image `i`."""
+        return int(self.labels[i])

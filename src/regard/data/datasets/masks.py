@@ -1,0 +1,166 @@
+"""Images with a mask each, and the images/ + masks/ tree. Masks come out as uint8 class indices, 255 for void.
+
+What the classes are called, and how masks tell them, is in names.py.
+"""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, Int16, UInt8
+from PIL import Image
+
+from regard.data.compact import Names
+from regard.data.datasets.folders import ImageFolder
+from regard.data.listing import list_images
+from regard.data.names import (
+    VOID,
+    Legend,
+    numbered,
+    read_json,
+    read_text,
+)
+from regard.data.reading import image_size, read_labels, read_mask, readable
+from regard.errors import InputError
+
+
+class PairedImages(ImageFolder):
+    """Images with a mask each: `masks` maps the path of an image to that of its mask, both relative to `root`.
+
+    Raises InputError where masks are missing, which counts them; with `missing_ok`, each is an error of `mask` instead.
+    """
+
+    def __init__(self, root: str | Path, masks: Mapping[str, str], legend: Legend, *, missing_ok: bool = False):
+        super().__init__(root, Names(masks))
+        self.legend, self.masks = legend, Names(masks.values())
+        self.classes = legend.classes
+        # One listing a folder, since a look at each file is slow on network disks.
+        present = {folder: _names(self.root / folder) for folder in {os.path.dirname(mask) for mask in self.masks}}
+        missing = [path for path, mask in masks.items() if os.path.basename(mask) not in present[os.path.dirname(mask)]]
+        if missing and not missing_ok:
+            first = f"the first is {self.root / missing[0]}: {_wanted(masks[missing[0]])}"
+            alone = "to learn without masks, a folder that holds images alone"
+            raise InputError(f"{len(missing)} of {len(masks)} images have no mask, {first}; {alone}")
+        self.missing = frozenset(missing)
+
+    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "PairedImages":
+        """As of any images, each with its mask."""
+        part = copy.copy(self)
+        part.paths, part.masks = self.paths.select(chosen), self.masks.select(chosen)
+        return part
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "classes 3"]:
+        """RGB, one colour per class: those of the legend."""
+        return self.legend.palette
+
+    def mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
+        """The class index, or `ignore_index`, of each pixel; InputError if it doesn't fit the image or the classes."""
+        if self.paths[i] in self.missing:
+            raise InputError(f"{self.root / self.paths[i]} has no mask: {_wanted(self.masks[i])}")
+        path = self.root / self.masks[i]
+        labels, size = self.read_labels(path), image_size(self.root / self.paths[i])
+        if labels.shape != size:
+            height, width = labels.shape
+            raise InputError(f"{path} is {width}x{height}: {size[1]}x{size[0]}, the size of its image, would work")
+        return labels.astype(np.uint8)
+
+    def read_labels(self, path: Path) -> Int16[np.ndarray, "h w"]:
+        """The label of each pixel of a mask file: InputError for one that the legend doesn't have."""
+        return read_labels(path, self.legend)
+
+
+class MaskFolder(PairedImages):
+    """root/images/**/name.jpg with root/masks/**/name.png, of class indices or of colours; see `mask_legend`.
+
+    A mask may be of another lossless format; where there is no other, it may be a JPEG, whose colours are seldom exact.
+    paths: the images to use, relative to `root`; all by default. missing_ok: as of `PairedImages`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        paths: Sequence[str] | None = None,
+        legend: Legend | None = None,
+        *,
+        missing_ok: bool = False,
+    ):
+        paths = list_images(Path(root), "images") if paths is None else paths
+        files = sorted(list_images(Path(root), "masks"), key=_preference)
+        file_of = {os.path.splitext(file)[0]: file for file in reversed(files)}
+        stems = {path: "masks/" + os.path.splitext(path.removeprefix("images/"))[0] for path in paths}
+        masks = {path: file_of.get(stem, f"{stem}.png") for path, stem in stems.items()}
+        super().__init__(root, masks, legend or numbered(()), missing_ok=missing_ok)
+        if legend is None:  # after the check that no mask is missing, since this may read them all
+            self.legend = mask_legend(self.root, self.masks[0])
+            self.classes = self.legend.classes
+
+
+def mask_legend(root: Path, first: str) -> Legend:
+    """How the masks of an images/ + masks/ tree tell the classes: as classes.json or classes.txt says; see names.py.
+
+    Without either the classes are "class 0" up to the largest value in any mask: every mask is read, and those that
+    can't be are left to `mask` to name, unless that is all of them. Where no colours are given, those in the palette of
+    the `first` mask, if it has one, are taken to draw the classes in.
+    """
+    if (root / "classes.json").is_file():
+        legend = read_json(root / "classes.json")
+    elif (root / "classes.txt").is_file():
+        legend = read_text(root / "classes.txt")
+    else:
+        legend = numbered(_counted(root))
+    return legend if legend.colors else replace(legend, shown=_own_palette(root / first, legend))
+
+
+def _counted(root: Path) -> tuple[str, ...]:
+    """Names for all the values up to the largest in any mask that can be read; the first error where none can be."""
+    found, errors = [], []
+    for path in list_images(root, "masks"):
+        try:
+            mask = read_mask(root / path)
+            found.append(int(mask.max(initial=0, where=mask != VOID)))
+        except InputError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    largest = max(found, default=0)
+    if largest == 0:  # most often objects drawn in white: silently, all of them would be void
+        raise InputError(f"{root / 'masks'} holds only 0 and {VOID}, which is void: objects as 1, 2, ... would work")
+    return tuple(f"class {value}" for value in range(largest + 1))
+
+
+def _own_palette(path: Path, legend: Legend) -> tuple[tuple[int, int, int], ...]:
+    """The colours of the classes in the palette of an indexed mask; none where it doesn't tell them apart.
+
+    A ramp of greys is none, either: it is what a palette is filled with when nobody has chosen colours. Nor has a mask
+    that can't be read any: `mask` names it, when it is needed for more than this.
+    """
+    try:
+        with readable(path), Image.open(path) as image:
+            flat = image.getpalette() if image.mode == "P" else None
+    except InputError:
+        return ()
+    value_of = {label: value for value, label in reversed(list(legend.values.items()))}
+    entries = [(flat or ())[3 * value_of[label] : 3 * value_of[label] + 3] for label in range(len(legend.classes))]
+    colors = tuple((entry[0], entry[1], entry[2]) for entry in entries if len(entry) == 3 and flat)
+    told = len(set(colors)) == len(entries) and any(len(set(color)) > 1 for color in colors)
+    return colors if told else ()
+
+
+def _wanted(mask: str) -> str:
+    """What would work where a mask is missing."""
+    return f"a {os.path.splitext(mask)[1][1:].upper()} at {mask} would work"
+
+
+def _preference(file: str) -> tuple[int, str]:
+    """Sorts the masks of one name: a PNG before other files, and JPEGs last."""
+    suffix = os.path.splitext(file)[1].lower()
+    return (0 if suffix == ".png" else 2 if suffix in (".jpg", ".jpeg") else 1), file
+
+
+def _names(folder: Path) -> set[str]:
+    """The names of what is in a folder; none if it isn't there."""
+    return set(os.listdir(folder)) if folder.is_dir() else set()
