@@ -9,6 +9,7 @@ from regard.data.datasets.base import Dataset, MaskDataset
 from regard.data.datasets.masks import MaskFolder
 from regard.data.listing import hold_out, list_images
 from regard.data.names import VOID, Legend
+from regard.data.packs.packed import Packed, is_whole
 from regard.data.source import Source, open_source, tree_splits
 from regard.data.threads import in_threads
 from regard.errors import InputError
@@ -34,12 +35,13 @@ class Problem:
 class Checked:
     """What a check found.
 
-    data: what the source is. count: the images that were checked, and the masks without one. paired: with a mask each.
+    data: what the source is. count: the images that were checked, and the masks without one; or the chunks of a pack.
+    unit: what was counted: "images", "pairs" of an image and a mask, or "chunks".
     """
 
     data: str
     count: int
-    paired: bool
+    unit: str
     problems: tuple[Problem, ...]
 
     @property
@@ -58,6 +60,8 @@ def check(src: str) -> Checked:
     An images/ + masks/ tree that can't be opened, as where a mask is missing, is checked all the same. Where its
     classes can't be made out, no value counts as wrong, and that is one more problem, or an InputError if it is the
     only one. Other trees that can't be opened raise InputError.
+
+    Of a pack, the sums of its chunks come first, and where one is wrong, its images are not read.
     """
     try:
         source = open_source(src)
@@ -67,7 +71,7 @@ def check(src: str) -> Checked:
         if is_tree and (checked := _check_unopened(root)).problems:
             return checked
         raise
-    return check_source(source)
+    return _check_chunks(source) or check_source(source)
 
 
 def check_source(source: Source) -> Checked:
@@ -83,8 +87,18 @@ def check_source(source: Source) -> Checked:
             where, twin = first.setdefault(digest, (split, name))
             if where != split:
                 problems.append(Problem(split, name, f"the same image as {twin} of {where}: keep one of the two"))
-    orphans = _orphans(source)
-    return Checked(source.describe(), len(splits) + len(orphans), source.has_masks, (*problems, *orphans))
+    orphans, unit = _orphans(source), "pairs" if source.has_masks else "images"
+    return Checked(source.describe(), len(splits) + len(orphans), unit, (*problems, *orphans))
+
+
+def _check_chunks(source: Source) -> Checked | None:
+    """What is wrong with the chunks of a pack: those that have other bytes than were packed. None where nothing is."""
+    splits = source.splits.items()
+    chunks = [(of.store, split, part) for split, of in splits if isinstance(of, Packed) for part in of.parts]
+    whole = in_threads(lambda chunk: is_whole(*chunk), chunks, "summing chunks")
+    what = "its bytes are not those that were packed: to remove it and pack again, or a whole copy of it, would work"
+    wrong = [Problem(of[1], of[2].file, what) for of, right in zip(chunks, whole, strict=True) if not right]
+    return Checked(source.describe(), len(chunks), "chunks", tuple(wrong)) if wrong else None
 
 
 def _read(task: tuple[Dataset, int]) -> tuple[bytes | None, list[str]]:

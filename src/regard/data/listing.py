@@ -98,11 +98,15 @@ def _times(folder: str) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ctime_ns
 
 
+def cache_folder() -> Path:
+    """Where listings, and the chunks of packs, are kept: $REGARD_CACHE or ~/.cache/regard."""
+    return Path(os.environ.get("REGARD_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "regard"))
+
+
 def kept_listing(root: Path, by_class: bool = False) -> Path:
     """The file that the listing of a folder is kept in, whether it is there or not."""
-    cache = os.environ.get("REGARD_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "regard")
     about = repr((FORMAT, IMAGE_SUFFIXES, by_class, os.fsencode(os.path.realpath(root))))
-    return Path(cache, "listings", f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.npz")
+    return Path(cache_folder(), "listings", f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.npz")
 
 
 def _read(file: Path) -> Listing | None:

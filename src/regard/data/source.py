@@ -32,7 +32,7 @@ from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
 from regard.data.datasets.scenes import Scenes
 from regard.data.listing import hold_out, holds_images, list_images, subfolders
-from regard.data.packs.packed import Packed, is_pack, open_pack, sums
+from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
 from regard.errors import InputError
@@ -55,8 +55,7 @@ def open_source(
         splits = {split: Scenes(count, scenes_size, seed, split) for split, count in counts.items()}
         return Source("scenes", "scenes", splits, words="built-in scenes")
     if is_remote(src) or is_pack(Path(src).expanduser()):
-        root, splits = open_pack(src)
-        return Source("packed", root, splits, words="pack")
+        return open_pack(src)
     root = _folder(src)
     images, masks = (root / "images").is_dir(), (root / "masks").is_dir()
     if found := open_published(root):
@@ -160,27 +159,23 @@ def check_readable(source: Source) -> None:
     value that is no class; and for a split without a labelled pixel. The built-in scenes need no check, and
     what a pack holds was checked when it was packed.
     """
-    if source.layout in ("scenes", "packed"):
-        for split, dataset in source.splits.items():
-            if isinstance(dataset, Packed) and not dataset.labelled:
-                raise _all_void(source, split)
+    if source.layout == "scenes":
         return
     for split, dataset in source.splits.items():
-        labelled = False
-        for some in in_threads(partial(_is_labelled, dataset), range(len(dataset)), f"checking images of {split}"):
-            labelled |= some
+        if source.layout == "packed":  # up to the first that is labelled
+            labelled = source.has_masks and any(_is_labelled(dataset, i) for i in range(len(dataset)))
+        else:
+            doing = f"checking images of {split}"
+            labelled = sum(in_threads(partial(_is_labelled, dataset), range(len(dataset)), doing)) > 0
         if source.has_masks and not labelled:
-            raise _all_void(source, split)
+            what = f"every pixel of the {split} masks of {source.root} is void"
+            raise InputError(f"{what}: there is nothing to learn or score")
 
 
 def _is_labelled(dataset: Dataset, i: int) -> bool:
     """Whether any pixel of an image is, both having been read."""
     dataset.image(i)
     return isinstance(dataset, MaskDataset) and bool((dataset.mask(i) != dataset.ignore_index).any())
-
-
-def _all_void(source: Source, split: str) -> InputError:
-    return InputError(f"every pixel of the {split} masks of {source.root} is void: there is nothing to learn or score")
 
 
 def fingerprint(source: Source, *besides: Path) -> str:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from regard.data.datasets.base import Dataset, LabelDataset, MaskDataset
-from regard.data.packs.packed import PackedLabels
 from regard.data.source import Source
 from regard.data.threads import in_threads
 from regard.errors import InputError
@@ -26,7 +25,7 @@ class Survey:
 
     images:     how many it has; `read` of them were looked at, besides `broken` ones that could not be.
     pixels:     of each class, over the masks that were read; `void` pixels are besides.
-    holders:    how many images hold each class: of the masks that were read, or, of class folders, of all.
+    holders:    how many of the images that were looked at hold each class.
     dimensions: how many images have each (height, width).
     """
 
@@ -76,15 +75,13 @@ def survey(source: Source, limit: int | None = None) -> dict[str, Survey]:
     """
     found = {}
     for split, dataset in source.splits.items():
-        seen = in_threads(partial(_look, dataset), evenly(len(dataset), limit), f"looking at {split}")
-        found[split] = _sum(dataset, seen, len(source.classes))
+        found[split] = _survey(dataset, evenly(len(dataset), limit), f"looking at {split}")
     return found
 
 
 def class_pixels(dataset: MaskDataset) -> Int64[np.ndarray, " classes"]:
     """How many pixels each class has in all masks that can be read; shows a progress bar."""
-    seen = in_threads(partial(_look, dataset), range(len(dataset)), "counting pixels")
-    return _sum(dataset, seen, len(dataset.classes)).pixels
+    return _survey(dataset, range(len(dataset)), "counting pixels").pixels
 
 
 def evenly(count: int, limit: int | None) -> list[int]:
@@ -104,10 +101,11 @@ def _look(dataset: Dataset, i: int) -> Seen:
         return None
 
 
-def _sum(dataset: Dataset, seen: Iterable[Seen], classes: int) -> Survey:
+def _survey(dataset: Dataset, numbers: Sequence[int], doing: str) -> Survey:
+    classes = len(dataset.classes)
     pixels, images, sizes = np.zeros(256, np.int64), np.zeros(256, np.int64), Counter[tuple[int, int]]()
     broken = 0
-    for one in seen:
+    for one in in_threads(partial(_look, dataset), numbers, doing):
         if one is None:
             broken += 1
             continue
@@ -116,10 +114,8 @@ def _sum(dataset: Dataset, seen: Iterable[Seen], classes: int) -> Survey:
         if values is not None:
             pixels += values
             images += values > 0
-    if isinstance(dataset, PackedLabels):
-        images = dataset.holders  # counted when they were packed: to ask for each label would fetch all chunks
-    elif isinstance(dataset, LabelDataset):
-        labels = np.fromiter((dataset.label(i) for i in range(len(dataset))), np.int64)
+    if isinstance(dataset, LabelDataset):
+        labels = np.array([dataset.label(i) for i in numbers], np.int64)
         images = np.bincount(labels, minlength=classes)
     void = int(pixels[dataset.ignore_index])
     return Survey(len(dataset), sizes.total(), broken, pixels[:classes], void, images[:classes], sizes)

@@ -21,7 +21,7 @@ from regard.data.loading.order import EpochSampler
 from regard.data.loading.samples import Views
 from regard.data.loading.views import barlow_twins_views
 from regard.data.loading.wrapped import SkipUnreadable, skipped
-from regard.data.packs.packed import AHEAD, IN_ORDER, Packed
+from regard.data.packs.packed import AHEAD, Packed
 from regard.data.packs.packing import pack
 from regard.data.source import open_source
 from regard.errors import InputError
@@ -233,31 +233,26 @@ def test_an_unreadable_image_is_skipped_by_its_views_whatever_its_name(tmp_path)
 # ---- packs
 
 
-def test_chunks_are_fetched_ahead_where_a_pack_is_read_in_order_and_else_not(tmp_path, monkeypatch) -> None:
+def test_chunks_are_fetched_ahead_where_a_pack_is_read_in_order_and_else_hardly(tmp_path, monkeypatch) -> None:
     pack(open_source(noise(tmp_path / "source", 66)), tmp_path / "pack", 1)
     chunks = len(packed_of(tmp_path / "pack").chunks)
     assert chunks == 8
 
     def asked_of(order) -> list[int]:
         packed, asked = packed_of(tmp_path / "pack"), list[int]()
-        monkeypatch.setattr(packed._maps, "prefetch", asked.extend)
+        monkeypatch.setattr(packed, "prefetch", asked.extend)
         for i in order:
             packed.name(i)
             packed.encoded(i)
         return asked
 
-    for stride in (1, 2):  # of one process, and of one of two: then two chunks hold as many images as it takes to tell
-        asked = asked_of(range(0, 66, stride))
-        assert set(asked) == set(range(1 + stride, chunks))
-        assert len(asked) <= AHEAD * chunks
     by_twos = np.arange(66).reshape(-1, 2)[:, ::-1].ravel().tolist()  # as two threads may read
-    assert set(asked_of(by_twos)) >= set(range(3, chunks))
-    for seed in range(20):
-        order = np.random.default_rng(seed).permutation(66)
-        chunk_of = order // 9
-        steps = np.isin(np.diff(chunk_of), (0, 1))
-        assert not any(steps[i : i + IN_ORDER].all() for i in range(len(steps) - IN_ORDER)), "choose another seed"
-        assert asked_of(order.tolist()) == []
+    for order in (range(66), range(0, 66, 2), by_twos):
+        asked = asked_of(order)
+        assert set(asked) == set(range(2, chunks))
+        assert len(asked) <= AHEAD * chunks
+    shuffled = [asked_of(np.random.default_rng(seed).permutation(66).tolist()) for seed in range(20)]
+    assert sum(map(len, shuffled)) <= 20 * AHEAD
 
 
 def test_knn_asks_the_images_that_lie_in_the_fewest_chunks(monkeypatch) -> None:

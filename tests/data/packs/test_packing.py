@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shlex
 import shutil
 import signal
 import subprocess
@@ -19,13 +18,11 @@ from PIL import Image
 
 from regard.cli import main
 from regard.data.datasets.base import LabelDataset, MaskDataset
-from regard.data.packs.chunk_cache import ChunkCache
-from regard.data.packs.packed import PACK_FILE, UNFINISHED_FILE, Packed, PackedLabels, finished
+from regard.data.packs.contents import PACK_FILE, UNFINISHED_FILE, VERSION
+from regard.data.packs.packed import Packed
 from regard.data.packs.packing import LOCK_FILE, pack
-from regard.data.packs.store import Store
 from regard.data.reading import read_image
 from regard.data.source import Source, check_readable, fingerprint, open_source
-from regard.data.survey import survey
 from regard.errors import InputError
 
 
@@ -129,14 +126,15 @@ def test_a_pack_of_any_source_is_the_same_data(make, tmp_path):
         source = open_source("scenes", scenes_size=32, scenes_count={"train": 7, "val": 3, "test": 2})
     else:
         source = open_source(make(tmp_path / "source"))
-    made = pack(source, tmp_path / "pack")
+    _, made, new = pack(source, tmp_path / "pack")
+    assert new
     packed = open_source(tmp_path / "pack")
     assert packed.layout == "packed"
     assert (packed.has_masks, packed.has_labels) == (source.has_masks, source.has_labels)
     assert (packed.classes, packed.ignore_index) == (source.classes, source.ignore_index)
     np.testing.assert_array_equal(packed.palette, source.palette)
     assert list(packed.splits) == list(source.splits)
-    assert made.images == sum(map(len, source.splits.values()))
+    assert sum(chunk.images for of in made.splits.values() for chunk in of) == sum(map(len, source.splits.values()))
     for split in source.splits:
         assert everything(packed, split) == everything(source, split)
         names = [[of.splits[split].name(i) for i in range(len(of.splits[split]))] for of in (source, packed)]
@@ -163,9 +161,8 @@ def test_image_files_are_kept_to_the_byte(tmp_path):
         assert packed.encoded(i) == (tmp_path / "source" / packed.name(i)).read_bytes()
 
 
-def test_images_are_found_by_number_in_many_chunks_from_copies_threads_and_the_end(tmp_path, monkeypatch):
+def test_images_are_found_by_number_in_many_chunks_from_copies_and_the_end(tmp_path):
     many(tmp_path / "source")
-    monkeypatch.setattr("regard.data.packs.packed.OPEN", 1)
     pack(open_source(tmp_path / "source"), tmp_path / "pack", 1)
     packed = open_source(tmp_path / "pack").splits["train"]
     assert isinstance(packed, Packed)
@@ -179,7 +176,6 @@ def test_images_are_found_by_number_in_many_chunks_from_copies_threads_and_the_e
         assert copied.name(i) == names[i]
         np.testing.assert_array_equal(copied.image(i), read_image(tmp_path / "source" / names[i]))
     assert packed.name(-1) == names[39]
-    assert len(copied._maps._open) == 1  # few are mapped at a time
     with pytest.raises(IndexError):
         packed.name(40)
 
@@ -214,7 +210,7 @@ def test_litdata_reads_the_same_pack(tmp_path):
 # ---- cut short and gone on with
 
 
-def test_a_pack_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
+def test_a_pack_that_was_killed_goes_on_behind_what_is_whole(tmp_path):
     many(tmp_path / "source", 200)
     pack(open_source(tmp_path / "source"), tmp_path / "whole", 1)
     command = [sys.executable, "-m", "regard", "data", "pack", str(tmp_path / "source"), str(tmp_path / "cut")]
@@ -227,29 +223,37 @@ def test_a_pack_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    there = files(tmp_path / "cut")
-    assert PACK_FILE not in there, "killed too late to tell"
-    with pytest.raises(InputError, match=r"not packed to its end: regard data pack .* goes on"):
+    assert PACK_FILE not in files(tmp_path / "cut"), "killed too late to tell"
+    with pytest.raises(InputError, match=r"not packed to its end: the same `regard data pack` goes on with it"):
         open_source(tmp_path / "cut")
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut/train").glob("chunk-0-0.bin")}
+    first = tmp_path / "cut/train/chunk-0-0.bin"
+    before = first.stat().st_mtime_ns
     pack(open_source(tmp_path / "source"), tmp_path / "cut", 1)
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
-    assert all(path.stat().st_mtime_ns == before for path, before in times.items())  # it was not written again
+    same(tmp_path / "cut", tmp_path / "whole")
+    assert first.stat().st_mtime_ns == before  # it was not written again
+
+
+def same(one: Path, other: Path) -> None:
+    """Two packs hold the same, and LitData's lists say so."""
+    main(["data", "check", str(one)])
+    assert everything(open_source(one), "train") == everything(open_source(other), "train")
+    lists = [json.loads((of / "train/index.json").read_text())["chunks"] for of in (one, other)]
+    assert lists[0] == lists[1]
 
 
 def interrupted(source: Source, to: Path, monkeypatch) -> None:
     """Pack about two thirds of the images of `many`, until an interrupt comes."""
     dataset, calls = source.splits["train"], []
-    whole = dataset.name
+    whole = dataset.encoded  # type: ignore[attr-defined]
 
-    def name(i: int) -> str:
+    def encoded(i: int) -> bytes:
         calls.append(i)
-        if len(calls) > 55:  # an image is asked for its name twice
+        if len(calls) > 28:
             raise KeyboardInterrupt
         return whole(i)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "name", name)
+        patch.setattr(dataset, "encoded", encoded)
         with pytest.raises(KeyboardInterrupt):
             pack(source, to, 1)
 
@@ -269,7 +273,7 @@ def test_a_chunk_that_is_not_whole_is_written_again(harm, which, tmp_path, monke
     else:
         chunks[which].write_bytes(content[:-7] if harm == "cut" else content[:-7] + b"changed")
     pack(source, tmp_path / "cut", 1)
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    same(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_what_was_begun_with_other_files_or_settings_is_refused(tmp_path, monkeypatch, capsys):
@@ -314,7 +318,8 @@ def test_a_bad_image_or_mask_stops_a_pack_or_is_left_out_and_named(file, tmp_pat
     said = capsys.readouterr()
     assert "8 images" in said.out
     assert "1 images are left out" in said.err
-    assert "images/train/4.png" in said.err
+    assert "left out: " in said.err
+    assert "train/4.png can't be read" in " ".join(said.err.split())
     assert not (tmp_path / "pack" / UNFINISHED_FILE).exists()
     packed = open_source(tmp_path / "pack")
     assert sorted(everything(packed, "train")) == [f"images/train/{i}.png" for i in (1, 2, 5, 7, 8)]
@@ -346,11 +351,11 @@ def test_where_a_pack_cannot_go(tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("")
     for to, words in (
-        (tmp_path / "file", "is a file: a folder would work"),
+        (tmp_path / "file", "File exists"),
         (tmp_path / "full", "is no pack, and holds notes.txt: an empty or a new folder would work"),
         (source, "is within"),
         (source / "deep/pack", "is within"),
-        (tmp_path / "file/pack", "can't be written: Not a directory"),
+        (tmp_path / "file/pack", "Not a directory"),
         ("https://user:secret@host/pack?token=secret", "https://host/pack can be read from, not written to"),
     ):
         said = fails(capsys, "pack", str(source), str(to))
@@ -375,14 +380,10 @@ def test_a_pack_that_is_broken_is_named(tmp_path, capsys):
     with pytest.raises(InputError, match=r"chunk-0-1.bin is broken"):
         everything(open_source(here), "train")
     (tmp_path / "pack/train/chunk-0-1.bin").write_bytes(content[:-1])
-    with pytest.raises(InputError, match=f"chunk-0-1.bin has {len(content) - 1:,} bytes"):
-        everything(open_source(here), "train")
-    (tmp_path / "pack/train/chunk-0-1.bin").unlink()
-    with pytest.raises(InputError, match=r"chunk-0-1.bin can't be read"):
-        everything(open_source(here), "train")
-    (tmp_path / "pack" / PACK_FILE).write_text('{"version": 1, "kind": "images", "splits": {}}')
-    said = fails(capsys, "info", here)
-    assert f"{here} is a pack of version 1, and this regard reads 2: packing again, or the newest regard" in said
+    for harm in ((tmp_path / "pack/train/chunk-0-1.bin").unlink, lambda: None):
+        with pytest.raises(InputError, match=f"chunk-0-1.bin is not there, or has not the {len(content):,} bytes"):
+            everything(open_source(here), "train")
+        harm()
 
 
 CHANGES = {
@@ -392,31 +393,29 @@ CHANGES = {
     "a number of bytes that is a text": ("chunk", {"bytes": "12"}),
     "a negative number": ("chunk", {"bytes": -1}),
     "a field of another time": ("chunk", {"colour": 1}),
-    "skipped images that are none": ("chunk", {"skipped": 3}),
     "a kind that is none": ("all", {"kind": "sounds"}),
     "classes that are no names": ("all", {"classes": [1]}),
     "a palette of other length": ("all", {"palette": [[1, 2, 3]] * 7}),
     "no colours": ("all", {"palette": [[1, 2, 300]]}),
     "no splits": ("all", {"splits": {}}),
-    "a split that is a path": ("splits", {"../train": {"chunks": [], "holders": []}}),
-    "counts that do not add up": ("split", {"holders": [1, 2, 3]}),
-    "a split without chunks": ("split", {"chunks": []}),
+    "a split that is a path": ("splits", {"../train": []}),
+    "a split without chunks": ("splits", {"train": []}),
+    "another version": ("all", {"version": VERSION - 1}),
 }
 
 
-@pytest.mark.parametrize("change", [*CHANGES, "{", "[]", "{}", '{"version": 2}', "[" * 100_000])
+@pytest.mark.parametrize("change", [*CHANGES, "{", "[]", "{}", '{"version": 3}', "[" * 100_000])
 def test_a_list_that_can_not_be_one_is_named_and_nothing_of_it_used(change, tmp_path):
     pack(open_source(pairs(tmp_path / "source")), tmp_path / "pack")
     file, text = tmp_path / "pack" / PACK_FILE, change
     if change in CHANGES:
         said = json.loads(file.read_text())
         where, new = CHANGES[change]
-        of = {"all": said, "splits": said["splits"], "split": said["splits"]["train"]}
-        of["chunk"] = of["split"]["chunks"][0]
+        of = {"all": said, "splits": said["splits"], "chunk": said["splits"]["train"][0]}
         of[where].update(new)
         text = json.dumps(said)
     file.write_text(text)
-    with pytest.raises(InputError, match=f"{PACK_FILE} is broken: to pack into another folder would work"):
+    with pytest.raises(InputError, match=f"{PACK_FILE} is broken, or of another version than 3: to pack into another"):
         open_source(tmp_path / "pack")
 
 
@@ -430,26 +429,6 @@ def test_a_packing_json_of_somebody_else_makes_no_pack(text, tmp_path, capsys):
     said = fails(capsys, "pack", str(tmp_path / "source"), str(tmp_path / "to"))
     assert f"is no pack, and holds {UNFINISHED_FILE}" in said
     assert (tmp_path / "to" / UNFINISHED_FILE).read_text() == text
-
-
-def test_a_list_does_not_say_where_the_images_were(tmp_path):
-    pack(open_source(images(tmp_path / "source")), tmp_path / "pack")
-    assert str(tmp_path) not in (tmp_path / "pack" / PACK_FILE).read_text()
-
-
-def test_the_images_of_each_class_are_counted_when_they_are_packed(tmp_path, monkeypatch):
-    source = open_source(classes(tmp_path / "source"))
-    shutil.rmtree(tmp_path / "source/train/bees")
-    save(tmp_path / "source/train/bees/0.png", noise(3))
-    (tmp_path / "source/train/cats/1.png").write_bytes(b"broken")
-    source = open_source(tmp_path / "source")
-    pack(source, tmp_path / "pack", on_bad_image="skip")
-    packed = open_source(tmp_path / "pack")
-    monkeypatch.setattr(PackedLabels, "label", None)  # no label is asked for
-    assert {split: of.holders.tolist() for split, of in survey(packed, 1).items()} == {
-        "train": [5, 1, 4],
-        "val": [2, 2, 2],
-    }
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "gone", "index.json"])
@@ -473,25 +452,16 @@ def test_a_finished_pack_that_is_not_whole_is_mended(harm, tmp_path, capsys):
     assert "were there already, and whole" in capsys.readouterr().out
 
 
-def test_a_chunk_is_mended_without_what_was_skipped_and_only_with_what_was_in_it(tmp_path):
+def test_a_pack_is_mended_without_what_was_left_out(tmp_path):
     many(tmp_path / "source")
     (tmp_path / "source/007.png").write_bytes(b"broken")
     source = open_source(tmp_path / "source")
     pack(source, tmp_path / "pack", 1, "skip")
-    before = files(tmp_path / "pack")
-    for chunk in (tmp_path / "pack/train").glob("*.bin"):
-        chunk.unlink()
-    pack(source, tmp_path / "pack", 1)
-    assert files(tmp_path / "pack") == before
-    (tmp_path / "pack/train/chunk-0-0.bin").unlink()
-    times = {path: path.stat() for path in (tmp_path / "source").iterdir()}
-    for path, status in times.items():  # other pixels in a file of the same name, size and time
-        content = path.read_bytes()
-        path.write_bytes(content[:-200] + bytes(100) + content[-100:] if len(content) > 200 else content)
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(InputError, match=r"chunk-0-0.bin is not whole, and what was in it can't be read any more"):
-        pack(open_source(tmp_path / "source"), tmp_path / "pack", 1)
-    assert not (tmp_path / "pack/train/chunk-0-0.bin").exists()
+    before = everything(open_source(tmp_path / "pack"), "train")
+    (tmp_path / "pack/train/chunk-0-1.bin").unlink()
+    pack(source, tmp_path / "pack", 1, "skip")
+    assert everything(open_source(tmp_path / "pack"), "train") == before
+    assert len(before) == 39
 
 
 def test_two_calls_do_not_pack_into_one_folder(tmp_path, capsys):
@@ -502,30 +472,6 @@ def test_two_calls_do_not_pack_into_one_folder(tmp_path, capsys):
         assert os.listdir(tmp_path / "pack") == [LOCK_FILE]
     pack(open_source(tmp_path / "source"), tmp_path / "pack")
     assert LOCK_FILE not in os.listdir(tmp_path / "pack")
-
-
-def test_what_goes_on_with_a_pack_is_a_command_that_does(tmp_path, monkeypatch):
-    source = open_source(many(tmp_path / "my source"))
-    interrupted(source, tmp_path / "my pack", monkeypatch)
-    with pytest.raises(InputError) as raised:
-        open_source(tmp_path / "my pack")
-    command = str(raised.value).partition(": ")[2].removesuffix(" goes on")
-    main(shlex.split(command)[1:])
-    assert len(open_source(tmp_path / "my pack").splits["train"]) == 40
-
-
-def test_a_local_pack_needs_no_home_for_a_cache(tmp_path, monkeypatch):
-    pack(open_source(images(tmp_path / "source")), tmp_path / "pack")
-
-    def homeless(_: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    packed = Packed(Store(tmp_path / "pack"), "train", finished(Store(tmp_path / "pack")))  # type: ignore[arg-type]
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    assert packed.image(0).ndim == 3
-    monkeypatch.delenv("REGARD_CACHE", raising=False)
-    with pytest.raises(InputError, match="has no home folder for chunks: a folder in REGARD_CACHE would work"):
-        ChunkCache(Store("http://host/pack")).path("a", 1, "0")
 
 
 def test_data_info_and_check_work_on_a_pack(tmp_path, capsys):
@@ -545,25 +491,3 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path):
     save(tmp_path / "source/images/train/1.png", noise(99))
     pack(open_source(tmp_path / "source"), tmp_path / "c")
     assert fingerprint(open_source(tmp_path / "c")) != first
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_process_that_was_forked_reads_on_its_own(tmp_path):
-    pack(open_source(many(tmp_path / "source")), tmp_path / "pack", 1)
-    packed = open_source(tmp_path / "pack").splits["train"]
-    assert isinstance(packed, Packed)
-    first = packed.name(0)
-    with packed._maps._lock:  # as if another thread were in the middle of it
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if packed.name(0) == first else 1)
-        for _ in range(1000):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                break
-            time.sleep(0.01)
-        else:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            pytest.fail("the child waits for a lock that nobody will open")
-    assert status == 0

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 from regard.cli import main
 from regard.data.loading.order import WINDOW, EpochSampler
-from regard.data.packs.packed import Packed
-from regard.data.packs.packing import _Target, pack
-from regard.data.packs.store import ROUNDS, Store
+from regard.data.packs.packed import Packed, is_whole
+from regard.data.packs.packing import pack
+from regard.data.packs.remote import file_system
+from regard.data.packs.store import TRIES, Store
 from regard.data.source import open_source
 from regard.errors import InputError
 
@@ -150,6 +151,7 @@ def test_chunks_are_asked_for_before_they_are_read_a_window_ahead_and_once():
 def bucket(tmp_path, monkeypatch) -> Iterator[str]:
     pytest.importorskip("moto", reason="needs moto (regard[dev])")
     pytest.importorskip("s3fs", reason="needs s3fs (regard[stream])")
+    file_system.cache_clear()
     monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "cache"))
     name = f"images-{uuid4()}"  # moto keeps what is in a bucket beyond the server's end
     with s3_server(name):
@@ -189,7 +191,7 @@ def test_a_pack_is_the_same_in_s3_and_chunks_are_fetched_when_they_are_read(buck
 
 def fetched(folder: Path) -> list[int]:
     """The sizes of the whole chunks in the cache."""
-    return [path.stat().st_size for path in folder.iterdir() if path.suffix == "" and path.name[0] != "."]
+    return [path.stat().st_size for path in folder.iterdir() if path.name[0] != "."]
 
 
 def test_a_pack_in_google_cloud_storage_and_on_the_web(tmp_path, monkeypatch):
@@ -246,32 +248,26 @@ def test_a_check_is_of_the_pack_and_not_of_the_cache(web, capsys):
 
 def test_a_check_that_can_not_be_made_finds_nothing_wrong(web, capsys):
     url = f"{web.url}/toy"
-    splits = packed_of(url)
+    packed = packed_of(url)
     web.statuses = [403] * 20
     with pytest.raises(InputError, match=r"chunk-0-0.bin is refused \(403\)"):
-        splits.is_whole(splits.parts[0])
+        is_whole(packed.store, "train", packed.parts[0])
 
 
-def test_a_chunk_that_goes_bad_in_the_cache_is_fetched_again(web, tmp_path):
-    remote, local = packed_of(f"{web.url}/toy"), packed_of(tmp_path / "pack")
-    remote.image(0)
-    (kept,) = [path for path in (tmp_path / "cache/chunks").iterdir() if path.suffix == "" and path.name[0] != "."]
-    for begin, end in ((0, 8), (8, kept.stat().st_size)):  # what says where the records are, and all that follows
-        content = bytearray(kept.read_bytes())
-        content[begin:end] = bytes(end - begin)
-        kept.write_bytes(content)
-        web.asked.clear()
-        np.testing.assert_array_equal(packed_of(f"{web.url}/toy").image(0), local.image(0))
-        assert chunks_asked(web) == ["toy/train/chunk-0-0.bin"]
-    same(remote, local)
+def test_a_chunk_that_goes_bad_in_the_cache_is_named(web, tmp_path):
+    packed_of(f"{web.url}/toy").image(0)
+    (kept,) = [path for path in (tmp_path / "cache/chunks").iterdir() if path.name[0] != "."]
+    kept.write_bytes(bytes(kept.stat().st_size))
+    with pytest.raises(InputError, match=r"chunk-0-0.bin, or its copy in .*cache, is broken: to remove it"):
+        packed_of(f"{web.url}/toy").image(0)
 
 
 def test_a_chunk_that_is_wrong_in_the_bucket_is_not_fetched_for_ever(web):
     remote = packed_of(f"{web.url}/toy")
     web.files["toy/train/chunk-0-0.bin"] = bytes(remote.parts[0].bytes)
-    with pytest.raises(InputError, match=r"chunk-0-0.bin is not what was packed .* remove it there and pack again"):
+    with pytest.raises(InputError, match=r"chunk-0-0.bin can't be had after 4 tries .it is not what was packed"):
         remote.image(0)
-    assert len(chunks_asked(web)) == ROUNDS
+    assert len(chunks_asked(web)) == TRIES
 
 
 def test_a_look_at_few_labelled_images_fetches_few_chunks(web, tmp_path, capsys):
@@ -282,45 +278,43 @@ def test_a_look_at_few_labelled_images_fetches_few_chunks(web, tmp_path, capsys)
     serve(web, tmp_path / "labelled")
     main(["data", "info", f"{web.url}/toy", "--limit", "1"])
     assert set(chunks_asked(web)) == {"toy/train/chunk-0-0.bin"}
-    assert capsys.readouterr().err.count(" 15 ") == 2
+    assert "ants" in capsys.readouterr().err
 
 
 def test_nothing_of_somebody_else_is_written_over_in_a_bucket(bucket, tmp_path):
     source = open_source(noise_images(tmp_path / "source", 2))
     for name in ("train/index.json", "train/chunk-0-0.bin", "packing.json", "regard.json"):
         Store(f"{bucket}/{name[:9]}").put(b"mine", name)
-        with pytest.raises(InputError, match=f"is no pack, and holds {name}|regard.json is broken"):
+        with pytest.raises(InputError, match=f"is no pack, and holds {name.split('/')[0]}|regard.json is broken"):
             pack(source, f"{bucket}/{name[:9]}")
         assert Store(f"{bucket}/{name[:9]}").read(name) == b"mine"
 
 
-def test_a_pack_in_a_bucket_that_lacks_a_chunk_is_mended_without_fetching_the_others(bucket, tmp_path):
+def test_a_pack_in_a_bucket_that_lacks_a_chunk_is_mended(bucket, tmp_path):
     source = open_source(noise_images(tmp_path / "source", 30))
     pack(source, bucket, 1)
     store, parts = Store(bucket), packed_of(bucket).parts
     store.put(b"short", f"train/{parts[1].file}")
-    assert pack(source, bucket, 1).new
-    assert not pack(source, bucket, 1).new
-    assert store.digest(f"train/{parts[1].file}", parts[1].bytes) == parts[1].sha256
+    assert pack(source, bucket, 1)[2]
+    assert not pack(source, bucket, 1)[2]
+    assert all(is_whole(store, "train", part) for part in parts)
 
 
 def test_a_pack_to_a_bucket_goes_on_where_it_was_cut_short(bucket, tmp_path, monkeypatch):
     source = open_source(noise_images(tmp_path / "source", 40))
     written: list[str] = []
-    write = _Target.write
+    write = Store.put
 
-    def fragile(self, name: str, content: bytes) -> None:
+    def fragile(self, content: bytes, name: str) -> None:
         written.append(name)
         if name == "train/chunk-0-3.bin" and written.count(name) == 1:
             raise KeyboardInterrupt
-        write(self, name, content)
+        write(self, content, name)
 
-    monkeypatch.setattr(_Target, "write", fragile)
+    monkeypatch.setattr(Store, "put", fragile)
     with pytest.raises(KeyboardInterrupt):
         pack(source, bucket, 1)
-    with pytest.raises(
-        InputError, match=f"{bucket} is not packed to its end: regard data pack .* {bucket} --chunk_mb 1 goes on"
-    ):
+    with pytest.raises(InputError, match=f"{bucket} is not packed to its end: the same `regard data pack` goes on"):
         open_source(bucket)
     pack(source, bucket, 1)
     assert written.count("train/chunk-0-2.bin") == 1
@@ -331,7 +325,7 @@ def test_a_pack_to_a_bucket_goes_on_where_it_was_cut_short(bucket, tmp_path, mon
 
 def test_where_there_is_no_pack(bucket, tmp_path, capsys):
     for src, words in (
-        (f"{bucket}-2", f"there is no pack at {bucket}-2: regard data pack SRC"),
+        (f"{bucket}-2", f"there is no pack at {bucket}-2, or no such bucket: regard data pack SRC"),
         ("s3://no-such-bucket/toy", "no-such-bucket"),
         ("ftp://host/toy", "ftp://"),
         ("s3:/images/toy", "s3:/images/toy is no URL: a pack at s3://BUCKET/FOLDER"),

@@ -1,6 +1,5 @@
 """What a Trainer is fed: batches of views for pre-training, batches of images and masks for segmentation."""
 
-import hashlib
 import os
 import signal
 from typing import Any
@@ -44,26 +43,22 @@ class _Resumable(L.LightningDataModule):
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         done = 0 if progress.processed == self.trainer.num_training_batches else progress.processed
-        return {"done": done, "chunks": self._chunks_digest}
+        return {"done": done, "order": self._order}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there. Raises InputError in mid-epoch where the images would come in another order: where they
-        lie in chunks, that depends on these and on the number of processes.
-        """
+        """Go on from there. Raises InputError in mid-epoch where the images would come in another order."""
         self.done = state_dict["done"]
-        if self.done and state_dict["chunks"] != self._chunks_digest:
+        if self.done and state_dict["order"] != self._order:
             raise InputError(
                 "the run was stopped in the middle of an epoch, and its data is not in the same chunks any more, or "
                 "is read by another number of processes: both as they were, or a new --out, would work"
             )
 
     @property
-    def _chunks_digest(self) -> str:
-        """Changes with the lengths of the chunks and the number of processes; "" where images do not lie in any."""
+    def _order(self) -> list[int]:
+        """What the order of images depends on that lie in chunks: the number of processes, and the chunks' lengths."""
         chunked = _chunked(self.trained_on)
-        if chunked is None:
-            return ""
-        return hashlib.sha256(repr((tuple(chunked.chunks), self.world)).encode()).hexdigest()
+        return [] if chunked is None else [self.world, *chunked.chunks]
 
     def sampler(self, batch: int) -> EpochSampler:
         """The order of the epochs from here on, `batch` images per step."""

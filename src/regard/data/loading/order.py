@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 from torch.utils.data import Sampler
 
 from regard.data.datasets.base import Chunked
@@ -61,35 +62,26 @@ class EpochSampler(Sampler):
     def _by_chunks(self, chunked: Chunked, epoch: int, skip: int) -> Iterator[tuple[int, int]]:
         """(epoch, index) behind those seen, window by window; the chunks of the next one are fetched meanwhile."""
         windows, asked = self._windows(chunked.chunks, epoch), 0
-        ends = np.cumsum(chunked.chunks)
-        for number, window in enumerate(windows):
-            images = np.concatenate([np.arange(start, stop) for start, stop in window])
+        for number, (images, _) in enumerate(windows):
             if skip >= len(images):
-                skip -= len(images)
-                asked = number + 1
+                skip, asked = skip - len(images), number + 1
                 continue
-            for coming in windows[asked : number + 2]:
-                starts = [start for start, _ in coming]
-                chunked.prefetch(dict.fromkeys(np.searchsorted(ends, starts, side="right").tolist()))
+            for _, coming in windows[asked : number + 2]:
+                chunked.prefetch(coming)
             asked = number + 2
             order = draws(WITHIN, self.seed, epoch, self.rank, number).permutation(images)
             yield from ((epoch, index) for index in order[skip:].tolist())
             skip = 0
 
-    def _windows(self, chunks: Sequence[int], epoch: int) -> list[list[tuple[int, int]]]:
-        """This rank's run, as lots of `WINDOW` pieces of chunks: (first image, the one behind the last)."""
+    def _windows(self, chunks: Sequence[int], epoch: int) -> list[tuple[Int[np.ndarray, " images"], list[int]]]:
+        """This rank's run, as windows of `WINDOW` chunks: their images, not shuffled yet, and their numbers."""
         rng, share = draws(ORDER, self.seed, epoch), self.used // self.world
-        order = rng.permutation(len(chunks))
-        lengths = np.asarray(chunks)
-        ends = np.cumsum(lengths[order])  # where each chunk ends in the order
-        shifts = np.cumsum(lengths)[order] - ends  # from a place in the order to the number of the image there
+        order, ends = rng.permutation(len(chunks)).tolist(), np.cumsum(chunks)
+        images = np.concatenate([np.arange(chunks[chunk]) + ends[chunk] - chunks[chunk] for chunk in order])
+        chunk_of = np.searchsorted(ends, images, side="right")
         # What does not fill a batch is left out. It is no end of a chunk each time, since the runs begin anywhere.
-        place = (int(rng.integers(self.count)) + self.rank * share) % self.count
-        pieces = []
-        while share > 0:
-            at = int(np.searchsorted(ends, place, side="right"))
-            stop = min(int(ends[at]), place + share)
-            pieces.append((place + int(shifts[at]), stop + int(shifts[at])))
-            share -= stop - place
-            place = stop % self.count
-        return [pieces[first : first + WINDOW] for first in range(0, len(pieces), WINDOW)]
+        places = (np.arange(share) + int(rng.integers(self.count)) + self.rank * share) % self.count
+        images, chunk_of = images[places], chunk_of[places]
+        cuts = (np.flatnonzero(np.diff(chunk_of)) + 1)[WINDOW - 1 :: WINDOW]
+        numbers = [list(dict.fromkeys(of.tolist())) for of in np.split(chunk_of, cuts)]
+        return list(zip(np.split(images, cuts), numbers, strict=True))

@@ -1,19 +1,17 @@
-"""Object stores and web servers by way of fsspec: how each is opened, and what went wrong in words for people.
+"""The file systems of fsspec: how each is opened, and what went wrong in words for people.
 
 s3fs, gcsfs and fsspec's HTTP are asynchronous: one loop in a thread of its own serves all calls of a process. That
-thread does not survive a fork, so an instance belongs to the process that made it (`regard.data.packs.store`).
-
-Their own retries are turned off: those of gcsfs take a minute over wrong credentials, and none goes on from the bytes
-that are already here. Credentials come from where the libraries look for them; without any, the bucket must be public.
+thread does not survive a fork, so an instance belongs to the process that made it. Their own retries are turned off:
+HTTP has none, and those of gcsfs take a minute over wrong credentials. Credentials come from where the libraries look
+for them; without any, the bucket must be public.
 """
 
-import errno
 import inspect
 import logging
 import os
-import socket
-from collections.abc import Callable, Iterator
-from functools import partial
+import re
+from collections.abc import Iterator
+from functools import cache, partial
 from typing import Any
 
 from regard.errors import InputError
@@ -21,16 +19,20 @@ from regard.errors import InputError
 CONNECT = 5.0  # seconds to reach a server
 SILENCE = 30.0  # seconds without a byte after which a connection counts as broken
 PASSING = (408, 425, 429)  # statuses below 500 of a server that may answer later
-STALE = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")  # S3 answers 400 to these, not 403
+KINDS = {"s3": "s3", "gs": "gs", "gcs": "gs", "https": "http", "http": "http"}  # of store, by the scheme of a URL
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, of an account that may use it would work",
     "gs": "`gcloud auth application-default login`, or a key file named in GOOGLE_APPLICATION_CREDENTIALS, would work",
     "http": "a signed URL that has not run out, or https://USER:PASSWORD@HOST/..., would work",
 }
-ENDPOINT = {
-    "s3": "check the network, and AWS_ENDPOINT_URL where it is another server than Amazon's",
-    "gs": "check the network, and STORAGE_EMULATOR_HOST where that is set",
-    "http": "check the URL and the network",
+NO_CREDENTIALS = r"google\.auth\S*(Refresh|DefaultCredentials)|botocore\S*(Credential|Profile|SSO|TokenRetrieval)"
+BROKEN = {  # by the names of errors where no server said anything
+    "gaierror": "the host is not known, or there is no network",
+    "ConnectionRefused": "the connection is refused",
+    "Timeout": "no answer in time",
+    "Certificate|CertVerification": "the certificate of the server is not valid",
+    "ValueError|ParamValidation": "there can be no bucket or server of that name",
+    "OSError|aiohttp|botocore|google.auth": "the connection broke off",
 }
 
 
@@ -60,17 +62,14 @@ def open_gs() -> Any:
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each error that it raises, with its URL
     wait = ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
     make = partial(GCSFileSystem, requests_timeout=wait, session_kwargs={"trust_env": True}, skip_instance_cache=True)
-    if os.environ.get("STORAGE_EMULATOR_HOST", "default") not in ("", "default"):
+    try:
+        is_emulator = os.environ.get("STORAGE_EMULATOR_HOST", "default") not in ("", "default")
+        store = make(token="anon" if is_emulator else "google_default")
+    except DefaultCredentialsError:
+        if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):  # what it names can't be read
+            raise
         store = make(token="anon")
-    else:
-        try:
-            store = make(token="google_default")
-        except DefaultCredentialsError:
-            if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):  # what it names can't be read
-                raise
-            store = make(token="anon")
-    if plain := getattr(GCSFileSystem, "_request", None):  # gcsfs's own, which a later one may not have
-        store._request = partial(inspect.unwrap(plain), store)  # without the six tries around it
+    store._request = partial(inspect.unwrap(GCSFileSystem._request), store)  # without the six tries around it
     return store
 
 
@@ -85,43 +84,19 @@ def open_http() -> Any:
     return HTTPFileSystem(client_kwargs=options, encoded=True, skip_instance_cache=True)
 
 
-KINDS = {"s3": "s3", "gs": "gs", "gcs": "gs", "https": "http", "http": "http"}  # of store, by the scheme of a URL
-OPEN: dict[str, Callable[[], Any]] = {"s3": open_s3, "gs": open_gs, "http": open_http}
+@cache  # a fork holds its parent's, too: to close them would take the parent's connections out of the queue they share
+def file_system(kind: str, process: int) -> Any:
+    """The file system of a process: "file" for its disks, or one of `KINDS`."""
+    if kind == "file":
+        from fsspec.implementations.local import LocalFileSystem
 
-
-def open_remote(kind: str, shown: str) -> Any:
-    """A new fsspec file system of a kind of `OPEN`. Raises InputError, in which it is called `shown`."""
-    try:
-        return OPEN[kind]()
-    except ImportError as error:
-        package = str(error.name).partition(".")[0]
-        raise InputError(f'{shown} needs {package}: pip install "regard[stream]"') from error
-    except Exception as error:  # of the many that look for credentials, each has its own
-        raise explain(error, kind, shown) from None
+        return LocalFileSystem()
+    return {"s3": open_s3, "gs": open_gs, "http": open_http}[kind]()
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether an error of a file system says that there is no such file, or no such part of it; not of a bucket."""
-    status, code = _answer(error)
-    return status in (404, 416) and code != "NoSuchBucket"
-
-
-def lacks_bucket(files: Any, kind: str, path: str) -> bool:
-    """Whether what is absent at `path` is its bucket, for Google's, of which gcsfs does not hand on what it says."""
-    if kind != "gs":
-        return False
-    try:
-        files.call("GET", "b/{}", path.partition("/")[0])
-    except FileNotFoundError:
-        return True
-    except Exception:  # who may read files may not ask for buckets
-        return False
-    return False
-
-
-def no_bucket(shown: str) -> InputError:
-    """The error for a bucket that is not there."""
-    return InputError(f"{shown}: there is no such bucket: check its name, or make it, to pack into it")
+    """Whether an error of a file system says that there is no such file, or no such part of it, or no such bucket."""
+    return _answer(error)[0] in (404, 416)
 
 
 def explain(error: Exception, kind: str, shown: str) -> Exception:
@@ -129,44 +104,23 @@ def explain(error: Exception, kind: str, shown: str) -> Exception:
 
     None of the libraries' own words are passed on: they hold whole URLs, with the signatures and tokens in them.
     """
+    if kind == "file":
+        return InputError(f"{shown} can't be read: {getattr(error, 'strerror', '') or type(error).__name__}")
+    if isinstance(error, ImportError):
+        package = str(error.name).partition(".")[0]
+        return InputError(f'{shown} needs {package}: pip install "regard[stream]"')
     status, code = _answer(error)
-    answer = f"{status} {code}".strip()
-    if status in (401, 403) or code in STALE:
-        unsaid = "; S3 says the same of a file that is not there" if code == "AccessDenied" else ""
-        return InputError(f"{shown} is refused ({answer}): {CREDENTIALS[kind]}{unsaid}")
-    if code == "NoSuchBucket":
-        return no_bucket(shown)
-    if status == 404:
-        return InputError(f"{shown} is not there: check the URL; a pack that was begun lacks files until it is done")
-    if status == 416:
-        return InputError(f"{shown} has fewer bytes than are listed: packing it again would work")
-    if status is not None and (status >= 500 or status in PASSING):
-        return Passing(f"the server answers {answer}")
-    if status is not None:
-        return InputError(f"{shown} is refused with {answer}: check the URL, the region and the endpoint")
-    return _without_an_answer(error, kind, shown)
-
-
-def _without_an_answer(error: Exception, kind: str, shown: str) -> Exception:
-    """What to raise where no server said anything."""
-    if _is(error, "google.auth", "RefreshError", "DefaultCredentialsError"):
-        return InputError(f"{shown}: the credentials that were found are not accepted: {CREDENTIALS[kind]}")
-    if _is(error, "botocore", "Credential", "Profile", "SSO", "TokenRetrieval"):
-        return InputError(f"{shown}: the credentials can't be had ({type(error).__name__}): {CREDENTIALS[kind]}")
-    if isinstance(error, ValueError) or _is(error, "botocore", "ParamValidation"):
-        return InputError(f"{shown} can't be a URL of a bucket or server: {ENDPOINT[kind]}")
-    if _is(error, "aiohttp", "Certificate") or _is(error, "ssl", "CertVerification"):
-        return InputError(f"{shown}: the certificate of the server is not valid: {ENDPOINT[kind]}")
-    for link in _chain(error):
-        if isinstance(link, socket.gaierror):
-            return Passing("the host is not known, or there is no network")
-        if getattr(link, "errno", None) == errno.ECONNREFUSED:
-            return Passing("the connection is refused")
-        if isinstance(link, TimeoutError) or "Timeout" in type(link).__name__:
-            return Passing("no answer in time")
-    if isinstance(error, OSError) or any(_is(error, package) for package in ("aiohttp", "botocore", "google.auth")):
-        return Passing("the connection broke off")
-    return error
+    answer = f"{status} {code}".strip() if status else type(error).__name__
+    # By name, as their packages may not be installed.
+    names = " ".join(f"{of.__module__}.{of.__name__}" for link in _chain(error) for of in type(link).__mro__)
+    if status in (404, 416):
+        why = "there is no such file or bucket, or the file has fewer bytes than are listed"
+        return InputError(f"{shown} can't be had: {why}: check the URL, and whether it was packed to its end")
+    if re.search(NO_CREDENTIALS, names) or (status and status < 500 and status not in PASSING):
+        return InputError(f"{shown} is refused ({answer}): {CREDENTIALS[kind]}")
+    words = f"the server answers {answer}" if status else ""
+    words = words or next((words for pattern, words in BROKEN.items() if re.search(pattern, names)), "")
+    return Passing(words) if words else error
 
 
 def _answer(error: Exception) -> tuple[int | None, str]:
@@ -178,7 +132,7 @@ def _answer(error: Exception) -> tuple[int | None, str]:
         for package, name in (("aiohttp.client", "status"), ("gcsfs", "code")):  # others' have other meanings
             if type(link).__module__.startswith(package) and str(value := getattr(link, name, "")).isdigit():
                 return int(value), ""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return 404, ""
     if isinstance(error, PermissionError) or str(error).startswith("Forbidden"):  # gcsfs: an OSError without a number
         return 403, ""
@@ -191,12 +145,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
-
-
-def _is(error: BaseException, package: str, *names: str) -> bool:
-    """Whether an error, or what led to it, is of a package and has one of these in its name, if any are given.
-
-    By names, as the packages may not be installed.
-    """
-    kinds = [kind for link in _chain(error) for kind in type(link).__mro__ if kind.__module__.startswith(package)]
-    return any(not names or any(name in kind.__name__ for name in names) for kind in kinds)
