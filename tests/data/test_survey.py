@@ -94,7 +94,7 @@ def test_class_folders_are_counted_by_labels_and_plain_folders_by_sizes(tmp_path
 
 def test_nothing_is_wrong_with_what_is_right(tree: Path) -> None:
     found = check(str(tree))
-    assert (found.count, found.paired, found.wrong, found.problems) == (7, True, 0, ())
+    assert (found.count, found.unit, found.wrong, found.problems) == (7, "pairs", 0, ())
     assert check(str(tree / "images")).count == 7
 
 

@@ -69,9 +69,6 @@ class Names(Sequence[str]):
             end = min(start + AT_ONCE, len(self))
             yield from os.fsdecode(self.data[self._bounds[start] : self._bounds[end]]).split("\0")[:-1]
 
-    def __add__(self, other: "Names") -> "Names":
-        return joined((self, other))
-
     def __eq__(self, other: Any) -> bool:
         if isinstance(other, Names):
             return self.data == other.data
@@ -100,11 +97,6 @@ class Names(Sequence[str]):
             return slice(0, len(self))
         after = chr(ord("/") + 1)
         return slice(bisect_left(self, f"{folder}/"), bisect_left(self, f"{folder}{after}"))
-
-    def prefixed(self, folder: str) -> "Names":
-        """As paths that start one folder higher up: `folder`/ before each; "" changes nothing."""
-        start = os.fsencode(f"{folder}/") if folder else b""
-        return Names.held(b"".join(start + name + b"\0" for name in self.encoded())) if start else self
 
 
 def joined(parts: Iterable[Names]) -> Names:

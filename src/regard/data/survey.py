@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from regard.data.datasets.base import Dataset, LabelDataset, MaskDataset
+from regard.data.datasets.base import Chunked, Dataset, LabelDataset, MaskDataset
 from regard.data.source import Source
 from regard.data.threads import in_threads
 from regard.errors import InputError
@@ -25,7 +25,7 @@ class Survey:
 
     images:     how many it has; `read` of them were looked at, besides `broken` ones that could not be.
     pixels:     of each class, over the masks that were read; `void` pixels are besides.
-    holders:    how many of the images that were looked at hold each class.
+    holders:    how many images hold each class: of those that were read, or, of class folders, of all.
     dimensions: how many images have each (height, width).
     """
 
@@ -115,7 +115,8 @@ def _survey(dataset: Dataset, numbers: Sequence[int], doing: str) -> Survey:
             pixels += values
             images += values > 0
     if isinstance(dataset, LabelDataset):
-        labels = np.array([dataset.label(i) for i in numbers], np.int64)
+        asked = numbers if isinstance(dataset, Chunked) else range(len(dataset))  # which needs no look at the images
+        labels = np.array([dataset.label(i) for i in asked], np.int64)
         images = np.bincount(labels, minlength=classes)
     void = int(pixels[dataset.ignore_index])
     return Survey(len(dataset), sizes.total(), broken, pixels[:classes], void, images[:classes], sizes)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from object_stores import Site, gs_server, s3_server, web_server
 from torch.utils.data import DataLoader, Dataset
 
@@ -124,17 +125,19 @@ def test_the_least_recently_used_goes_first_and_what_is_mapped_stays_readable(si
     assert held(folder) == 3000
 
 
-def test_what_killed_processes_had_begun_makes_room_in_time(site, folder, monkeypatch) -> None:
+def test_what_killed_processes_had_begun_makes_room(site, folder, monkeypatch) -> None:
     bound(monkeypatch, 2000)
     a, b, c = chunks(site, 3)
     folder.mkdir(parents=True)
     for chunk in (a, b):
-        (folder / f"{chunk[2]}-1000.77.partial").write_bytes(b"")
-    mapped(opened(site), *c)
-    assert len(whole(folder)) == 3  # they may be alive
-    monkeypatch.setattr("regard.data.packs.cache.ABANDONED", 0)
-    mapped(opened(site), *a)
-    assert whole(folder) == {f"{chunk[2]}-1000" for chunk in (a, c)}
+        (folder / f"{chunk[2]}-1000.begun").touch()
+        (folder / f"{chunk[2]}-1000.77.partial").write_bytes(b"1")
+    with FileLock(folder / f".{a[2][:2]}.lock"):  # that process lives
+        mapped(opened(site), *c)
+        assert whole(folder) == {f"{a[2]}-1000.begun", f"{a[2]}-1000.77.partial", f"{c[2]}-1000"}
+    bound(monkeypatch, 1000)
+    mapped(opened(site), *b)
+    assert whole(folder) == {f"{b[2]}-1000"}
 
 
 def test_a_bound_below_a_chunk_is_one_line(site, folder, monkeypatch) -> None:

@@ -1,24 +1,21 @@
 """Unpacks zip and tar archives of others: nothing outside the folder, nothing written over, all of it or nothing.
 
-Only files and directories are made, and only by the code below: a link is what every way out of a folder starts with,
-and tarfile's own filter against those is missing before Python 3.11.4, and was led astray after it (CVE-2025-4517).
+Only files and directories are made: a link is what every way out of a folder starts with, and tarfile's own filter
+against those was led astray (CVE-2025-4517).
 """
 
 import errno
 import gzip
 import os
 import shutil
+import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from io import BufferedWriter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from regard.errors import InputError
-
-LINK = 0o120000  # the type of a symbolic link in the upper bits of a zip member's attributes (POSIX S_IFLNK)
-TYPE = 0o170000
 
 
 def unpack(
@@ -26,9 +23,8 @@ def unpack(
 ) -> list[Path]:
     """Unpack into the folder `into`, by way of the folder `scratch` on the same disk; gives what is there now.
 
-    Members come into place only when all are unpacked, so that half a tree never looks like a whole one. Files may be
-    read by all and written by their owner (0o644, directories 0o755, less the umask), whatever the archive says.
-    progress: gets the bytes of the archive that are done, and in all.
+    Members come into place only when all are unpacked, so that half a tree never looks like a whole one. Who may
+    read and write them is as the umask says, whatever the archive does. progress: gets the bytes of the archive that are done, and in all.
 
     Raises InputError for a broken archive; a member with an absolute path or "..", one below a file, a link of either
     kind, a device or a pipe; where something of the same name is there already; and when the disk is full.
@@ -40,7 +36,9 @@ def unpack(
         for done in members(archive, scratch):
             progress(done, archive.stat().st_size)
         return _in_place(scratch, into)
-    except (zipfile.BadZipFile, tarfile.ReadError, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise _untrusted(archive, str(error.filename), "is both a file and a directory") from error
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
         reason = " ".join(str(error).split())  # tarfile says in a line for each what it is not
         raise InputError(f"{archive} is broken ({reason}): delete it, and download it again") from error
     except OSError as error:
@@ -59,16 +57,9 @@ def _zip(archive: Path, folder: Path) -> Iterator[int]:
         if needed > free:
             raise InputError(f"{archive.name} unpacks to {needed:,} bytes, and {free:,} are free: make room")
         for member in members:
-            _check_name(archive, member.orig_filename)
-            if member.external_attr >> 16 & TYPE == LINK:
-                raise _untrusted(archive, member.filename, "is a link")
+            _check(archive, member.orig_filename, not stat.S_ISLNK(member.external_attr >> 16))
         for member in members:
-            name = PurePosixPath(member.filename)
-            if member.is_dir():
-                _directory(archive, folder, name)
-            else:
-                with opened.open(member) as content, _create(archive, folder, name) as file:
-                    shutil.copyfileobj(content, file)
+            opened.extract(member, folder)
             done += member.compress_size
             yield done
 
@@ -76,43 +67,18 @@ def _zip(archive: Path, folder: Path) -> Iterator[int]:
 def _tar(archive: Path, folder: Path) -> Iterator[int]:
     with archive.open("rb") as raw, tarfile.open(fileobj=raw) as opened:
         for member in opened:
-            _check_name(archive, member.name)
-            name = PurePosixPath(member.name)
-            if member.isdir():
-                _directory(archive, folder, name)
-            elif member.isreg() and (content := opened.extractfile(member)):
-                with content, _create(archive, folder, name) as file:
-                    shutil.copyfileobj(content, file)
-            else:
-                raise _untrusted(archive, member.name, "is a link, a device or a pipe")
+            _check(archive, member.name, member.isreg() or member.isdir())
+            opened.extract(member.replace(mode=None, deep=False), folder, filter="data")
             yield raw.tell()
 
 
-def _directory(archive: Path, folder: Path, name: PurePosixPath) -> Path:
-    """The directory `name` below `folder`, made where it isn't there."""
-    for part in name.parts:
-        folder /= part
-        if not os.path.lexists(folder):
-            folder.mkdir(0o755)
-        elif folder.is_symlink() or not folder.is_dir():
-            raise _untrusted(archive, str(name), "is both a file and a directory")
-    return folder
-
-
-def _create(archive: Path, folder: Path, name: PurePosixPath) -> BufferedWriter:
-    """The file `name` below `folder`, open for writing; a member of the same name as one before takes its place."""
-    place = _directory(archive, folder, name.parent) / name.name
-    if place.is_symlink() or place.is_dir():
-        raise _untrusted(archive, str(name), "is both a file and a directory")
-    return open(place, "wb", opener=lambda path, flags: os.open(path, flags, 0o644))
-
-
-def _check_name(archive: Path, name: str) -> None:
+def _check(archive: Path, name: str, is_plain: bool) -> None:
+    """InputError for a member that is no file or directory, or not in the folder: the libraries rename some."""
     windows = PureWindowsPath(name)  # which knows both kinds of slashes
     if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         raise _untrusted(archive, name, "would be outside of the folder")
-    if "\0" in name:
-        raise _untrusted(archive, name, "is no name of a file")
+    if not is_plain:
+        raise _untrusted(archive, name, "is a link, a device or a pipe")
 
 
 def _untrusted(archive: Path, name: str, why: str) -> InputError:

@@ -6,8 +6,6 @@ to compare, and a later download of the same archive into the same folder must h
 """
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +20,8 @@ from regard.data.datasets.published import Archive, Published
 from regard.data.download.archives import unpack
 from regard.data.download.transfer import partial_of, transfer
 from regard.errors import InputError
+from regard.files import read_json, write_json
+from regard.say import say
 
 NOTES = "downloads.json"
 CHUNK = 1 << 20  # bytes read at a time for a checksum
@@ -35,17 +35,10 @@ class Downloaded:
     new: tuple[str, ...]
 
 
-def download(
-    data: Published,
-    out: Path,
-    keep_archives: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-    wait: float = 1.0,
-) -> Downloaded:
+def download(data: Published, out: Path, keep_archives: bool = False) -> Downloaded:
     """Download and unpack what is not in `out` yet, with a progress bar; what was cut short goes on.
 
-    keep_archives: leave the archives in `out` when they are unpacked. say: gets a line for each archive without a
-    published checksum. wait: seconds before a broken connection is tried again for the first time.
+    keep_archives: leave the archives in `out` when they are unpacked.
 
     Raises InputError when an archive can't be had, isn't what was published, or can't be unpacked (`transfer`,
     `unpack`), and when the disk has too little room. An archive with a wrong checksum is deleted.
@@ -58,7 +51,7 @@ def download(
         _check_room(missing, out, keep_archives)
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
             for archive in missing:
-                _get(archive, out, keep_archives, progress, say, wait)
+                _get(archive, out, keep_archives, progress)
     finally:
         for folder in made:  # which stay, unless nothing came
             with suppress(OSError):
@@ -73,11 +66,7 @@ def _is_there(archive: Archive, out: Path) -> bool:
 
 def _notes(out: Path) -> dict[str, Any]:
     """What is noted of each archive that was unpacked: its url, size, SHA-256, and what it made."""
-    file = out / NOTES
-    try:
-        return json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: delete it, and what was unpacked beside it") from error
+    return read_json(out / NOTES) if (out / NOTES).exists() else {}
 
 
 def _check_room(archives: list[Archive], out: Path, keep_archives: bool) -> None:
@@ -91,9 +80,7 @@ def _check_room(archives: list[Archive], out: Path, keep_archives: bool) -> None
         raise InputError(f"about {needed / 1e9:.1f} GB are needed, and {out} has {free / 1e9:.1f} GB free: make room")
 
 
-def _get(
-    archive: Archive, out: Path, keep_archives: bool, progress: Progress, say: Callable[[str], None], wait: float
-) -> None:
+def _get(archive: Archive, out: Path, keep_archives: bool, progress: Progress) -> None:
     """Download, compare, unpack, note."""
     file, task = out / archive.name, progress.add_task(archive.name)
 
@@ -102,14 +89,14 @@ def _get(
         return lambda done, whole: progress.update(task, completed=done, total=whole)
 
     if not file.exists():
-        transfer(archive.url, file, archive.size, wait, show("downloading"))
+        transfer(archive.url, file, archive.size, show("downloading"))
     sha256 = _verified(archive, file, out, show("checking"))
     if archive.checksum is None:
         say(f"{archive.name} has no published checksum; the SHA-256 of this one, in {out / NOTES}: {sha256}")
     made = unpack(file, out / archive.into, out / f".{archive.name}.unpacking", show("unpacking"))
     unpacked = [path.relative_to(out).as_posix() for path in made]
     note = {"url": archive.url, "size": file.stat().st_size, "sha256": sha256, "unpacked": unpacked}
-    _write(out / NOTES, _notes(out) | {archive.name: note})
+    write_json(out / NOTES, _notes(out) | {archive.name: note})
     if not keep_archives:
         file.unlink()
     progress.remove_task(task)
@@ -133,10 +120,3 @@ def _verified(archive: Archive, file: Path, out: Path, show: Callable[[int, int 
         whose = "published" if archive.checksum else f"noted of an earlier download in {out / NOTES}"
         raise InputError(f"{archive.url} has the {kind} {found}, and {published} is {whose}: it was deleted, try again")
     return sums["sha256"].hexdigest()
-
-
-def _write(path: Path, value: Any) -> None:
-    """A file of JSON, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)

@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 from regard.errors import InputError
 
 TRIES = 5  # in a row in which nothing arrives
+WAIT = 1.0  # seconds before the second try, doubled before each further one
 SILENCE = 60.0  # seconds after which a connection counts as broken
 CHUNK = 1 << 18  # bytes; a progress bar moves with each
 PASSING = (408, 425, 429)  # statuses below 500 of a server that may answer later
@@ -23,13 +24,10 @@ PASSING = (408, 425, 429)  # statuses below 500 of a server that may answer late
 Progress = Callable[[int, int | None], None]  # bytes that are here, and in all where that is known
 
 
-def transfer(
-    url: str, file: Path, size: int | None = None, wait: float = 1.0, progress: Progress = lambda done, whole: None
-) -> None:
+def transfer(url: str, file: Path, size: int | None = None, progress: Progress = lambda done, whole: None) -> None:
     """Download to `file`, by way of FILE.partial, which stays for the next call when this one is cut short.
 
-    size: bytes that the file should have, where that is known.
-    wait: seconds before the second try, doubled before each further one. urllib honours `https_proxy`.
+    size: bytes that the file should have, where that is known. urllib honours `https_proxy`.
 
     Raises InputError when the server does not have the file, or another of that name, or cannot be reached, and when
     the disk has no room for it.
@@ -55,7 +53,7 @@ def transfer(
         if tries == TRIES:
             kept = f", and {reached:,} bytes are kept: the same command goes on from there" if reached else ""
             raise InputError(f"{url} can't be had after {TRIES} tries ({reason}){kept}")
-        time.sleep(wait * 2 ** (tries - 1))
+        time.sleep(WAIT * 2 ** (tries - 1))
 
 
 def partial_of(file: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -17,7 +17,6 @@ from regard.data.loading.draws import CROP, VIEW, draws
 from regard.data.loading.views import Draw, View, least_for
 from regard.data.loading.wrapped import SkipUnreadable
 from regard.data.reading import decode_image
-from regard.errors import InputError
 
 
 class Views(TorchDataset):
@@ -65,25 +64,18 @@ class Views(TorchDataset):
             rng = draws(VIEW, self.seed, epoch, index)  # one for all: to make it takes as long as to draw a view
             return [view.draw(shape, rng) for view in self.views]
 
-        def decoded(dataset: Dataset, number: int) -> tuple[np.ndarray, list[Draw]]:
+        def read(dataset: Dataset, number: int) -> tuple[np.ndarray, list[Draw]]:
             drawn: list[Draw] = []
 
             def least(shape: tuple[int, int]) -> tuple[int, int]:
                 drawn[:] = draw(shape)
                 return least_for(drawn)
 
-            image = decode_image(cast(Any, dataset).encoded(number), dataset.name(number), least)
-            return image, drawn or draw(image.shape[:2])
-
-        def read(dataset: Dataset, number: int) -> tuple[np.ndarray, list[Draw]]:
-            if not hasattr(dataset, "encoded"):  # packed images and those in folders have it
+            if encoded := getattr(dataset, "encoded", None):  # of images in folders and in packs
+                image = decode_image(encoded(number), dataset.name(number), least)
+            else:
                 image = dataset.image(number)
-                return image, draw(image.shape[:2])
-            try:
-                return decoded(dataset, number)
-            except InputError:
-                dataset.image(number)  # of a pack, a chunk that went bad on this machine is mended; else this raises
-                return decoded(dataset, number)
+            return image, drawn or draw(image.shape[:2])
 
         if isinstance(self.dataset, SkipUnreadable):
             return self.dataset.read(index, partial(read, self.dataset.dataset))

@@ -2,8 +2,8 @@
 
 They are kept in REGARD_CACHE/chunks, or ~/.cache/regard/chunks, as many bytes of them as REGARD_CACHE_GB allows, 20 GB
 by default; what was not used for longest goes first. What is being fetched counts as if it were whole, so that the
-bound holds for several processes, unless what they fetch at one time is more than that. A chunk is called by its
-SHA-256 and its size, so that one of a pack that was made anew is never taken for the old one.
+bound holds for several processes at any time. A chunk is called by its SHA-256 and its size, so that one of a pack that
+was made anew is never taken for the old one.
 """
 
 import mmap
@@ -16,15 +16,14 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from regard.data.listing import cache_folder
 from regard.data.packs.store import Store
 from regard.errors import InputError
 
 OPEN = 24  # maps that a process keeps: the 16 chunks that an epoch is shuffled within at a time, and some of the next
 THREADS = 3  # that fetch ahead
-ABANDONED = 600 * 10**9  # nanoseconds without a byte after which nobody fetches a chunk any more
+POLL = 0.05  # seconds between looks for room
 GB = 1_000_000_000
 
 Wanted = tuple[str, int, str]  # of a chunk: name, bytes, SHA-256
@@ -68,15 +67,20 @@ def _on_disk(store: Store, name: str, size: int, sha256: str) -> Path:
     if size > (limit := _bound()):
         what = f"the cache of {limit / GB:g} GB can't hold {name}, which has {size / GB:g} GB"
         raise InputError(f"{what}: a larger REGARD_CACHE_GB would work")
-    folder = cache_folder() / "chunks"
+    folder = chunk_folder()
     file = folder / f"{sha256}-{size}"
     try:
         if not _use(file, size):
             folder.mkdir(parents=True, exist_ok=True)
-            # One of 256: chunks come and go, locks stay. Made anew, as one of a parent would stay held in a fork.
-            with FileLock(folder / f".{sha256[:2]}.lock"):
+            with _lock_of(file):
                 if not _use(file, size):
-                    store.fetch(name, file, size, sha256, lambda: _make_room(folder, limit))
+                    begun = file.with_name(f"{file.name}.begun")
+                    while not _reserve(begun, size, limit):
+                        time.sleep(POLL)
+                    try:
+                        store.fetch(name, file, size, sha256)
+                    finally:
+                        begun.unlink(missing_ok=True)
     except OSError as error:
         what = f"{folder} can't be written: {error.strerror or type(error).__name__}"
         raise InputError(f"{what}; another folder in REGARD_CACHE would work") from error
@@ -93,18 +97,43 @@ def _use(file: Path, size: int) -> bool:
         return False
 
 
-def _make_room(folder: Path, limit: int) -> None:
-    """Remove what was not used for longest, until all chunks fit into the bound, those that are begun too."""
+def _reserve(begun: Path, size: int, limit: int) -> bool:
+    """Take room for a chunk, if need be by removing what was not used for longest; whether there is any."""
+    folder = begun.parent
     with FileLock(folder / ".lock"):
-        found = []  # (time of the last use, bytes that it has or will have, file)
+        found = []  # of other chunks, whole or begun: (time of the last use, bytes, file)
         for path in folder.glob("[!.]*"):
-            with suppress(FileNotFoundError, ValueError):
-                found.append((path.stat().st_mtime_ns, int(path.name.partition(".")[0].rpartition("-")[2]), path))
-        used = sum(size for _, size, _ in found)
-        for at, size, path in sorted(found):
-            if used > limit and (path.suffix != ".partial" or at < time.time_ns() - ABANDONED):
-                path.unlink(missing_ok=True)
-                used -= size
+            with suppress(FileNotFoundError):
+                if path.suffix != ".partial" and path != begun:
+                    found.append((path.stat().st_mtime_ns, int(path.stem.rpartition("-")[2]), path))
+        room = limit - size - sum(bytes_ for _, bytes_, _ in found)
+        for _, bytes_, path in sorted(found):
+            if room < 0 and (path.suffix != ".begun" or _is_abandoned(path, begun)):
+                for file in folder.glob(f"{path.stem}*"):
+                    file.unlink(missing_ok=True)
+                room += bytes_
+        if room >= 0:
+            begun.touch()
+        return room >= 0
+
+
+def _is_abandoned(other: Path, begun: Path) -> bool:
+    """Whether the process that began another chunk was killed, as nobody holds its lock, or we do."""
+    if _lock_of(other).lock_file == _lock_of(begun).lock_file:
+        return True
+    with suppress(Timeout), _lock_of(other).acquire(timeout=0):
+        return True
+    return False
+
+
+def _lock_of(file: Path) -> FileLock:
+    """One of 256, as chunks come and go; a new one each time, as that of a parent would stay held in a fork."""
+    return FileLock(file.with_name(f".{file.name[:2]}.lock"))
+
+
+def chunk_folder() -> Path:
+    """Where the chunks of all stores are kept."""
+    return Path(os.environ.get("REGARD_CACHE") or "~/.cache/regard").expanduser() / "chunks"
 
 
 def _bound() -> int:

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from regard.data.datasets.base import Dataset, Source
-from regard.data.listing import cache_folder
-from regard.data.packs.cache import mapped, prefetch
+from regard.data.packs.cache import chunk_folder, mapped, prefetch
 from regard.data.packs.contents import FIELDS, PACK_FILE, Chunk, Contents, finished, unfinished
 from regard.data.packs.store import Store, is_remote
 from regard.data.reading import decode_image
@@ -70,7 +69,7 @@ class Packed:
             if first + 4 * len(sizes) + sum(sizes) != behind or behind > len(chunk):
                 raise ValueError("the sizes of the fields don't add up to the record")
         except ValueError as error:
-            copied = f", or its copy in {cache_folder()}," if self.store.remote else ""
+            copied = f", or its copy in {chunk_folder()}," if self.store.remote else ""
             what = f"{self.store.shown}/{self.split}/{self.parts[number].file}{copied} is broken"
             raise InputError(f"{what}: to remove it and pack again, or a whole copy of it, would work") from error
         return bytes(chunk[begin : begin + sizes[column]])

@@ -99,11 +99,10 @@ class Store:
             return
         write_whole(self.path(name), lambda file: file.write(data))
 
-    def fetch(self, name: str, to: Path, size: int, sha256: str, begun: Callable[[], None] = lambda: None) -> None:
-        """Bring a file of `size` bytes and a known SHA-256 to `to`, whole or not at all. begun: called when it is."""
+    def fetch(self, name: str, to: Path, size: int, sha256: str) -> None:
+        """Bring a file of `size` bytes and a known SHA-256 to `to`, whole or not at all."""
 
         def write(file: BinaryIO) -> None:
-            begun()
             digest = hashlib.sha256()
             for block in self._blocks(name, size):
                 file.write(block)
