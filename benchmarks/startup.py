@@ -2,7 +2,7 @@
 
 Class folders of 1,000 links each to small JPEGs, or one flat folder; a tiny ViT, so that the step itself takes little.
 Seconds from the start of the command to the data listed (of which the listing itself), and from there to the end of the
-first step; with the listing done anew, and kept from the time before. The names are in the system's cache in both.
+first step. The names are in the system's cache.
 
     python benchmarks/startup.py --out results/startup.json
 """
@@ -26,7 +26,7 @@ TIMES = ("command to listed", "listing", "listed to first step")
 
 
 def make_tree(root: Path, count: int, in_each: int) -> None:
-    """So many small JPEGs, in folders of `in_each`, last changed long ago, as a data set that is in use."""
+    """So many small JPEGs, in folders of `in_each`."""
     import cv2
     import numpy as np
 
@@ -38,17 +38,15 @@ def make_tree(root: Path, count: int, in_each: int) -> None:
         if i % in_each == 0:
             folder.mkdir(parents=True)
         os.link(source, folder / f"image{i:07}.jpg")
-    for folder, _, _ in os.walk(root):
-        os.utime(folder, (1e9, 1e9))
 
 
 def run_until_first_step(data: str, out: str, started: float) -> None:
     """In a process of its own, which ends here: prints the seconds as JSON."""
     from regard.cli.train import pretrain
-    from regard.data import layout
+    from regard.data import source as recognised
     from regard.training.trainer import StepSeed
 
-    opened, seconds, open_source = [0.0], {}, layout.open_source
+    opened, seconds, open_source = [0.0], {}, recognised.open_source
 
     def watched(*arguments, **options):
         before = time.time()
@@ -62,18 +60,16 @@ def run_until_first_step(data: str, out: str, started: float) -> None:
         print(json.dumps(seconds), flush=True)
         os.killpg(0, 9)  # the loading processes, too
 
-    layout.open_source, StepSeed.on_train_batch_end = watched, after_step
+    recognised.open_source, StepSeed.on_train_batch_end = watched, after_step
     options = {"backbone_options": MODEL, "method_options": {"widths": [64, 64]}}
     pretrain(data, backbone="vit_tiny_patch16_224", out=out, size=32, batch_size=16, workers=2, **options)
 
 
-def first_step(data: Path, cache: Path) -> dict[str, float]:
+def first_step(data: Path) -> dict[str, float]:
     """Seconds of each part, of one start."""
     out = Path(tempfile.mkdtemp())
     words = [sys.executable, __file__, "--child", str(data), str(out / "run"), str(time.time())]
-    done = subprocess.run(
-        words, env={**os.environ, "REGARD_CACHE": str(cache)}, capture_output=True, text=True, start_new_session=True
-    )
+    done = subprocess.run(words, capture_output=True, text=True, start_new_session=True)
     shutil.rmtree(out)
     if not done.stdout:
         raise SystemExit(done.stderr)
@@ -81,7 +77,7 @@ def first_step(data: Path, cache: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Trees of each size, and starts of each kind in turn."""
+    """Trees of each size."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
@@ -92,18 +88,13 @@ def main() -> None:
         for layout, in_each in LAYOUTS.items():
             top = Path(tempfile.mkdtemp())
             make_tree(top / "tree", count, in_each)
-            seconds: dict[str, list[dict[str, float]]] = {"first": [], "kept": []}
-            for _ in range(arguments.rounds):
-                shutil.rmtree(top / "cache", ignore_errors=True)
-                for listing in seconds:
-                    seconds[listing].append(first_step(top / "tree", top / "cache"))
+            found = [first_step(top / "tree") for _ in range(arguments.rounds)]
             shutil.rmtree(top)
-            for listing, found in seconds.items():
-                parts = {part: spread([one[part] for one in found]) for part in TIMES}
-                results.append({"images": count, "layout": layout, "listing": listing, "seconds": parts})
-                rows.append([f"{count:,}", layout, listing, *(show(parts[part], digits=1) for part in TIMES)])
+            parts = {part: spread([one[part] for one in found]) for part in TIMES}
+            results.append({"images": count, "layout": layout, "seconds": parts})
+            rows.append([f"{count:,}", layout, *(show(parts[part], digits=1) for part in TIMES)])
     write(arguments.out, ["timm", "lightning"], {"model": MODEL, "batch_size": 16, "workers": 2}, results)
-    print(table(["images", "layout", "listing", *(f"{part}, s" for part in TIMES)], rows))
+    print(table(["images", "layout", *(f"{part}, s" for part in TIMES)], rows))
 
 
 if __name__ == "__main__":

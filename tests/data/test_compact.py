@@ -28,8 +28,8 @@ def test_names_are_a_list_of_strings_in_all_but_memory() -> None:
     assert hash(names) == hash(Names(NAMES))
     for part in (slice(2, 5), slice(None), slice(5, 2), slice(None, None, -1), slice(-3, None), slice(1, 6, 2)):
         assert names[part] == NAMES[part]
-    assert names.select(np.array([3, 0, 3])) == [NAMES[i] for i in (3, 0, 3)]
-    assert names.select(np.array([name.startswith("b") for name in NAMES])) == [n for n in NAMES if n.startswith("b")]
+    assert names[np.array([3, 0, 3])] == [NAMES[i] for i in (3, 0, 3)]
+    assert names[np.array([name.startswith("b") for name in NAMES])] == [n for n in NAMES if n.startswith("b")]
     assert joined([names, Names(), names]) == [*NAMES, *NAMES]
     assert pickle.loads(pickle.dumps(names)) == NAMES
     assert not Names()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regard.data.source import Source, check_readable, fingerprint, hold_out, open_source, require_masks
+from regard.data.listing import hold_out
+from regard.data.source import Source, check_readable, fingerprint, open_source, require_masks
 from regard.errors import InputError
 
 CAMVID = Path(__file__).parents[2].parent / "shared/data/camvid"
@@ -222,7 +223,7 @@ def test_held_out_images_do_not_depend_on_the_listing():
     paths = [f"images/{i:04}.jpg" for i in range(503)]
     train, val = hold_out(paths)
     assert (len(train), len(val)) == (403, 100)
-    assert sorted(train + val) == paths
+    assert sorted([*train, *val]) == paths
     shuffled = list(np.random.default_rng(0).permutation(paths))
     assert set(hold_out(shuffled)[1]) == set(val)
 

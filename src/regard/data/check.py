@@ -7,9 +7,9 @@ from pathlib import Path
 
 from regard.data.datasets.base import Dataset, MaskDataset
 from regard.data.datasets.masks import MaskFolder
-from regard.data.listing import hold_out, list_images
+from regard.data.listing import list_images, with_val
 from regard.data.names import VOID, Legend
-from regard.data.packs.packed import Packed, is_whole
+from regard.data.packs.packed import Packed
 from regard.data.source import Source, open_source, tree_splits
 from regard.data.threads import in_threads
 from regard.errors import InputError
@@ -93,11 +93,10 @@ def check_source(source: Source) -> Checked:
 
 def _check_chunks(source: Source) -> Checked | None:
     """What is wrong with the chunks of a pack: those that have other bytes than were packed. None where nothing is."""
-    splits = source.splits.items()
-    chunks = [(of.store, split, part) for split, of in splits if isinstance(of, Packed) for part in of.parts]
-    whole = in_threads(lambda chunk: is_whole(*chunk), chunks, "summing chunks")
+    chunks = [(of, part) for of in source.splits.values() if isinstance(of, Packed) for part in of.parts]
+    whole = in_threads(lambda of: of[0].is_whole(of[1]), chunks, "summing chunks")
     what = "its bytes are not those that were packed: to remove it and pack again, or a whole copy of it, would work"
-    wrong = [Problem(of[1], of[2].file, what) for of, right in zip(chunks, whole, strict=True) if not right]
+    wrong = [Problem(of.split, part.file, what) for (of, part), right in zip(chunks, whole, strict=True) if not right]
     return Checked(source.describe(), len(chunks), "chunks", tuple(wrong)) if wrong else None
 
 
@@ -132,15 +131,12 @@ def _orphans(source: Source) -> list[Problem]:
 
 def _check_unopened(root: Path) -> Checked:
     """`check` of an images/ + masks/ tree, with the splits of `open_source`, where that has refused it."""
-    splits = tree_splits(root, "images")
-    if "val" not in splits and len(splits.get("train", ())) > 1:
-        splits["train"], splits["val"] = hold_out(splits["train"])
+    splits, _ = with_val(tree_splits(root, "images"))
     try:
         legend, unclear = MaskFolder(root, missing_ok=True).legend, ""
     except InputError as error:
         legend, unclear = ANY, str(error).replace(f"{root}{os.sep}", "")
-    order = [split for split in ("train", "val", "test") if split in splits]
-    datasets = {split: MaskFolder(root, splits[split], legend, missing_ok=True) for split in order}
+    datasets = {split: MaskFolder(root, paths, legend, missing_ok=True) for split, paths in splits.items()}
     checked = check_source(Source("masks", str(root), datasets, words="images/ + masks/ tree"))
     if unclear and checked.problems and unclear not in {problem.what for problem in checked.problems}:
         return replace(checked, problems=(Problem(TREE, TREE, unclear), *checked.problems))

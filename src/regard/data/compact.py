@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from regard.errors import InputError
 
@@ -54,13 +53,15 @@ class Names(Sequence[str]):
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> "Names": ...
-    def __getitem__(self, index: int | slice) -> "str | Names":
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step != 1:
-                return self.select(np.arange(len(self))[index])
+    def __getitem__(self, index: slice | np.ndarray) -> "Names": ...
+    def __getitem__(self, index: int | slice | np.ndarray) -> "str | Names":
+        """One name; those of a slice; those of an array of numbers, in its order; or those where an array is true."""
+        if isinstance(index, slice) and index.step in (None, 1):
+            start, stop, _ = index.indices(len(self))
             return Names.held(self.data[self._bounds[start] : self._bounds[max(start, stop)]])
+        if isinstance(index, slice | np.ndarray):
+            starts, stops = self._bounds[:-1][index].tolist(), self._bounds[1:][index].tolist()
+            return Names.held(b"".join(self.data[start:stop] for start, stop in zip(starts, stops, strict=True)))
         number = range(len(self))[index]  # IndexError past the end; counts from the end where it is negative
         return os.fsdecode(self.data[self._bounds[number] : self._bounds[number + 1] - 1])
 
@@ -81,11 +82,6 @@ class Names(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"Names({list(self[:3])}{', ...' if len(self) > 3 else ''}, {len(self):,} in all)"
-
-    def select(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "names"]) -> "Names":
-        """The names of these numbers, in their order; or those where `chosen` is true."""
-        starts, stops = self._bounds[:-1][chosen].tolist(), self._bounds[1:][chosen].tolist()
-        return Names.held(b"".join(self.data[start:stop] for start, stop in zip(starts, stops, strict=True)))
 
     def encoded(self) -> list[bytes]:
         """The names as the disk has them."""

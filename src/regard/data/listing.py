@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +67,22 @@ def subfolders(root: str | Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
+def with_val(paths: Mapping[str, Sequence[str]]) -> tuple[dict[str, Sequence[str]], tuple[str, ...]]:
+    """The splits that hold anything, in order, with a val held out of train where there is none, and a note of it."""
+    splits, notes = {split: of for split, of in paths.items() if of}, ()
+    if "val" not in splits and len(splits.get("train", ())) > 1:
+        splits["train"], splits["val"] = hold_out(splits["train"])
+        notes = ("no val, so val is a fixed fifth of the images for training",)
+    return {split: splits[split] for split in ("train", "val", "test") if split in splits}, notes
+
+
 def hold_out(paths: Sequence[str]) -> tuple[Names, Names]:
     """(train, val): a fifth of the images for val, the same on every machine and in whatever order they are listed.
 
     The lowest hashes of the paths are chosen, so that an image more or less moves at most one of the others.
     """
     names, val = Names.of(paths), held_out(paths)
-    return names.select(~val), names.select(val)
+    return names[~val], names[val]
 
 
 def held_out(paths: Sequence[str]) -> Bool[np.ndarray, " paths"]:

@@ -31,7 +31,7 @@ from regard.data.datasets.folders import ClassFolders, ImageFolder
 from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
 from regard.data.datasets.scenes import Scenes
-from regard.data.listing import hold_out, holds_images, list_images, subfolders
+from regard.data.listing import holds_images, list_images, subfolders, with_val
 from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
@@ -87,28 +87,23 @@ def tree_splits(root: Path, folder: str = "") -> dict[str, Names]:
     split_of = np.zeros(len(paths), np.int8)  # a number among the three; 0 is train
     for name, split in SPLIT_OF.items():
         split_of[paths.below(f"{folder}/{name}" if folder else name)] = list(SPLIT_FOLDERS).index(split)
-    splits = {split: paths.select(split_of == number) for number, split in enumerate(SPLIT_FOLDERS)}
+    splits = {split: paths[split_of == number] for number, split in enumerate(SPLIT_FOLDERS)}
     return {split: paths for split, paths in splits.items() if paths}
 
 
 def _mask_tree(root: Path) -> Source:
-    splits, notes = tree_splits(root, "images"), []
+    splits, notes = with_val(tree_splits(root, "images"))
     if not splits:
         raise InputError(f"no images in {root / 'images'}: one for each of the masks would work")
-    if "val" not in splits and len(splits.get("train", ())) > 1:
-        train, val = hold_out(splits["train"])
-        splits = {**splits, "train": train, "val": val}
-        notes.append("no val/, so val is a fixed fifth of the images for training")
     # Once over all splits: the listing of the masks, the check that none is missing, and the reading of the classes.
-    order = [split for split in ("train", "val", "test") if split in splits]
-    whole = MaskFolder(root, joined(splits[split] for split in order))
-    parts = np.split(np.arange(len(whole)), np.cumsum([len(splits[split]) for split in order])[:-1])
+    whole = MaskFolder(root, joined(map(Names.of, splits.values())))
+    parts = np.split(np.arange(len(whole)), np.cumsum([len(of) for of in splits.values()])[:-1])
     if not any((root / name).is_file() for name in ("classes.txt", "classes.json")):
-        notes.append("no classes.txt, so the classes are counted from the values in all the masks")
+        notes += ("no classes.txt, so the classes are counted from the values in all the masks",)
     if unused := len(list_images(root, "masks")) - len(set(whole.masks)):
-        notes.append(f"masks without an image, ignored: {unused:,}")
-    datasets = {split: whole.only(part) for split, part in zip(order, parts, strict=True)}
-    return Source("masks", str(root), datasets, tuple(notes), "images/ + masks/ tree")
+        notes += (f"masks without an image, ignored: {unused:,}",)
+    datasets = {split: whole.only(part) for split, part in zip(splits, parts, strict=True)}
+    return Source("masks", str(root), datasets, notes, "images/ + masks/ tree")
 
 
 def _class_folders(root: Path) -> Source | None:

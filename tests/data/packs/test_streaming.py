@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from regard.cli import main
 from regard.data.loading.order import WINDOW, EpochSampler
-from regard.data.packs.packed import Packed, is_whole
+from regard.data.packs.packed import Packed
 from regard.data.packs.packing import pack
 from regard.data.packs.remote import file_system
 from regard.data.packs.store import TRIES, Store
@@ -251,14 +251,14 @@ def test_a_check_that_can_not_be_made_finds_nothing_wrong(web, capsys):
     packed = packed_of(url)
     web.statuses = [403] * 20
     with pytest.raises(InputError, match=r"chunk-0-0.bin is refused \(403\)"):
-        is_whole(packed.store, "train", packed.parts[0])
+        packed.is_whole(packed.parts[0])
 
 
 def test_a_chunk_that_goes_bad_in_the_cache_is_named(web, tmp_path):
     packed_of(f"{web.url}/toy").image(0)
     (kept,) = [path for path in (tmp_path / "cache/chunks").iterdir() if path.name[0] != "."]
     kept.write_bytes(bytes(kept.stat().st_size))
-    with pytest.raises(InputError, match=r"chunk-0-0.bin, or its copy in .*cache, is broken: to remove it"):
+    with pytest.raises(InputError, match=r"chunk-0-0.bin, or its copy in .*cache/chunks, is broken: to remove it"):
         packed_of(f"{web.url}/toy").image(0)
 
 
@@ -297,7 +297,7 @@ def test_a_pack_in_a_bucket_that_lacks_a_chunk_is_mended(bucket, tmp_path):
     store.put(b"short", f"train/{parts[1].file}")
     assert pack(source, bucket, 1)[2]
     assert not pack(source, bucket, 1)[2]
-    assert all(is_whole(store, "train", part) for part in parts)
+    assert all(packed_of(bucket).is_whole(part) for part in parts)
 
 
 def test_a_pack_to_a_bucket_goes_on_where_it_was_cut_short(bucket, tmp_path, monkeypatch):

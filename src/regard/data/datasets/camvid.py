@@ -9,7 +9,8 @@ from pathlib import Path
 
 from regard.data.datasets.base import Source
 from regard.data.datasets.masks import PairedImages
-from regard.data.datasets.published import Published, one_is_called, same_names, with_val
+from regard.data.datasets.published import Published, one_is_called, same_names
+from regard.data.listing import with_val
 from regard.data.names import VOID, Color, Legend
 from regard.errors import InputError
 

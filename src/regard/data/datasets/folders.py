@@ -6,6 +6,7 @@ What an image file holds is in reading.py, which images there are in listing.py.
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -19,12 +20,15 @@ from regard.data.names import (
 from regard.data.reading import read_image, readable
 from regard.errors import InputError
 
+Images = TypeVar("Images", bound="ImageFolder")
+
 
 class ImageFolder:
     """The images below `root`, at any depth: those in `paths` (relative to `root`), or all of them sorted by path."""
 
     classes: tuple[str, ...] = ()
     ignore_index: int = VOID
+    of_each: tuple[str, ...] = ("paths",)  # the attributes that hold something of each image
 
     def __init__(self, root: str | Path, paths: Sequence[str] | None = None):
         self.root = Path(root)
@@ -40,10 +44,11 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "ImageFolder":
+    def only(self: Images, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> Images:
         """The images of these numbers, in their order, or those where `chosen` is true; with the classes of all."""
         part = copy.copy(self)
-        part.paths = self.paths.select(chosen)
+        for name in self.of_each:
+            setattr(part, name, getattr(self, name)[chosen])
         return part
 
     def name(self, i: int) -> str:
@@ -64,6 +69,8 @@ class ImageFolder:
 class ClassFolders(ImageFolder):
     """root/<class>/**/image. `classes` fixes the names and their order: val must number them as train does."""
 
+    of_each = ("paths", "labels")
+
     def __init__(self, root: str | Path, classes: Sequence[str] | None = None):
         images = list_images(
             Path(root), by_class=True
@@ -79,12 +86,6 @@ class ClassFolders(ImageFolder):
         super().__init__(root, joined(found.values()))
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = np.repeat([index[folder] for folder in found], [len(paths) for paths in found.values()])
-
-    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "ClassFolders":
-        """As of any images."""
-        part = copy.copy(self)
-        part.paths, part.labels = self.paths.select(chosen), self.labels[chosen]
-        return part
 
     def label(self, i: int) -> int:
         """The index into `classes` of image `i`."""

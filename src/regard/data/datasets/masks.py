@@ -3,14 +3,13 @@
 What the classes are called, and how masks tell them, is in names.py.
 """
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int, Int16, UInt8
+from jaxtyping import Int16, UInt8
 from PIL import Image
 
 from regard.data.compact import Names
@@ -33,6 +32,8 @@ class PairedImages(ImageFolder):
     Raises InputError where masks are missing, which counts them; with `missing_ok`, each is an error of `mask` instead.
     """
 
+    of_each = ("paths", "masks")
+
     def __init__(self, root: str | Path, masks: Mapping[str, str], legend: Legend, *, missing_ok: bool = False):
         super().__init__(root, Names(masks))
         self.legend, self.masks = legend, Names(masks.values())
@@ -45,12 +46,6 @@ class PairedImages(ImageFolder):
             alone = "to learn without masks, a folder that holds images alone"
             raise InputError(f"{len(missing)} of {len(masks)} images have no mask, {first}; {alone}")
         self.missing = frozenset(missing)
-
-    def only(self, chosen: Int[np.ndarray, "chosen"] | Bool[np.ndarray, "images"]) -> "PairedImages":
-        """As of any images, each with its mask."""
-        part = copy.copy(self)
-        part.paths, part.masks = self.paths.select(chosen), self.masks.select(chosen)
-        return part
 
     @property
     def palette(self) -> UInt8[np.ndarray, "classes 3"]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from regard.data.datasets.base import Source
 from regard.data.datasets.masks import PairedImages
-from regard.data.datasets.published import Archive, Published, listed, with_val
+from regard.data.datasets.published import Archive, Published, listed
+from regard.data.listing import with_val
 from regard.data.names import numbered
 from regard.errors import InputError
 

@@ -1,12 +1,12 @@
 """What is said of a published data set, how one is found by name or by its folders, and what their readers share.
 
 A tree may lie at the path itself or one folder down, where its archive puts it. A set without a published val gets the
-project's own: a fixed fifth of what is for training (`hold_out`).
+project's own: a fixed fifth of what is for training (`listing.with_val`).
 """
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from regard.data.datasets import DATASETS
 from regard.data.datasets.base import Source
-from regard.data.listing import hold_out, is_image, list_images
+from regard.data.listing import is_image, list_images
 from regard.data.names import VOID
 from regard.errors import InputError, unknown
 
@@ -70,15 +70,6 @@ def published(name: str) -> Published:
 def open_published(root: Path) -> Source | None:
     """The published tree at a path, or None. Raises InputError for one that is incomplete."""
     return next((found for name in DATASETS if (found := published(name).open(root))), None)
-
-
-def with_val(paths: Mapping[str, Sequence[str]]) -> tuple[dict[str, Sequence[str]], tuple[str, ...]]:
-    """The splits in order, with a val held out of train where there is none, and a note of it."""
-    splits, notes = {split: of for split, of in paths.items() if of}, ()
-    if "val" not in splits and len(splits.get("train", ())) > 1:
-        splits["train"], splits["val"] = hold_out(splits["train"])
-        notes = ("no val list, so val is a fixed fifth of the images for training",)
-    return {split: splits[split] for split in ("train", "val", "test") if split in splits}, notes
 
 
 def same_names(root: Path, images: str, masks: str, suffix: str = ".png") -> dict[str, str]:

@@ -13,8 +13,8 @@ from jaxtyping import Int16
 
 from regard.data.datasets.base import Source
 from regard.data.datasets.masks import PairedImages
-from regard.data.datasets.published import Archive, Published, listed, read_mat, with_val
-from regard.data.listing import list_images
+from regard.data.datasets.published import Archive, Published, listed, read_mat
+from regard.data.listing import list_images, with_val
 from regard.data.names import (
     numbered,
     read_labelmap,

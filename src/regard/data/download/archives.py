@@ -23,8 +23,9 @@ def unpack(
 ) -> list[Path]:
     """Unpack into the folder `into`, by way of the folder `scratch` on the same disk; gives what is there now.
 
-    Members come into place only when all are unpacked, so that half a tree never looks like a whole one. Who may
-    read and write them is as the umask says, whatever the archive does. progress: gets the bytes of the archive that are done, and in all.
+    Members come into place only when all are unpacked, so that half a tree never looks like a whole one. Who may read
+    and write them is as the umask says, whatever the archive does. progress: gets the bytes of the archive that are
+    done, and in all.
 
     Raises InputError for a broken archive; a member with an absolute path or "..", one below a file, a link of either
     kind, a device or a pipe; where something of the same name is there already; and when the disk is full.
@@ -68,7 +69,7 @@ def _tar(archive: Path, folder: Path) -> Iterator[int]:
     with archive.open("rb") as raw, tarfile.open(fileobj=raw) as opened:
         for member in opened:
             _check(archive, member.name, member.isreg() or member.isdir())
-            opened.extract(member.replace(mode=None, deep=False), folder, filter="data")
+            opened.extract(member, folder, set_attrs=False, filter="data")
             yield raw.tell()
 
 

@@ -43,6 +43,8 @@ def download(data: Published, out: Path, keep_archives: bool = False) -> Downloa
     Raises InputError when an archive can't be had, isn't what was published, or can't be unpacked (`transfer`,
     `unpack`), and when the disk has too little room. An archive with a wrong checksum is deleted.
     """
+    if not data.archives:
+        raise InputError(f"it has no lasting address to download it from: {data.home} may say where it is")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]  # innermost first
     out.mkdir(parents=True, exist_ok=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from regard.data.packs.store import Store
@@ -38,23 +39,20 @@ def mapped(store: Store, name: str, size: int, sha256: str) -> mmap.mmap:
 
 
 def prefetch(store: Store, chunks: Sequence[Wanted]) -> None:
-    """Have chunks fetched in the background, about in this order: as many as fit into half of the bound.
+    """Have chunks fetched in the background, in this order: as many as fit into half of the bound.
 
     Errors are left to `mapped`. The threads end with the process.
     """
-    room, wanted = _bound() // 2, []  # the other half is what is being read
-    for chunk in chunks if store.remote else ():
-        if (room := room - chunk[1]) < 0:
-            break
-        wanted.append(chunk)
-    for first in range(min(THREADS, len(wanted))):
-        Thread(target=_fetch_ahead, args=(store, wanted[first::THREADS]), daemon=True).start()
+    ends = np.cumsum([size for _, size, _ in chunks])
+    wanted = list(chunks[: int(np.searchsorted(ends, _bound() // 2, side="right"))])  # the other half is being read
 
+    def fetch() -> None:
+        while wanted:
+            with suppress(Exception):  # a thread that says why would speak after the end of a process, too
+                _on_disk(store, *wanted.pop(0))
 
-def _fetch_ahead(store: Store, chunks: Sequence[Wanted]) -> None:
-    for chunk in chunks:
-        with suppress(Exception):  # a thread that says why would speak after the end of a process, too
-            _on_disk(store, *chunk)
+    for _ in range(min(THREADS, len(wanted)) if store.remote else 0):
+        Thread(target=fetch, daemon=True).start()
 
 
 def _on_disk(store: Store, name: str, size: int, sha256: str) -> Path:

@@ -54,6 +54,10 @@ class Packed:
         """Begin to fetch these chunks, in the background, where they are remote."""
         prefetch(self.store, [self._wanted(number) for number in numbers])
 
+    def is_whole(self, part: Chunk) -> bool:
+        """Whether a chunk is where it was packed, with the sum that it had then; reads all of it, uncached."""
+        return self.store.holds(f"{self.split}/{part.file}", part.bytes, part.sha256)
+
     def _field(self, i: int, field: str) -> bytes:
         i = range(len(self))[i]
         number = int(np.searchsorted(self._ends, i, side="right"))
@@ -124,16 +128,6 @@ def open_pack(src: str | Path) -> Source:
         raise InputError(f"{what}: regard data pack SRC {store.shown} would make one")
     splits = {split: KINDS[contents.kind](store, split, contents) for split in contents.splits}
     return Source("packed", store.shown, splits, words="pack")
-
-
-def is_there(store: Store, split: str, chunk: Chunk) -> bool:
-    """Whether a chunk is where it was packed, and has the size that it had then."""
-    return store.holds(f"{split}/{chunk.file}", chunk.bytes)
-
-
-def is_whole(store: Store, split: str, chunk: Chunk) -> bool:
-    """Whether a chunk is where it was packed, and has the sum that was noted then; reads all of it, uncached."""
-    return store.digest(f"{split}/{chunk.file}", chunk.bytes) == chunk.sha256
 
 
 def sums(datasets: Mapping[str, Dataset]) -> str:

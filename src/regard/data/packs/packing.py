@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 
 from regard.data.datasets.base import Dataset, LabelDataset, MaskDataset, Source
 from regard.data.packs.contents import FIELDS, PACK_FILE, UNFINISHED_FILE, Chunk, Contents, finished, unfinished
-from regard.data.packs.packed import is_there, is_whole
 from regard.data.packs.store import Store, is_remote
 from regard.data.reading import decode_image
 from regard.data.source import fingerprint
@@ -117,9 +116,12 @@ def _kept(store: Store, plan: Contents, there: Contents | None) -> dict[str, tup
         raise InputError(f"{what}: another folder would work, or this one emptied")
     kept = {}
     for split in plan.splits:
-        chunks = there.splits.get(split, ())
-        kept[split] = tuple(takewhile(partial(is_there if store.remote else is_whole, store, split), chunks))
+        kept[split] = tuple(takewhile(partial(_is_whole, store, split), there.splits.get(split, ())))
     return kept
+
+
+def _is_whole(store: Store, split: str, chunk: Chunk) -> bool:
+    return store.holds(f"{split}/{chunk.file}", chunk.bytes, None if store.remote else chunk.sha256)
 
 
 def _packed(

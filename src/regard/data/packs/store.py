@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
@@ -73,23 +73,19 @@ class Store:
         """The bytes of a small file; None where there is none. InputError also for a bucket that is not there."""
         return self._ask("cat_file", name, absent=None)
 
-    def holds(self, name: str, size: int) -> bool:
-        """Whether there is a file of that name and of `size` > 0 bytes. InputError as of `read`."""
+    def holds(self, name: str, size: int, sha256: str | None = None) -> bool:
+        """Whether there is a file of `size` > 0 bytes, and of that SHA-256 where it is given: then all of it is read.
+
+        InputError as of `read`.
+        """
         found = len(self._ask("cat_file", name, absent=b"", start=size - 1, end=size + 1))
-        return found in (1, size)  # a server without ranges sends all of it
+        if found not in (1, size):  # a server without ranges sends all of it
+            return False
+        return sha256 is None or self._copy(name, size, lambda block: None) == sha256
 
     def names(self) -> list[str]:
         """What lies directly in the folder; nothing where there is none."""
         return sorted(path.rpartition("/")[2] for path in self._ask("ls", "", absent=[], detail=False))
-
-    def digest(self, name: str, size: int) -> str | None:
-        """The SHA-256 of a file of `size` bytes, which is read in blocks; None where it is not there, or of another."""
-        if not self.holds(name, size):
-            return None
-        digest = hashlib.sha256()
-        for block in self._blocks(name, size):
-            digest.update(block)
-        return digest.hexdigest()
 
     def put(self, data: bytes, name: str) -> None:
         """Write a file: whole, or not at all; in the place of one of that name."""
@@ -103,18 +99,14 @@ class Store:
         """Bring a file of `size` bytes and a known SHA-256 to `to`, whole or not at all."""
 
         def write(file: BinaryIO) -> None:
-            digest = hashlib.sha256()
-            for block in self._blocks(name, size):
-                file.write(block)
-                digest.update(block)
-            if digest.hexdigest() != sha256:
+            if self._copy(name, size, file.write) != sha256:
                 raise Passing("it is not what was packed: its SHA-256 is another")
 
         _patiently(lambda: write_whole(to, write), f"{self.shown}/{name}")
 
-    def _blocks(self, name: str, size: int) -> Iterator[bytes]:
-        """The bytes of a file of that size."""
-        begun = 0
+    def _copy(self, name: str, size: int, write: Callable[[bytes], object]) -> str:
+        """Have a file of that size written block by block; its SHA-256."""
+        digest, begun = hashlib.sha256(), 0
         while begun < size:
             end = min(size, begun + BLOCK)
             block = self._ask("cat_file", name, start=begun, end=end)
@@ -122,8 +114,10 @@ class Store:
                 block = block[begun:]
             elif len(block) != end - begun:
                 raise InputError(f"{self.shown}/{name} has fewer bytes than are listed: packing it again would work")
-            yield block
+            write(block)
+            digest.update(block)
             begun += len(block)
+        return digest.hexdigest()
 
     def _ask(self, method: str, name: str, *values: bytes, absent: Any = "raise", **options: Any) -> Any:
         """Call a method of the file system for a file; `absent`, if given, is what to return where there is none."""
