@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from regard.data.packs.cache import OPEN
 
 from regard.data.datasets.scenes import Scenes
+from regard.data.packs.cache import OPEN
 from regard.data.packs.packing import pack
 from regard.data.source import open_source
 from regard.runs.feature_cache import SAMPLES_FILE, TENSORS_FILE, TensorFile

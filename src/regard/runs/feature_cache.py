@@ -151,7 +151,7 @@ def cached_data(
     """The same data with features in the place of images, from the cache in `folder`, which is filled where need be.
 
     model:     frozen; its backbone computes on the device that it is on.
-    content:   changes with the files of the data (`data.layout.fingerprint`).
+    content:   changes with the files of the data (`data.source.fingerprint`).
     precision: of autocast while the features are computed; None for float32.
     Raises InputError when the disk has too little room.
     """
