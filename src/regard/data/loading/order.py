@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int
 from torch.utils.data import Sampler
 
 from regard.data.datasets.base import Chunked
@@ -62,26 +61,32 @@ class EpochSampler(Sampler):
     def _by_chunks(self, chunked: Chunked, epoch: int, skip: int) -> Iterator[tuple[int, int]]:
         """(epoch, index) behind those seen, window by window; the chunks of the next one are fetched meanwhile."""
         windows, asked = self._windows(chunked.chunks, epoch), 0
-        for number, (images, _) in enumerate(windows):
+        for number, window in enumerate(windows):
+            images = np.concatenate([np.arange(start, stop) for _, start, stop in window])
             if skip >= len(images):
                 skip, asked = skip - len(images), number + 1
                 continue
-            for _, coming in windows[asked : number + 2]:
-                chunked.prefetch(coming)
+            for coming in windows[asked : number + 2]:
+                chunked.prefetch([chunk for chunk, _, _ in coming])
             asked = number + 2
             order = draws(WITHIN, self.seed, epoch, self.rank, number).permutation(images)
             yield from ((epoch, index) for index in order[skip:].tolist())
             skip = 0
 
-    def _windows(self, chunks: Sequence[int], epoch: int) -> list[tuple[Int[np.ndarray, " images"], list[int]]]:
-        """This rank's run, as windows of `WINDOW` chunks: their images, not shuffled yet, and their numbers."""
+    def _windows(self, chunks: Sequence[int], epoch: int) -> list[list[tuple[int, int, int]]]:
+        """This rank's run, as lots of `WINDOW` pieces of chunks: (chunk, first image, the one behind the last)."""
         rng, share = draws(ORDER, self.seed, epoch), self.used // self.world
-        order, ends = rng.permutation(len(chunks)).tolist(), np.cumsum(chunks)
-        images = np.concatenate([np.arange(chunks[chunk]) + ends[chunk] - chunks[chunk] for chunk in order])
-        chunk_of = np.searchsorted(ends, images, side="right")
+        order = rng.permutation(len(chunks))
+        firsts = (np.cumsum(chunks) - chunks)[order].tolist()  # of each chunk, its first image; in the order
+        ends = np.cumsum(np.asarray(chunks)[order])  # where each chunk ends in the order
         # What does not fill a batch is left out. It is no end of a chunk each time, since the runs begin anywhere.
-        places = (np.arange(share) + int(rng.integers(self.count)) + self.rank * share) % self.count
-        images, chunk_of = images[places], chunk_of[places]
-        cuts = (np.flatnonzero(np.diff(chunk_of)) + 1)[WINDOW - 1 :: WINDOW]
-        numbers = [list(dict.fromkeys(of.tolist())) for of in np.split(chunk_of, cuts)]
-        return list(zip(np.split(images, cuts), numbers, strict=True))
+        place = (int(rng.integers(self.count)) + self.rank * share) % self.count
+        pieces = []
+        while share > 0:
+            at = int(np.searchsorted(ends, place, side="right"))
+            chunk, stop = int(order[at]), min(int(ends[at]), place + share)
+            shift = firsts[at] + chunks[chunk] - int(ends[at])  # from a place in the order to the image there
+            pieces.append((chunk, place + shift, stop + shift))
+            share -= stop - place
+            place = stop % self.count
+        return [pieces[first : first + WINDOW] for first in range(0, len(pieces), WINDOW)]
