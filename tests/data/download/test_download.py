@@ -460,6 +460,12 @@ def test_too_little_room_is_said_before_anything_is_fetched(site, tmp_path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_what_has_no_lasting_address_is_one_line(tmp_path) -> None:
+    with pytest.raises(InputError, match="no lasting address to download it from: http"):
+        download(published("camvid"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_table_is_well_formed() -> None:
     lengths = {"md5": 32, "sha256": 64}
     for data in map(published, DATASETS):

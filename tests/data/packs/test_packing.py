@@ -231,6 +231,7 @@ def test_a_pack_that_was_killed_goes_on_behind_what_is_whole(tmp_path):
     pack(open_source(tmp_path / "source"), tmp_path / "cut", 1)
     same(tmp_path / "cut", tmp_path / "whole")
     assert first.stat().st_mtime_ns == before  # it was not written again
+    assert not list((tmp_path / "cut").rglob("*.partial"))
 
 
 def same(one: Path, other: Path) -> None:

@@ -75,8 +75,9 @@ def pack(
         done = msgspec.structs.replace(plan, splits=splits)
         if new:
             store.put(msgspec.json.encode(done), PACK_FILE)
-            if not store.remote:  # in a bucket it counts for nothing beside the other
-                store.path(UNFINISHED_FILE).unlink(missing_ok=True)
+            if not store.remote:  # in a bucket it counts for nothing beside the other, and nothing half-written stays
+                for left in (store.path(UNFINISHED_FILE), *store.path("").rglob("*.partial")):
+                    left.unlink(missing_ok=True)
         return store.shown, done, new
 
 
