@@ -687,7 +687,7 @@ class SurveyOptions(Settings):
 class PackOptions(Settings):
     """What `regard data pack` makes."""
 
-    chunk_mb: int = setting(64, "Size of a file, in MB of 2**20 bytes.", 1, common=True)
+    chunk_mb: int = setting(64, "Size of a file, in MB of 2**20 bytes.", 1, 1024, common=True)
     on_bad_image: Literal["raise", "skip"] = setting(
         "raise", "Stop at an image or a mask that can't be read, or leave it out and name it.", common=True
     )

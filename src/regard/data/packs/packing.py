@@ -29,7 +29,6 @@ from regard.errors import InputError
 from regard.say import say
 
 CHUNK_MB = 64  # of a chunk, by default
-MOST_MB = 1024  # of a chunk: its offsets are uint32, and it is made in memory
 LOCK_FILE = ".packing.lock"  # while a pack is written
 TYPES = {"name": "str", "image": "bytes", "mask": "bytes", "label": "int"}  # of the fields, in LitData's words
 
@@ -41,7 +40,8 @@ def pack(
 
     Gives what to call that, what is in it, and whether anything of it is new.
 
-    chunk_mb: bytes of a chunk, in units of 2**20; one image at least is in each.
+    chunk_mb: bytes of a chunk, in units of 2**20, at most 1024 of them, as its offsets are uint32, and it is made in memory;
+    one image at least is in each.
 
     Where `to` holds the same pack or a part of it, goes on behind the chunks of each split that are whole: on a disk
     the sum of each is compared for that; in a bucket, where that would fetch all of it, the size.
@@ -50,8 +50,6 @@ def pack(
     doesn't fit, unless they are to be skipped (then it says so); where `to` holds anything else; where it can't be
     written to; and where another call writes to the same folder (in a bucket that is not noticed).
     """
-    if not 1 <= chunk_mb <= MOST_MB:
-        raise InputError(f"chunks of {chunk_mb} MB can't be made: 1 to {MOST_MB} would work")
     with _target(source, to) as store:
         plan = Contents(
             kind="masks" if source.has_masks else "labels" if source.has_labels else "images",
