@@ -40,8 +40,7 @@ def pack(
 
     Gives what to call that, what is in it, and whether anything of it is new.
 
-    chunk_mb: bytes of a chunk, in units of 2**20, at most 1024 of them, as its offsets are uint32, and it is made in memory;
-    one image at least is in each.
+    chunk_mb: bytes of a chunk, in units of 2**20; one image at least is in each. 1024 at most, as offsets are uint32.
 
     Where `to` holds the same pack or a part of it, goes on behind the chunks of each split that are whole: on a disk
     the sum of each is compared for that; in a bucket, where that would fetch all of it, the size.
