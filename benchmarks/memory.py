@@ -17,7 +17,8 @@ from side_by_side import in_fresh_process, peak_memory, table, write
 
 SIDE = 128
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-ON_CPU = {"accelerator": "cpu", "workers": 0}
+TINY_VIT = ["--backbone", "vit_tiny_patch16_224", "--size", "32", "--backbone_options", json.dumps(VIT)]
+ON_CPU = ["--accelerator", "cpu", "--workers", "0"]
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -40,17 +41,17 @@ def make_tree(root: Path, count: int) -> None:
 
 def pretrain(data: str, out: str) -> None:
     """Barlow Twins, one epoch."""
-    from regard.cli.train import pretrain
+    from regard.cli import main
 
-    options = {"backbone_options": VIT, "method_options": {"widths": [32, 32]}}
-    pretrain(data, "barlow_twins", "vit_tiny_patch16_224", out, 32, epochs=1, batch_size=8, **options, **ON_CPU)
+    words = ["pretrain", "--data", data, "--out", out, "--epochs", "1", "--batch_size", "8", *TINY_VIT, *ON_CPU]
+    main([*words, "--method_options", json.dumps({"widths": [32, 32]})])
 
 
 def score(data: str, out: str) -> None:
     """All scores of the heads, those of two views too."""
-    from regard.cli.score import score
+    from regard.cli import main
 
-    score("vit_tiny_patch16_224", data, split="train", out=out, size=32, backbone_options=VIT, **ON_CPU)
+    main(["score", "--data", data, "--out", out, "--split", "train", *TINY_VIT, *ON_CPU])
 
 
 def evaluate(data: str, out: str) -> None:
@@ -59,18 +60,18 @@ def evaluate(data: str, out: str) -> None:
 
     from regard.backbones import build_backbone, describe
     from regard.backbones.weights import MODEL_FILE
-    from regard.cli.use import evaluate
+    from regard.cli import main
     from regard.data.datasets.scenes import Scenes
     from regard.runs.run import RUN_FILE
     from regard.segmentation.model import SegmentationModel
 
     model = SegmentationModel(build_backbone("resnet18", channels=(8, 16, 16, 16)), len(Scenes.classes), head="linear")
-    about = {"backbone": describe(model.backbone), "fusion": "none", "ignore_index": 255}
-    about |= {"settings": {"size": 32, "head": "linear", "head_options": {}}}
+    about = {"backbone": describe(model.backbone), "kept": None, "ignore_index": 255, "head_weights": []}
+    about |= {"settings": {"size": 32, "fusion": "none", "head": "linear", "head_options": {}}}
     about |= {"classes": list(Scenes.classes), "palette": Scenes(1).palette.tolist()}
     Path(out, RUN_FILE).write_text(json.dumps(about))
     save_file(model.state_dict(), Path(out, MODEL_FILE))
-    evaluate(out, data, "train", **ON_CPU)
+    main(["evaluate", "--run", out, "--data", data, "--split", "train", *ON_CPU])
 
 
 COMMANDS = {"pretrain": pretrain, "score": score, "evaluate": evaluate}

@@ -80,7 +80,7 @@ def measure(point: dict[str, Any], out: Path) -> None:
     batches = DataLoader([views] * (WARMUP + point["steps"] + 1), batch_size=None)  # type: ignore[arg-type]
     steps = Steps()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(1, Path(folder), hardware, [steps, StepSeed(0)], "")
+        trainer = make_trainer(PretrainSettings(epochs=1), Path(folder), hardware, [steps, StepSeed(0)], "")
         trainer.fit(module, batches)
         if trainer.is_global_zero:
             out.write_text(json.dumps(steps.seconds))

@@ -42,7 +42,7 @@ def make_tree(root: Path, count: int, in_each: int) -> None:
 
 def run_until_first_step(data: str, out: str, started: float) -> None:
     """In a process of its own, which ends here: prints the seconds as JSON."""
-    from regard.cli.train import pretrain
+    from regard.cli import main
     from regard.data import source as recognised
     from regard.training.trainer import StepSeed
 
@@ -61,8 +61,9 @@ def run_until_first_step(data: str, out: str, started: float) -> None:
         os.killpg(0, 9)  # the loading processes, too
 
     recognised.open_source, StepSeed.on_train_batch_end = watched, after_step
-    options = {"backbone_options": MODEL, "method_options": {"widths": [64, 64]}}
-    pretrain(data, backbone="vit_tiny_patch16_224", out=out, size=32, batch_size=16, workers=2, **options)
+    words = ["pretrain", "--data", data, "--out", out, "--backbone", "vit_tiny_patch16_224", "--size", "32"]
+    words += ["--batch_size", "16", "--workers", "2", "--backbone_options", json.dumps(MODEL)]
+    main([*words, "--method_options", json.dumps({"widths": [64, 64]})])
 
 
 def first_step(data: Path) -> dict[str, float]:
