@@ -131,13 +131,14 @@ def test_a_level_that_is_not_read_passes_as_it_is() -> None:
 
 
 def test_the_names_of_parameters_are_those_of_saved_runs() -> None:
-    keys = {name: sorted(fusion_of(name)((4,), (2,)).state_dict()) for name in FUSIONS}
-    assert keys == {
+    saved = {
         "none": [],
         "concat": ["levels.0.mix.weight", "levels.0.project.0.bias", "levels.0.project.0.weight"],
         "gate": ["levels.0.head_logits", "levels.0.strength"],
         "propagate": ["levels.0.head_logits", "levels.0.strength"],
     }
+    for name, keys in saved.items():
+        assert sorted(fusion_of(name)((4,), (2,)).state_dict()) == keys
 
 
 @pytest.mark.parametrize("name", FUSIONS)
