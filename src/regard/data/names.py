@@ -14,16 +14,17 @@ grey and indexed masks hold the values, and 255 is void. Without values all mask
 colour that the mask's palette gives it.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from jaxtyping import Int16, UInt8
+from msgspec import Meta, Struct
 
 from regard.errors import InputError
 
@@ -32,7 +33,29 @@ UNKNOWN = -1  # of a value or a colour that no class has
 VOC_BORDER = (224, 224, 192)  # the colour of 255 in the palette of VOC, which is void whatever the classes
 
 Color = tuple[int, int, int]  # RGB, 0..255
-Entry = tuple[str, Color | None, int | None]  # name, colour, value
+Byte = Annotated[int, Meta(ge=0, le=255)]
+
+
+class Entry(Struct, forbid_unknown_fields=True):
+    """An entry of classes.json, or a line of labelmap.txt."""
+
+    name: Annotated[str, Meta(pattern=r"\S")]
+    color: tuple[Byte, Byte, Byte] | Annotated[str, Meta(pattern=r"^#[0-9a-fA-F]{6}\Z")] | None = None
+    value: Byte | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of its class, or "void"."""
+        name = self.name.strip()
+        return "void" if name.lower() == "void" else name
+
+    @property
+    def rgb(self) -> Color | None:
+        """Its colour in numbers."""
+        if not isinstance(self.color, str):
+            return self.color
+        red, green, blue = bytes.fromhex(self.color[1:])
+        return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -104,44 +127,41 @@ def read_text(file: Path) -> Legend:
 def read_json(file: Path) -> Legend:
     """classes.json: InputError for what is no such file, and for classes that cannot be told apart."""
     try:
-        entries = json.loads(file.read_text("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no JSON: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f'{file} holds no list of classes: [{{"name": "road", "color": [128, 64, 128]}}] would work')
-    return from_entries([_entry(entry, file) for entry in entries], file)
+        entries = msgspec.json.decode(file.read_text("utf-8-sig"), type=list[Entry])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f'{file}: {error}: [{{"name": "road", "color": [128, 64, 128]}}] would work') from error
+    return from_entries(entries, file)
 
 
 def read_labelmap(file: Path) -> Legend:
     """labelmap.txt: InputError for a line that is not name:r,g,b:parts:actions. "void" and "ignored" are no classes."""
-    entries: list[Entry] = []
+    entries = []
     for line in file.read_text("utf-8-sig").splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        name, _, rest = line.strip().partition(":")
-        color = _color(rest.partition(":")[0].split(","))
-        if not name or color is None:
+        found = re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:.*)?", line.strip())
+        if found is None or max(int(found[2]), int(found[3]), int(found[4])) > 255:
             raise InputError(f"{file} has the line {line.strip()!r}: one such as road:128,64,128:: would work")
-        entries.append(("void" if name.lower() in ("void", "ignored") else name, color, None))
-    if VOC_BORDER not in {color for _, color, _ in entries}:
-        entries.append(("void", VOC_BORDER, None))
+        name = "void" if found[1].lower() == "ignored" else found[1]
+        entries.append(Entry(name, (int(found[2]), int(found[3]), int(found[4]))))
+    if VOC_BORDER not in {entry.rgb for entry in entries}:
+        entries.append(Entry("void", VOC_BORDER))
     return from_entries(entries, file)
 
 
 def from_entries(entries: Iterable[Entry], where: str | Path) -> Legend:
     """The legend of classes in order of appearance; InputError for a colour or a value of two classes."""
-    entries = list(entries)
-    classes = tuple(dict.fromkeys(name for name, _, _ in entries if name != "void"))
+    named = [(entry.label, entry.rgb, entry.value) for entry in entries]
+    classes = tuple(dict.fromkeys(name for name, _, _ in named if name != "void"))
     if not 0 < len(classes) <= VOID:
         raise InputError(f"{where} names {len(classes)} classes besides void: 1 to {VOID} would work")
     label_of = {"void": VOID, **{name: label for label, name in enumerate(classes)}}
     by_color: dict[Color, str] = {}
     by_value: dict[int, str] = {}
-    for name, color, value in entries:
+    for name, color, value in named:
         if color is not None and by_color.setdefault(color, name) != name:
-            raise InputError(
-                f"{where} gives {hexadecimal(color)} to {by_color[color]!r} and to {name!r}: one would work"
-            )
+            both = f"{by_color[color]!r} and to {name!r}"
+            raise InputError(f"{where} gives {hexadecimal(color)} to {both}: one would work")
         if value is not None and by_value.setdefault(value, name) != name:
             raise InputError(f"{where} gives the value {value} to {by_value[value]!r} and to {name!r}: one would work")
     for keys, kind in ((by_color, "color"), (by_value, "value")):
@@ -152,34 +172,6 @@ def from_entries(entries: Iterable[Entry], where: str | Path) -> Legend:
     values = {value: label_of[name] for value, name in by_value.items()}
     values = {VOID: VOID, **values} if values else {}
     return Legend(classes, values, {color: label_of[name] for color, name in by_color.items()}, where=str(where))
-
-
-def _entry(entry: Any, file: Path) -> Entry:
-    """An entry of classes.json, checked."""
-    like = '{"name": "road", "color": [128, 64, 128]} would work'
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
-        raise InputError(f"{file} has the entry {json.dumps(entry)}, without a name: {like}")
-    if more := sorted(set(entry) - {"name", "color", "value"}):
-        raise InputError(f"{file} has the entry {json.dumps(entry)}, whose {more[0]!r} is not known: {like}")
-    color, value = _color(entry.get("color")), entry.get("value")
-    if entry.get("color") is not None and color is None:
-        raise InputError(
-            f'{file} has the color {json.dumps(entry["color"])}: [r, g, b] of 0 to 255, or "#rrggbb", would work'
-        )
-    if value is not None and (type(value) is not int or not 0 <= value <= VOID):
-        raise InputError(f"{file} has the value {json.dumps(value)}: 0 to {VOID} would work")
-    name = entry["name"].strip()
-    return "void" if name.lower() == "void" else name, color, value
-
-
-def _color(given: Any) -> Color | None:
-    """RGB from three numbers, or strings of them, or "#rrggbb"; None for anything else."""
-    if isinstance(given, str):
-        given = list(bytes.fromhex(given[1:])) if re.fullmatch(r"#[0-9a-fA-F]{6}", given) else None
-    if not isinstance(given, list) or len(given) != 3 or not all(re.fullmatch(r"\s*\d{1,3}\s*", str(v)) for v in given):
-        return None
-    red, green, blue = (int(part) for part in given)
-    return (red, green, blue) if max(red, green, blue) <= 255 else None
 
 
 def hexadecimal(color: Sequence[int]) -> str:

@@ -1,11 +1,9 @@
 """What a source holds, in numbers: how often each class is seen, how much is void, how large the images are."""
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -50,9 +48,8 @@ class Survey:
     @property
     def extremes(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of the smallest, the median and the largest image, by area; () where none was read."""
-        ranked = sorted(self.dimensions, key=lambda size: (size[0] * size[1], size))
-        ends = list(accumulate(self.dimensions[size] for size in ranked))  # how many images are not larger than each
-        return (ranked[0], ranked[bisect_right(ends, ends[-1] // 2)], ranked[-1]) if ranked else ()
+        ranked = sorted(self.dimensions.elements(), key=lambda size: (size[0] * size[1], size))
+        return (ranked[0], ranked[len(ranked) // 2], ranked[-1]) if ranked else ()
 
     def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
         """For JSON; sizes as [width, height]."""

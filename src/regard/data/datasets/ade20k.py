@@ -9,13 +9,12 @@ from regard.data.datasets.base import Source
 from regard.data.datasets.masks import PairedImages
 from regard.data.datasets.published import Archive, Published, comma_separated, one_is_called, same_names
 from regard.data.names import numbered
-from regard.errors import InputError
 
 
 class ADE20K(PairedImages):
     """150 classes, 1 to 150 in the masks; 0 is other, or unlabelled, and void here. split: "training" or "validation".
 
-    The names are the first ones of objectInfo150.txt, and are read from there where it is.
+    The names are the first ones of its table, objectInfo150.txt.
     """
 
     names = """wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person,
@@ -32,19 +31,8 @@ class ADE20K(PairedImages):
         screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag"""
 
     def __init__(self, root: str | Path, split: str = "training"):
-        names = ade_names(Path(root, "objectInfo150.txt")) or comma_separated(self.names)
         masks = same_names(Path(root), f"images/{split}", f"annotations/{split}")
-        super().__init__(root, masks, numbered(names, range(1, 151), void=(0,)))
-
-
-def ade_names(file: Path) -> list[str]:
-    """The first name of each class in objectInfo150.txt; none where the file isn't there."""
-    if not file.is_file():
-        return []
-    rows = [line.split("\t") for line in file.read_text("utf-8-sig").strip().splitlines()[1:]]
-    if len(rows) != 150 or any(len(row) < 5 or row[0].strip() != str(n) for n, row in enumerate(rows, start=1)):
-        raise InputError(f"{file} isn't the published table: 150 classes in order would work, or no such file")
-    return [row[4].split(",")[0].strip() for row in rows]
+        super().__init__(root, masks, numbered(comma_separated(self.names), range(1, 151), void=(0,)))
 
 
 def open_ade20k(root: Path) -> Source | None:

@@ -13,10 +13,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from regard.data.compact import Names, joined
 from regard.data.listing import IMAGE_SUFFIXES, list_images, subfolders
-from regard.data.names import (
-    VOID,
-    voc_palette,
-)
+from regard.data.names import VOID, voc_palette
 from regard.data.reading import read_image, readable
 from regard.errors import InputError
 

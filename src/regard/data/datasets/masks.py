@@ -15,13 +15,7 @@ from PIL import Image
 from regard.data.compact import Names
 from regard.data.datasets.folders import ImageFolder
 from regard.data.listing import list_images
-from regard.data.names import (
-    VOID,
-    Legend,
-    numbered,
-    read_json,
-    read_text,
-)
+from regard.data.names import VOID, Legend, numbered, read_json, read_text
 from regard.data.reading import image_size, read_labels, read_mask, readable
 from regard.errors import InputError
 

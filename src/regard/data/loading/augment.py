@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from regard.data.loading.views import Image, draw_jitter, resize
-from regard.errors import InputError
 
 Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
 
@@ -27,8 +26,6 @@ class TrainTransform:
     most:  the largest share of a crop's labelled pixels that one class may have. A crop above it, or without a labelled
            pixel, is drawn again, `TRIES` crops at most, of which the last is kept; None or 1.0 for no such limit.
            (mmsegmentation's `cat_max_ratio`, there 0.75.)
-
-    Raises InputError for sides below a pixel, scales that do not rise, and shares outside their range.
     """
 
     size: int
@@ -39,16 +36,6 @@ class TrainTransform:
     strength: tuple[float, float, float, float] = (0.3, 0.3, 0.2, 0.05)
     short: int | None = None
     most: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.whole < 1:
-            raise InputError(f"crops of {self.size} px of images of {self.whole} px: take 1 or more for both")
-        if self.most is not None and not 0 < self.most <= 1:
-            raise InputError(f"a class cannot have at most {self.most} of a crop: take a share above 0, up to 1")
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise InputError(f"a scale from {self.scale[0]:g} to {self.scale[1]:g} is none: take two rising factors")
-        if not 0 <= self.jitter <= 1:
-            raise InputError(f"colours change with a probability, and {self.jitter:g} is none: take one from 0 to 1")
 
     @property
     def whole(self) -> int:

@@ -16,14 +16,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from regard.data.names import Byte
 from regard.data.packs.store import Store
 from regard.errors import InputError
 
 VERSION = 3
 PACK_FILE, UNFINISHED_FILE = "regard.json", "packing.json"
 FIELDS = {"images": ("name", "image"), "masks": ("name", "image", "mask"), "labels": ("name", "image", "label")}
-
-Byte = Annotated[int, Meta(ge=0, le=255)]
 
 
 class Chunk(Struct, frozen=True, forbid_unknown_fields=True):

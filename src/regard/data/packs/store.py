@@ -71,29 +71,32 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a small file; None where there is none. InputError also for a bucket that is not there."""
-        return self._ask("cat_file", name, absent=None)
+        return self._ask(name, lambda files, file: files.cat_file(file), absent=None)
 
     def holds(self, name: str, size: int, sha256: str | None = None) -> bool:
         """Whether there is a file of `size` > 0 bytes, and of that SHA-256 where it is given: then all of it is read.
 
         InputError as of `read`.
         """
-        found = len(self._ask("cat_file", name, absent=b"", start=size - 1, end=size + 1))
-        if found not in (1, size):  # a server without ranges sends all of it
+        end = self._ask(name, lambda files, file: files.cat_file(file, start=size - 1, end=size + 1), absent=b"")
+        if len(end) not in (1, size):  # a server without ranges sends all of it
             return False
         return sha256 is None or self._copy(name, size, lambda block: None) == sha256
 
     def names(self) -> list[str]:
         """What lies directly in the folder; nothing where there is none."""
-        return sorted(path.rpartition("/")[2] for path in self._ask("ls", "", absent=[], detail=False))
+        return sorted(
+            path.rpartition("/")[2]
+            for path in self._ask("", lambda files, folder: files.ls(folder, detail=False), absent=[])
+        )
 
     def put(self, data: bytes, name: str) -> None:
         """Write a file: whole, or not at all; in the place of one of that name."""
         if self.remote:
             # In one request: a bucket shows nothing of a file before all of it is there, and keeps no parts of one.
-            self._ask("pipe_file", name, data, chunksize=len(data) + 1)
-            return
-        write_whole(self.path(name), lambda file: file.write(data))
+            self._ask(name, lambda files, file: files.pipe_file(file, data, chunksize=len(data) + 1))
+        else:
+            write_whole(self.path(name), lambda file: file.write(data))
 
     def fetch(self, name: str, to: Path, size: int, sha256: str) -> None:
         """Bring a file of `size` bytes and a known SHA-256 to `to`, whole or not at all."""
@@ -108,8 +111,10 @@ class Store:
         """Have a file of that size written block by block; its SHA-256."""
         digest, begun = hashlib.sha256(), 0
         while begun < size:
-            end = min(size, begun + BLOCK)
-            block = self._ask("cat_file", name, start=begun, end=end)
+            start, end = begun, min(size, begun + BLOCK)
+            block = self._ask(
+                name, lambda files, file, start=start, end=end: files.cat_file(file, start=start, end=end)
+            )
             if len(block) == size:  # the server knows no ranges, or the file is a block
                 block = block[begun:]
             elif len(block) != end - begun:
@@ -119,13 +124,13 @@ class Store:
             begun += len(block)
         return digest.hexdigest()
 
-    def _ask(self, method: str, name: str, *values: bytes, absent: Any = "raise", **options: Any) -> Any:
-        """Call a method of the file system for a file; `absent`, if given, is what to return where there is none."""
+    def _ask(self, name: str, call: Callable[[Any, str], Any], absent: Any = "raise") -> Any:
+        """What `call` gives of the file system and an address in it; `absent`, if given, where there is no such file."""
         shown, address = f"{self.shown}/{name}", self._address(name)
 
         def attempt() -> Any:
             try:
-                return getattr(file_system(self._kind, os.getpid()), method)(address, *values, **options)
+                return call(file_system(self._kind, os.getpid()), address)
             except Exception as error:
                 if absent != "raise" and is_absent(error):
                     return absent
