@@ -15,7 +15,6 @@ NAMES = ["b/x.png", "", "ä/ö.jpg", "b/\udcff.jpg", "図.png", "b-c", "b/x.png"
 def test_names_are_a_list_of_strings_in_all_but_memory() -> None:
     names = Names(NAMES)
     assert names == NAMES
-    assert names == NAMES
     assert tuple(NAMES) == names
     assert names != NAMES[:-1]
     assert names != [*NAMES[:-1], "other"]

@@ -1,43 +1,21 @@
-"""Numbers of a source, against a naive count; and the list of all that is wrong, each fault planted by hand."""
+"""Numbers of a source, against a naive count."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from regard.data.check import check
+from image_files import save
 from regard.data.datasets.scenes import Scenes
 from regard.data.source import open_source
 from regard.data.survey import evenly, survey
-from regard.errors import InputError
-
-SIZES = {"train": [(20, 30), (20, 30), (40, 30), (10, 10), (5, 9)], "val": [(24, 16), (12, 50)]}  # (height, width)
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    """images/ + masks/ of noise: three classes of which "never" is in no mask, and void."""
-    rng, root = np.random.default_rng(0), tmp_path / "tree"
-    for split, sizes in SIZES.items():
-        for i, (height, width) in enumerate(sizes):
-            save(root / f"images/{split}/{i}.png", rng.integers(0, 256, (height, width, 3), np.uint8))
-            save(root / f"masks/{split}/{i}.png", rng.choice(np.array([0, 0, 1, 255], np.uint8), (height, width)))
-    (root / "classes.txt").write_text("often\nseldom\nnever\n")
-    return root
 
 
 def test_a_survey_counts_what_a_loop_over_the_pixels_counts(tree: Path) -> None:
     save(tree / "masks/train/3.png", np.zeros((10, 10), np.uint8))
     source = open_source(tree)
     for split, found in survey(source).items():
-        masks = [source.splits[split].mask(i) for i in range(len(SIZES[split]))]  # type: ignore[union-attr]
+        masks = [source.splits[split].mask(i) for i in range(len(source.splits[split]))]  # type: ignore[union-attr]
         counts, holders, void = [0, 0, 0], [0, 0, 0], 0
         for mask in masks:
             for value in mask.ravel().tolist():
@@ -90,159 +68,6 @@ def test_class_folders_are_counted_by_labels_and_plain_folders_by_sizes(tmp_path
         "images": 3, "read": 3, "broken": 0, "distinct_sizes": 1,
         "sizes": {"smallest": [9, 8], "median": [9, 8], "largest": [9, 8]},
     }  # fmt: skip
-
-
-def test_nothing_is_wrong_with_what_is_right(tree: Path) -> None:
-    found = check(str(tree))
-    assert (found.count, found.unit, found.wrong, found.problems) == (7, "pairs", 0, ())
-    assert check(str(tree / "images")).count == 7
-
-
-def test_everything_that_is_wrong_is_listed_at_once(tree: Path) -> None:
-    def image(name: str) -> np.ndarray:
-        return np.asarray(Image.open(tree / f"images/{name}.png"))
-
-    (tree / "images/train/0.png").write_bytes(b"no image")
-    (tree / "masks/train/1.png").write_bytes(b"no mask")
-    save(tree / "masks/train/2.png", np.zeros((3, 4), np.uint8))
-    save(tree / "masks/train/3.png", np.full((10, 10), 7, np.uint8))
-    save(tree / "masks/train/4.png", np.full((5, 9), 255, np.uint8))
-    save(tree / "images/val/copy.bmp", image("train/2"))  # another name and format: the pixels count
-    save(tree / "masks/val/copy.png", np.ones((40, 30), np.uint8))
-    found = check(str(tree))
-    listed = {problem.name: problem.what for problem in found.problems}
-    expected = {
-        "images/train/0.png": "can't be read",
-        "images/train/1.png": "masks/train/1.png can't be read",
-        "images/train/2.png": "4x3: 30x40",
-        "images/train/3.png": "holds the values 7",
-        "images/train/4.png": "every pixel of its mask is void",
-        "images/val/copy.bmp": "the same image as images/train/2.png of train",
-    }
-    assert listed.keys() == expected.keys()
-    for name, words in expected.items():
-        assert words in listed[name]
-        assert str(tree) not in listed[name]  # paths from the root, as they fit into a table
-    assert (found.count, found.wrong, len(found.problems)) == (8, 6, 6)
-    assert {problem.split for problem in found.problems} == {"train", "val"}
-
-
-def test_twins_within_a_split_are_no_leak(tree: Path) -> None:
-    first = np.asarray(Image.open(tree / "images/train/0.png"))
-    save(tree / "images/train/1.png", first)
-    assert check(str(tree)).problems == ()
-    save(tree / "images/train/1.png", first[::-1])  # a mirror image is another image
-    assert check(str(tree)).problems == ()
-
-
-def test_every_missing_mask_is_listed_and_the_other_files_are_read_all_the_same(tree: Path) -> None:
-    (tree / "masks/train/0.png").unlink()
-    (tree / "masks/val/1.png").unlink()
-    (tree / "images/train/3.png").write_bytes(b"no image")
-    save(tree / "masks/train/2.png", np.zeros((3, 4), np.uint8))
-    found = check(str(tree))
-    listed = {problem.name: problem.what for problem in found.problems}
-    assert "no mask" in listed["images/train/0.png"]
-    assert "no mask" in listed["images/val/1.png"]
-    assert "can't be read" in listed["images/train/3.png"]
-    assert "4x3: 30x40" in listed["images/train/2.png"]
-    assert (found.count, found.wrong) == (7, 4)
-
-
-SEVEN = {
-    "images/train/0.png": "masks/train/0.png can't be read",
-    "images/train/1.png": "masks/train/1.png holds the values 7",
-    "images/train/2.png": "masks/train/2.png is 4x3: 30x40",
-    "images/train/3.png": "every pixel of its mask is void",
-    "images/train/4.png": "images/train/4.png has no mask: a PNG at masks/train/4.png would work",
-    "images/val/0.png": "images/val/0.png can't be read",
-    "masks/val/9.png": "it has no image: one of the same name in images/ would work",
-}
-
-
-def plant_seven(tree: Path) -> None:
-    """One fault of each kind, the first in the mask whose palette is looked at; one image is left as it was."""
-    (tree / "masks/train/0.png").write_bytes(b"no mask")
-    save(tree / "masks/train/1.png", np.full((20, 30), 7, np.uint8))
-    save(tree / "masks/train/2.png", np.zeros((3, 4), np.uint8))
-    save(tree / "masks/train/3.png", np.full((10, 10), 255, np.uint8))
-    (tree / "masks/train/4.png").unlink()
-    (tree / "images/val/0.png").write_bytes(b"no image")
-    save(tree / "masks/val/9.png", np.zeros((4, 4), np.uint8))
-
-
-@pytest.mark.parametrize("classes", ["txt", "json"])
-def test_no_fault_hides_another(tree: Path, classes: str) -> None:
-    plant_seven(tree)
-    if classes == "json":
-        (tree / "classes.txt").unlink()
-        entries = [{"name": name, "value": value} for value, name in enumerate(("often", "seldom", "never"))]
-        (tree / "classes.json").write_text(json.dumps(entries))
-    found = check(str(tree))
-    listed = {problem.name: problem for problem in found.problems}
-    assert listed.keys() == SEVEN.keys()
-    for name, words in SEVEN.items():
-        assert listed[name].what.startswith(words)
-        assert listed[name].split == name.split("/")[1]
-    assert (found.count, found.wrong, len(found.problems)) == (8, 7, 7)  # seven images, and a mask without one
-
-
-@pytest.mark.parametrize("fault", ["broken first mask", "missing mask"])
-def test_each_of_two_faults_alone_hides_no_value(tree: Path, fault: str) -> None:
-    first = tree / "masks/train/0.png"
-    first.write_bytes(b"no mask") if fault == "broken first mask" else first.unlink()
-    save(tree / "masks/val/1.png", np.full((12, 50), 7, np.uint8))
-    listed = {problem.name: problem.what for problem in check(str(tree)).problems}
-    assert listed.keys() == {"images/train/0.png", "images/val/1.png"}
-    assert "holds the values 7" in listed["images/val/1.png"]
-
-
-def test_without_class_names_every_value_is_a_class_and_the_rest_is_found(tree: Path) -> None:
-    (tree / "classes.txt").unlink()
-    plant_seven(tree)
-    found = check(str(tree))
-    assert {problem.name for problem in found.problems} == SEVEN.keys() - {"images/train/1.png"}
-
-
-def test_classes_that_cannot_be_made_out_are_one_row_among_the_others(tree: Path) -> None:
-    (tree / "classes.txt").write_text("often\n\nnever\n")
-    plant_seven(tree)
-    found = check(str(tree))
-    assert [problem.name for problem in found.problems if "classes.txt has 3 lines" in problem.what] == ["-"]
-    assert {problem.name for problem in found.problems} == SEVEN.keys() - {"images/train/1.png"} | {"-"}
-    assert (found.count, found.wrong) == (8, 6)  # the row of the tree is no image
-
-
-def test_an_image_for_training_and_for_validation_is_found_where_a_mask_is_missing_too(tmp_path) -> None:
-    """In a tree without val/, whose fifth for it is the same whether or not the tree can be opened."""
-    for i in range(10):
-        save(tmp_path / f"images/{i}.png", np.full((8, 8, 3), i // 2, np.uint8))  # twins: 0 and 1, 2 and 3, ...
-        save(tmp_path / f"masks/{i}.png", np.eye(8, dtype=np.uint8))
-    (tmp_path / "classes.txt").write_text("off\non\n")
-    before = check(str(tmp_path)).problems
-    assert before
-    assert all("the same image as" in problem.what for problem in before)
-    (tmp_path / "masks/3.png").unlink()
-    after = check(str(tmp_path)).problems
-    assert set(before) < set(after)
-    assert len(after) == len(before) + 1
-
-
-def test_a_mask_without_an_image_is_wrong_and_a_second_file_for_one_image_is_not(tree: Path) -> None:
-    save(tree / "masks/train/0.jpg", np.zeros((20, 30), np.uint8))  # the PNG beside it is taken
-    assert check(str(tree)).problems == ()
-    save(tree / "masks/deep/er/0.png", np.zeros((20, 30), np.uint8))
-    found = check(str(tree))
-    assert [(problem.split, problem.name) for problem in found.problems] == [("train", "masks/deep/er/0.png")]
-    assert (found.count, found.wrong) == (8, 1)
-
-
-def test_what_cannot_be_opened_for_another_reason_says_that(tree: Path, tmp_path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
-        check(str(tmp_path / "nowhere"))
-    (tree / "classes.txt").write_text("often\n\nnever\n")
-    with pytest.raises(InputError, match=r"classes\.txt"):
-        check(str(tree))
 
 
 def test_the_built_in_scenes_are_right() -> None:

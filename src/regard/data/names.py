@@ -129,7 +129,8 @@ def read_json(file: Path) -> Legend:
     try:
         entries = msgspec.json.decode(file.read_text("utf-8-sig"), type=list[Entry])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f'{file}: {error}: [{{"name": "road", "color": [128, 64, 128]}}] would work') from error
+        one = '{"name": "road", "color": [128, 64, 128] or "#804080", "value": 7}'
+        raise InputError(f"{file}: {error}: a list of {one} would work") from error
     return from_entries(entries, file)
 
 

@@ -6,11 +6,8 @@ import io
 import json
 import os
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,64 +22,15 @@ from regard.data.download import archives, transfer
 from regard.data.download.dataset import NOTES, download
 from regard.data.source import open_source
 from regard.errors import InputError
-
-
-@dataclass
-class Site:
-    """What the server has and does, and what it was asked for."""
-
-    url: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    tag: str | None = '"first"'
-    ranges: bool = True
-    conditions: bool = True  # whether If-Range is looked at
-    cuts: list[int] = field(default_factory=list)  # bytes of each answer after which the connection is closed
-    statuses: list[int] = field(default_factory=list)  # of the first answers, in the place of a file
-    asked: list[str | None] = field(default_factory=list)  # the Range of each request
+from servers import Site, web_server
 
 
 @pytest.fixture
 def site(monkeypatch) -> Iterator[Site]:
     monkeypatch.setattr(transfer, "WAIT", 0.0)
-    monkeypatch.setenv("no_proxy", "*")
-    site = Site()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            site.asked.append(self.headers["Range"])
-            body = site.files.get(self.path.lstrip("/"))
-            if site.statuses or body is None:
-                self.send_error(site.statuses.pop(0) if site.statuses else 404)
-                return
-            whole, start = len(body), 0
-            if site.ranges and self.headers["Range"] and (self.headers["If-Range"] == site.tag or not site.conditions):
-                start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-                if start >= whole:
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{whole}")
-                    self.end_headers()
-                    return
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
-            else:
-                self.send_response(200)
-            if site.tag:
-                self.send_header("ETag", site.tag)
-            self.send_header("Content-Length", str(whole - start))
-            self.end_headers()
-            self.wfile.write(body[start:][: site.cuts.pop(0) if site.cuts else None])
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    site.url = f"http://127.0.0.1:{server.server_port}"
-    yield site
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web_server() as site:
+        site.tag = '"first"'
+        yield site
 
 
 def md5(content: bytes) -> str:
@@ -146,7 +94,7 @@ def test_a_whole_download_is_checked_unpacked_and_not_done_twice(name, packed, s
     assert open_source(done.root).classes == Scenes.classes
 
     assert download(data, out).new == ()
-    assert site.asked == [None]
+    assert site.ranges_asked == [None]
     (out / "small").rename(out / "gone")
     assert download(data, out, keep_archives=True).new == (name,)
     assert (out / name).read_bytes() == body
@@ -170,7 +118,7 @@ def test_a_broken_connection_goes_on_at_the_byte_where_it_broke(site, tmp_path) 
     site.files["small.zip"] = body = zipped(tree())
     site.cuts = [1000, 500]
     download(entry(site, "small.zip", checksum=md5(body)), tmp_path)
-    assert site.asked == [None, "bytes=1000-", "bytes=1500-"]
+    assert site.ranges_asked == [None, "bytes=1000-", "bytes=1500-"]
     assert len(contents(tmp_path)) == 10
 
 
@@ -185,7 +133,7 @@ def test_what_is_interrupted_stays_and_the_next_call_goes_on_there(site, tmp_pat
         transfer.transfer(f"{site.url}/small.zip", tmp_path / "small.zip", progress=stop)
     assert (tmp_path / "small.zip.partial").read_bytes() == body[:700]
     download(entry(site, "small.zip", checksum=md5(body)), tmp_path)
-    assert site.asked == [None, "bytes=700-"]
+    assert site.ranges_asked == [None, "bytes=700-"]
     assert not list(tmp_path.glob("*.partial*"))
 
 
@@ -203,7 +151,7 @@ def test_without_a_strong_tag_no_part_is_asked_for(tag, site, tmp_path) -> None:
     site.files["a"], site.tag, site.cuts = b"0123456789", tag, [4]
     transfer.transfer(f"{site.url}/a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"0123456789"
-    assert site.asked == [None, None]
+    assert site.ranges_asked == [None, None]
 
 
 def test_a_file_that_changed_on_the_server_is_begun_again(site, tmp_path) -> None:
@@ -213,7 +161,7 @@ def test_a_file_that_changed_on_the_server_is_begun_again(site, tmp_path) -> Non
     site.files["a"], site.tag, site.cuts = b"new" * 90, '"second"', []
     transfer.transfer(f"{site.url}/a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"new" * 90
-    assert site.asked == ["bytes=150-"]
+    assert site.ranges_asked == ["bytes=150-"]
 
 
 def test_a_part_of_another_file_is_not_joined_to_what_is_here(site, tmp_path) -> None:
@@ -223,7 +171,7 @@ def test_a_part_of_another_file_is_not_joined_to_what_is_here(site, tmp_path) ->
     (tmp_path / "a.partial.tag").write_text('"first"')
     transfer.transfer(f"{site.url}/a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"new" * 90
-    assert site.asked == ["bytes=150-", None]
+    assert site.ranges_asked == ["bytes=150-", None]
 
 
 def test_what_was_whole_but_for_its_name_is_not_fetched_again(site, tmp_path) -> None:
@@ -261,7 +209,7 @@ def test_what_is_not_there_is_one_line_and_leaves_nothing(site, tmp_path) -> Non
     with pytest.raises(InputError, match="404 Not Found: the data set may have moved") as said:
         download(entry(site, "gone.zip"), tmp_path / "new" / "out")
     assert "\n" not in str(said.value)
-    assert site.asked == [None]  # asking again would not help
+    assert site.ranges_asked == [None]  # asking again would not help
     assert not list(tmp_path.iterdir())
 
 
@@ -456,7 +404,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(site, tmp_path) -> N
     site.files["small.zip"] = zipped(tree())
     with pytest.raises(InputError, match=r"about 2000000\.0 GB are needed"):
         download(entry(site, "small.zip", size=10**15), tmp_path / "out")
-    assert site.asked == []
+    assert site.ranges_asked == []
     assert not list(tmp_path.iterdir())
 
 

@@ -5,7 +5,6 @@ import pytest
 
 from regard.data.loading.augment import TrainTransform, largest_share, resize_pair, short_side
 from regard.data.loading.draws import draws
-from regard.errors import InputError
 
 CELLS = 6  # down and across: 36 classes, each the number of its cell
 
@@ -164,12 +163,6 @@ def test_the_largest_share_is_of_the_labelled_pixels() -> None:
 def test_the_short_side_of_whole_images_is_the_crop_unless_it_is_given() -> None:
     assert TrainTransform(64, 255).whole == 64
     assert TrainTransform(64, 255, short=96).whole == 96
-
-
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"short": 0}, {"most": 0.0}, {"most": 1.5}, {"most": float("nan")}])
-def test_wrong_numbers_are_said(wrong: dict) -> None:
-    with pytest.raises(InputError, match="take"):
-        TrainTransform(**{"size": 64, "ignore_index": 255, **wrong})
 
 
 def test_masks_are_resampled_by_pixel_centres() -> None:

@@ -1,7 +1,6 @@
 """Going on in the middle of an epoch, and datasets around a dataset."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_chunks import UNEVEN, InChunks, Plain
 from PIL import Image
 
+from image_files import noise_files
 from regard.data.datasets.base import Chunked
 from regard.data.datasets.folders import ImageFolder
 from regard.data.datasets.scenes import Scenes
@@ -28,40 +29,7 @@ from regard.errors import InputError
 from regard.runs.feature_cache import _names
 from regard.runs.pretraining import BANK, _probed
 
-UNEVEN = [5, 1, 9, 3, 12, 7, 2, 8, 4, 11] * 8  # 496 images in 80 chunks
 BATCH = 12  # divided by all the numbers of processes below
-
-
-class Plain:
-    """So many images, never looked at."""
-
-    classes, ignore_index, palette = (), 255, np.zeros((0, 3), np.uint8)
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def name(self, i: int) -> str:
-        return str(i)
-
-    def image(self, i: int) -> np.ndarray:
-        return np.zeros((1, 1, 3), np.uint8)
-
-    def mask(self, i: int) -> np.ndarray:
-        return np.zeros((1, 1), np.uint8)
-
-
-class InChunks(Plain):
-    """The same, in chunks."""
-
-    def __init__(self, chunks: Sequence[int]) -> None:
-        super().__init__(sum(chunks))
-        self.chunks, self.asked = tuple(chunks), list[int]()
-
-    def prefetch(self, numbers) -> None:
-        self.asked += list(numbers)
 
 
 @dataclass
@@ -170,15 +138,6 @@ def test_a_checkpoint_survives_a_safe_load(tmp_path) -> None:
 # ---- datasets around a dataset
 
 
-def noise(root: Path, count: int) -> Path:
-    """PNGs of 0.12 MB each, so that a chunk of 1 MB holds nine."""
-    root.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        pixels = np.random.default_rng(i).integers(0, 256, (160, 240, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f"{i:03}.png", compress_level=0)
-    return root
-
-
 def packed_of(root: Path) -> Packed:
     packed = open_source(root).splits["train"]
     assert isinstance(packed, Packed)
@@ -234,7 +193,7 @@ def test_an_unreadable_image_is_skipped_by_its_views_whatever_its_name(tmp_path)
 
 
 def test_chunks_are_fetched_ahead_where_a_pack_is_read_in_order_and_else_hardly(tmp_path, monkeypatch) -> None:
-    pack(open_source(noise(tmp_path / "source", 66)), tmp_path / "pack", 1)
+    pack(open_source(noise_files(tmp_path / "source", 66)), tmp_path / "pack", 1)
     chunks = len(packed_of(tmp_path / "pack").chunks)
     assert chunks == 8
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from object_stores import Site, gs_server, s3_server, web_server
 from torch.utils.data import DataLoader, Dataset
 
+from commands import line
 from regard.data.packs.cache import mapped, prefetch
 from regard.data.packs.remote import file_system
 from regard.data.packs.store import Store
-from regard.errors import InputError
+from servers import Site, gs_server, s3_server, web_server
 
 FORK = multiprocessing.get_context("fork")
 
@@ -68,13 +68,6 @@ def held(folder: Path) -> int:
         except FileNotFoundError:  # removed since
             continue
     return total
-
-
-def line(call, *args) -> str:
-    with pytest.raises(InputError) as raised:
-        call(*args)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 def test_a_chunk_is_fetched_once(site) -> None:
@@ -146,6 +139,18 @@ def test_a_bound_below_a_chunk_is_one_line(site, folder, monkeypatch) -> None:
     said = line(mapped, opened(site), *chunk)
     assert said.endswith("can't hold 0.bin, which has 1e-06 GB: a larger REGARD_CACHE_GB would work")
     assert not folder.exists()
+
+
+def test_without_an_environment_it_is_20_gb_in_the_home_folder(site, tmp_path, monkeypatch) -> None:
+    (chunk,) = chunks(site, 1)
+    for name in ("REGARD_CACHE", "REGARD_CACHE_GB"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    mapped(opened(site), *chunk)
+    assert whole(tmp_path / "home/.cache/regard/chunks") == {f"{chunk[2]}-1000"}
+    assert "the cache of 20 GB can't hold 0.bin, which has 20.5 GB" in line(
+        mapped, opened(site), "0.bin", 20_500_000_000, chunk[2]
+    )
 
 
 @pytest.mark.parametrize("text", ["much", "0", "-1", "nan", "inf"])

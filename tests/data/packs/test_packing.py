@@ -16,6 +16,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from commands import fails
+from image_files import noise, noise_files, save
 from regard.cli import main
 from regard.data.datasets.base import LabelDataset, MaskDataset
 from regard.data.packs.contents import PACK_FILE, UNFINISHED_FILE, VERSION
@@ -24,15 +26,6 @@ from regard.data.packs.packing import LOCK_FILE, pack
 from regard.data.reading import read_image
 from regard.data.source import Source, check_readable, fingerprint, open_source
 from regard.errors import InputError
-
-
-def noise(seed: int, height: int = 24, width: int = 30) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def save(path: Path, pixels: np.ndarray, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
 
 
 def images(root: Path, count: int = 7) -> Path:
@@ -109,14 +102,6 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def fails(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(["data", *arguments])
-    assert stop.value.code == 2
-    said = capsys.readouterr().err.splitlines()
-    return next(line for line in said if line.startswith("regard data"))
-
-
 # ---- what comes out is what went in
 
 
@@ -144,7 +129,7 @@ def test_a_pack_of_any_source_is_the_same_data(make, tmp_path):
 
 
 def test_a_pack_can_be_packed_again_in_chunks_of_another_size(tmp_path):
-    pack(open_source(many(tmp_path / "source")), tmp_path / "first", 1)
+    pack(open_source(noise_files(tmp_path / "source", 40)), tmp_path / "first", 1)
     pack(open_source(tmp_path / "first"), tmp_path / "second", 3)
     first, second = open_source(tmp_path / "first"), open_source(tmp_path / "second")
     assert everything(second, "train") == everything(first, "train")
@@ -162,7 +147,7 @@ def test_image_files_are_kept_to_the_byte(tmp_path):
 
 
 def test_images_are_found_by_number_in_many_chunks_from_copies_and_the_end(tmp_path):
-    many(tmp_path / "source")
+    noise_files(tmp_path / "source", 40)
     pack(open_source(tmp_path / "source"), tmp_path / "pack", 1)
     packed = open_source(tmp_path / "pack").splits["train"]
     assert isinstance(packed, Packed)
@@ -180,16 +165,9 @@ def test_images_are_found_by_number_in_many_chunks_from_copies_and_the_end(tmp_p
         packed.name(40)
 
 
-def many(root: Path, count: int = 40) -> Path:
-    """PNGs of noise that take a tenth of a megabyte each."""
-    for i in range(count):
-        save(root / f"{i:03}.png", noise(i, 160, 240), compress_level=0)
-    return root
-
-
 def test_litdata_reads_the_same_pack(tmp_path):
     litdata = pytest.importorskip("litdata", reason="needs litdata (regard[stream])")
-    for name, make in (("masks", pairs), ("labels", classes), ("images", many)):
+    for name, make in (("masks", pairs), ("labels", classes), ("images", images)):
         pack(open_source(make(tmp_path / name / "source")), tmp_path / name / "pack", 1)
         packed = open_source(tmp_path / name / "pack").splits["train"]
         assert isinstance(packed, Packed)
@@ -211,7 +189,7 @@ def test_litdata_reads_the_same_pack(tmp_path):
 
 
 def test_a_pack_that_was_killed_goes_on_behind_what_is_whole(tmp_path):
-    many(tmp_path / "source", 200)
+    noise_files(tmp_path / "source", 200)
     pack(open_source(tmp_path / "source"), tmp_path / "whole", 1)
     command = [sys.executable, "-m", "regard", "data", "pack", str(tmp_path / "source"), str(tmp_path / "cut")]
     process = subprocess.Popen([*command, "--chunk_mb", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -243,7 +221,7 @@ def same(one: Path, other: Path) -> None:
 
 
 def interrupted(source: Source, to: Path, monkeypatch) -> None:
-    """Pack about two thirds of the images of `many`, until an interrupt comes."""
+    """Pack about two thirds of 40 images, until an interrupt comes."""
     dataset, calls = source.splits["train"], []
     whole = dataset.encoded  # type: ignore[attr-defined]
 
@@ -259,32 +237,36 @@ def interrupted(source: Source, to: Path, monkeypatch) -> None:
             pack(source, to, 1)
 
 
+def spoil(chunk: Path, harm: str) -> None:
+    content = chunk.read_bytes()
+    if harm == "gone":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(content[:-7] if harm == "cut" else content[:-7] + b"changed")
+
+
 @pytest.mark.parametrize("which", [0, -1])
 @pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
 def test_a_chunk_that_is_not_whole_is_written_again(harm, which, tmp_path, monkeypatch):
-    source = open_source(many(tmp_path / "source"))
+    source = open_source(noise_files(tmp_path / "source", 40))
     pack(source, tmp_path / "whole", 1)
     interrupted(source, tmp_path / "cut", monkeypatch)
     chunks = sorted((tmp_path / "cut/train").glob("*.bin"))
     assert 1 < len(chunks) < 5
     assert not list(tmp_path.rglob("*.partial"))
-    content = chunks[which].read_bytes()
-    if harm == "gone":
-        chunks[which].unlink()
-    else:
-        chunks[which].write_bytes(content[:-7] if harm == "cut" else content[:-7] + b"changed")
+    spoil(chunks[which], harm)
     pack(source, tmp_path / "cut", 1)
     same(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_what_was_begun_with_other_files_or_settings_is_refused(tmp_path, monkeypatch, capsys):
-    source = open_source(many(tmp_path / "source"))
+    source = open_source(noise_files(tmp_path / "source", 40))
     interrupted(source, tmp_path / "cut", monkeypatch)
     before = files(tmp_path / "cut")
-    said = fails(capsys, "pack", str(tmp_path / "source"), str(tmp_path / "cut"), "--chunk_mb", "2")
+    said = fails(capsys, "data", "pack", str(tmp_path / "source"), str(tmp_path / "cut"), "--chunk_mb", "2")
     assert "holds a pack of other content or settings (it differs in --chunk_mb): another folder" in said
     save(tmp_path / "source/new.png", noise(1))
-    said = fails(capsys, "pack", str(tmp_path / "source"), str(tmp_path / "cut"), "--chunk_mb", "1")
+    said = fails(capsys, "data", "pack", str(tmp_path / "source"), str(tmp_path / "cut"), "--chunk_mb", "1")
     assert "(it differs in its files)" in said
     assert files(tmp_path / "cut") == before
 
@@ -311,7 +293,7 @@ def test_a_bad_image_or_mask_stops_a_pack_or_is_left_out_and_named(file, tmp_pat
     pairs(tmp_path / "source")
     (tmp_path / "source" / file).write_bytes(b"broken")
     arguments = ["pack", str(tmp_path / "source"), str(tmp_path / "pack")]
-    said = fails(capsys, *arguments)
+    said = fails(capsys, "data", *arguments)
     assert "4.png" in said
     assert "can't be read" in said
     assert not (tmp_path / "pack" / PACK_FILE).exists()
@@ -330,7 +312,7 @@ def test_a_split_without_a_readable_image_is_refused(tmp_path, capsys):
     images(tmp_path / "source")
     for path in (tmp_path / "source").rglob("*.*"):
         path.write_bytes(b"broken")
-    said = fails(capsys, "pack", str(tmp_path / "source"), str(tmp_path / "pack"), "--on_bad_image", "skip")
+    said = fails(capsys, "data", "pack", str(tmp_path / "source"), str(tmp_path / "pack"), "--on_bad_image", "skip")
     assert "no image of train of" in said
 
 
@@ -359,23 +341,23 @@ def test_where_a_pack_cannot_go(tmp_path, capsys):
         (tmp_path / "file/pack", "Not a directory"),
         ("https://user:secret@host/pack?token=secret", "https://host/pack can be read from, not written to"),
     ):
-        said = fails(capsys, "pack", str(source), str(to))
+        said = fails(capsys, "data", "pack", str(source), str(to))
         assert words in said
         assert "secret" not in said
     for size in ("0", "5000"):
-        said = fails(capsys, "pack", str(source), str(tmp_path / "p"), "--chunk_mb", size)
+        said = fails(capsys, "data", "pack", str(source), str(tmp_path / "p"), "--chunk_mb", size)
         assert f"chunk_mb {size} is out of bounds" in said
-    assert "no such folder" in fails(capsys, "pack", str(tmp_path / "nowhere"), str(tmp_path / "p"))
+    assert "no such folder" in fails(capsys, "data", "pack", str(tmp_path / "nowhere"), str(tmp_path / "p"))
     assert not (tmp_path / "p").exists()
     assert not (source / "deep/pack").exists()
 
 
 def test_a_pack_that_is_broken_is_named(tmp_path, capsys):
-    pack(open_source(many(tmp_path / "source")), tmp_path / "pack", 1)
+    pack(open_source(noise_files(tmp_path / "source", 40)), tmp_path / "pack", 1)
     here = str(tmp_path / "pack")
     content = (tmp_path / "pack/train/chunk-0-1.bin").read_bytes()
     (tmp_path / "pack/train/chunk-0-1.bin").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "1 of 5 chunks are wrong" in fails(capsys, "check", here)
+    assert "1 of 5 chunks are wrong" in fails(capsys, "data", "check", here)
     (tmp_path / "pack/train/chunk-0-1.bin").write_bytes(bytes(len(content)))
     with pytest.raises(InputError, match=r"chunk-0-1.bin is broken"):
         everything(open_source(here), "train")
@@ -426,24 +408,20 @@ def test_a_packing_json_of_somebody_else_makes_no_pack(text, tmp_path, capsys):
     assert open_source(tmp_path / "source").layout == "images"
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / UNFINISHED_FILE).write_text(text)
-    said = fails(capsys, "pack", str(tmp_path / "source"), str(tmp_path / "to"))
+    said = fails(capsys, "data", "pack", str(tmp_path / "source"), str(tmp_path / "to"))
     assert f"is no pack, and holds {UNFINISHED_FILE}" in said
     assert (tmp_path / "to" / UNFINISHED_FILE).read_text() == text
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "gone", "index.json"])
 def test_a_finished_pack_that_is_not_whole_is_mended(harm, tmp_path, capsys):
-    arguments = ["data", "pack", str(many(tmp_path / "source")), str(tmp_path / "pack"), "--chunk_mb", "1"]
+    arguments = ["data", "pack", str(noise_files(tmp_path / "source", 40)), str(tmp_path / "pack"), "--chunk_mb", "1"]
     main([*arguments, "--on_bad_image", "skip"])
     before = files(tmp_path / "pack")
-    chunk = tmp_path / "pack/train/chunk-0-1.bin"
-    content = chunk.read_bytes()
     if harm == "index.json":
         (tmp_path / "pack/train/index.json").unlink()
-    elif harm == "gone":
-        chunk.unlink()
     else:
-        chunk.write_bytes(content[:-7] if harm == "cut" else content[:-7] + b"changed")
+        spoil(tmp_path / "pack/train/chunk-0-1.bin", harm)
     capsys.readouterr()
     main(arguments)
     assert files(tmp_path / "pack") == before
@@ -453,7 +431,7 @@ def test_a_finished_pack_that_is_not_whole_is_mended(harm, tmp_path, capsys):
 
 
 def test_a_pack_is_mended_without_what_was_left_out(tmp_path):
-    many(tmp_path / "source")
+    noise_files(tmp_path / "source", 40)
     (tmp_path / "source/007.png").write_bytes(b"broken")
     source = open_source(tmp_path / "source")
     pack(source, tmp_path / "pack", 1, "skip")
@@ -467,7 +445,7 @@ def test_a_pack_is_mended_without_what_was_left_out(tmp_path):
 def test_two_calls_do_not_pack_into_one_folder(tmp_path, capsys):
     images(tmp_path / "source")
     with FileLock(tmp_path / "pack" / LOCK_FILE):
-        said = fails(capsys, "pack", str(tmp_path / "source"), str(tmp_path / "pack"))
+        said = fails(capsys, "data", "pack", str(tmp_path / "source"), str(tmp_path / "pack"))
         assert f"{tmp_path / 'pack'} is being packed into: its end, or another folder, would work" in said
         assert os.listdir(tmp_path / "pack") == [LOCK_FILE]
     pack(open_source(tmp_path / "source"), tmp_path / "pack")

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from object_stores import KEYS, Site, gs_server, s3_server, web_server
 
+from commands import line
 from regard.data.packs import remote, store
 from regard.data.packs.store import Store, is_remote
 from regard.data.source import open_source
 from regard.errors import InputError
+from servers import KEYS, Site, gs_server, s3_server, web_server
 
 BYTES = np.random.default_rng(0).bytes(300_000)
 SHA = hashlib.sha256(BYTES).hexdigest()
@@ -60,14 +61,6 @@ def writable(request, tmp_path) -> Store:
         return Store(tmp_path / "pack")
     request.getfixturevalue(request.param)
     return Store(f"{request.param}://bucket/some/{tmp_path.name}")
-
-
-def line(call, *args) -> str:
-    """The one line that a call fails with."""
-    with pytest.raises(InputError) as raised:
-        call(*args)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 def test_urls_are_told_from_paths() -> None:
@@ -262,42 +255,45 @@ def test_a_bucket_or_a_server_that_is_not_there_is_one_line(request, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "words"),
+    ("status", "code"),
     [
-        (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
-        (403, "SignatureDoesNotMatch", "AWS_ACCESS_KEY_ID"),
-        (403, "AccessDenied", "AWS_ACCESS_KEY_ID"),
-        (400, "ExpiredToken", "AWS_ACCESS_KEY_ID"),
-        (400, "AuthorizationHeaderMalformed", "AWS_ACCESS_KEY_ID"),
+        (403, "InvalidAccessKeyId"),
+        (403, "SignatureDoesNotMatch"),
+        (403, "AccessDenied"),
+        (400, "ExpiredToken"),
+        (400, "AuthorizationHeaderMalformed"),
     ],
 )
-def test_s3_credentials_that_are_refused_are_one_line_at_once(site, s3, monkeypatch, status, code, words) -> None:
+def test_s3_credentials_that_are_refused_are_one_line_at_once(site, s3, monkeypatch, status, code) -> None:
     """The answers of Amazon's servers, as moto gives them only when told to, to all tests at once."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
     site.statuses, site.body = [status] * 9, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
     message = line(Store("s3://bucket/a").read, "b")
     assert "s3://bucket/a/b is refused" in message
     assert f"{status} {code}" in message
-    assert words in message
+    assert "AWS_ACCESS_KEY_ID" in message
     assert len(site.asked) == 1
 
 
-def test_s3_is_asked_as_often_as_is_said(site, s3, monkeypatch) -> None:
+@pytest.fixture
+def public(site, s3, monkeypatch) -> Site:
+    """The site in the place of S3, without credentials: it refuses what has an Authorization header."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    return site
+
+
+def test_s3_is_asked_as_often_as_is_said(public) -> None:
     """And not as often again by s3fs and by botocore."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
-    for name in KEYS:
-        monkeypatch.delenv(name)
-    site.files["bucket/a/b"], site.cuts = BYTES, [100] * 20
+    public.files["bucket/a/b"], public.cuts = BYTES, [100] * 20
     assert "after 4 tries (the connection broke off)" in line(Store("s3://bucket/a").read, "b")
-    assert len(site.asked) == store.TRIES
+    assert len(public.asked) == store.TRIES
 
 
-def test_a_busy_s3_is_asked_again(site, s3, monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
-    for name in KEYS:
-        monkeypatch.delenv(name)
-    site.files["bucket/a/b"], site.body = BYTES, b"<Error><Code>SlowDown</Code></Error>"
-    site.statuses, site.cuts = [503, 500], [90_000, 50_000]
+def test_a_busy_s3_is_asked_again(public, tmp_path) -> None:
+    public.files["bucket/a/b"], public.body = BYTES, b"<Error><Code>SlowDown</Code></Error>"
+    public.statuses, public.cuts = [503, 500], [90_000, 50_000]
     Store("s3://bucket/a").fetch("b", tmp_path / "copy", len(BYTES), SHA)
     assert (tmp_path / "copy").read_bytes() == BYTES
 
@@ -310,11 +306,8 @@ def test_moto_refuses_wrong_keys(s3, monkeypatch) -> None:
     assert "403 InvalidAccessKeyId" in with_keys()
 
 
-def test_a_public_bucket_needs_no_credentials(site, s3, monkeypatch) -> None:
-    for name in KEYS:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
-    site.files["bucket/a/b"] = b"public"  # and the site refuses what has an Authorization header
+def test_a_public_bucket_needs_no_credentials(public) -> None:
+    public.files["bucket/a/b"] = b"public"
     assert Store("s3://bucket/a").read("b") == b"public"
 
 

@@ -6,145 +6,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 import pytest
-from object_stores import Site, gs_server, s3_server, web_server
-from PIL import Image
 from safetensors.torch import load_file
 
+from commands import fails
+from image_files import noise_files
 from regard.cli import main
-from regard.data.loading.order import WINDOW, EpochSampler
 from regard.data.packs.packed import Packed
 from regard.data.packs.packing import pack
 from regard.data.packs.remote import file_system
 from regard.data.packs.store import TRIES, Store
 from regard.data.source import open_source
 from regard.errors import InputError
+from servers import Site, gs_server, s3_server, web_server
 
 HERE = Path(__file__).parent
 LONG = 300  # seconds after which something hangs
-
-
-def noise_images(root: Path, count: int) -> Path:
-    """PNGs that take 0.12 MB each, so that a chunk of 1 MB holds nine."""
-    for i in range(count):
-        (root).mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(i).integers(0, 256, (160, 240, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f"{i:03}.png", compress_level=0)
-    return root
-
-
-class Chunks:
-    """A dataset of so many images in each chunk, which notes what it is told to fetch."""
-
-    def __init__(self, chunks: Sequence[int]) -> None:
-        self.chunks, self.asked = tuple(chunks), []
-        self.chunk_of = np.repeat(np.arange(len(chunks)), chunks)
-
-    def prefetch(self, numbers) -> None:
-        self.asked += list(numbers)
-
-    def orders(self, world: int, batch: int, seed: int = 0, epoch: int = 0, skip: int = 0) -> list[list[int]]:
-        """The images of each rank."""
-        count, orders = sum(self.chunks), []
-        for rank in range(world):
-            sampler = EpochSampler(count, seed, batch, rank, world, epoch, skip, self)
-            keys = list(sampler)
-            assert len(keys) == len(sampler) - skip
-            assert {key[0] for key in keys} <= {epoch}
-            orders.append([index for _, index in keys])
-        return orders
-
-
-UNEVEN = [5, 1, 9, 3, 12, 7, 2, 8, 4, 11] * 8  # 496 images in 80 chunks
-
-
-# ---- the order
-
-
-@pytest.mark.parametrize("chunks", [UNEVEN, [10], [3, 4], [1] * 50])
-@pytest.mark.parametrize(("world", "batch"), [(1, 1), (1, 4), (2, 4), (3, 3), (4, 8)])
-def test_every_image_comes_once_an_epoch_and_only_what_fills_no_batch_is_left_out(chunks, world, batch):
-    count = sum(chunks)
-    for epoch in range(3):
-        orders = Chunks(chunks).orders(world, batch, epoch=epoch)
-        assert len({len(order) for order in orders}) == 1
-        seen = [index for order in orders for index in order]
-        assert len(set(seen)) == len(seen) == count - count % batch
-        assert set(seen) <= set(range(count))
-
-
-def test_the_order_is_a_function_of_seed_and_epoch():
-    dataset = Chunks(UNEVEN)
-    first = dataset.orders(2, 4)
-    assert dataset.orders(2, 4) == first
-    for other in (dataset.orders(2, 4, epoch=1), dataset.orders(2, 4, seed=1)):
-        assert other != first
-        assert np.mean(np.array(other[0]) == np.array(first[0])) < 0.05
-
-
-def test_what_is_left_out_changes_from_epoch_to_epoch():
-    """Of one chunk of ten, too, whose last two would else never be seen."""
-    seen = [set(Chunks([10]).orders(1, 4, epoch=epoch)[0]) for epoch in range(20)]
-    assert set.union(*seen) == set(range(10))
-    left = [tuple(sorted(set(range(10)) - of)) for of in seen]
-    assert len(set(left)) > 4
-
-
-def test_chunks_are_read_one_window_after_the_other_and_mixed_within_it():
-    dataset = Chunks(UNEVEN)
-    order = dataset.orders(1, 1)[0]
-    place = {chunk: [i for i, index in enumerate(order) if dataset.chunk_of[index] == chunk] for chunk in range(80)}
-    spans = [max(at) - min(at) + 1 for at in place.values()]
-    most = max(sum(sorted(UNEVEN)[-WINDOW:]), 1)
-    # the chunk where the epoch begins is cut in two, and its other part comes last
-    assert sorted(spans)[-2] <= most
-    held = [len({chunk for chunk, at in place.items() if min(at) <= i <= max(at)}) for i in range(len(order))]
-    assert np.median(held) <= WINDOW + 1
-    chunks = [dataset.chunk_of[index] for index in order]
-    assert np.mean(np.array(chunks[1:]) == np.array(chunks[:-1])) < 0.3  # neighbours are of many chunks
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_a_chunk_only_where_their_runs_meet(world):
-    dataset = Chunks(UNEVEN)
-    for epoch in range(5):
-        held = [{int(dataset.chunk_of[i]) for i in order} for order in dataset.orders(world, world, epoch=epoch)]
-        assert sum(map(len, held)) <= 80 + world
-
-
-@pytest.mark.parametrize("skip", [1, 37, 120, 121, 248])
-def test_a_resumed_epoch_is_the_rest_of_the_whole_one(skip):
-    whole = Chunks(UNEVEN).orders(2, 2, epoch=3)
-    assert Chunks(UNEVEN).orders(2, 2, epoch=3, skip=skip) == [order[skip:] for order in whole]
-
-
-def test_the_epoch_after_a_resumed_one_is_whole():
-    dataset = Chunks(UNEVEN)
-    sampler = EpochSampler(496, 0, skip=100, chunked=dataset)
-    assert len(list(sampler)) == 396
-    sampler.set_epoch(1)
-    assert [index for _, index in sampler] == dataset.orders(1, 1, epoch=1)[0]
-
-
-def test_chunks_are_asked_for_before_they_are_read_a_window_ahead_and_once():
-    dataset = Chunks(UNEVEN)
-    read = []
-    for _, index in EpochSampler(496, 0, chunked=dataset):
-        chunk = int(dataset.chunk_of[index])
-        assert chunk in dataset.asked
-        if chunk not in read:
-            read.append(chunk)
-        assert len(dataset.asked) <= len(read) + 2 * WINDOW
-    assert set(dataset.asked) == set(range(80))
-    assert len(dataset.asked) <= 81  # once; the one that the epoch begins in the middle of, twice
-
-
-# ---- from buckets and the web
 
 
 @pytest.fixture
@@ -172,7 +54,7 @@ def packed_of(src) -> Packed:
 
 
 def test_a_pack_is_the_same_in_s3_and_chunks_are_fetched_when_they_are_read(bucket, tmp_path, capsys):
-    source = noise_images(tmp_path / "source", 40)
+    source = noise_files(tmp_path / "source", 40)
     pack(open_source(source), tmp_path / "pack", 1)
     main(["data", "pack", str(source), bucket, "--chunk_mb", "1"])
     assert f"packed in {bucket}: regard pretrain --data {bucket} ..." in capsys.readouterr().out
@@ -198,14 +80,13 @@ def test_a_pack_in_google_cloud_storage_and_on_the_web(tmp_path, monkeypatch):
     pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator (regard[dev])")
     pytest.importorskip("gcsfs", reason="needs gcsfs (regard[stream])")
     monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "cache"))
-    source = open_source(noise_images(tmp_path / "source", 12))
+    source = open_source(noise_files(tmp_path / "source", 12))
     pack(source, tmp_path / "pack", 1)
     with gs_server("images"):
         pack(source, "gs://images/toy", 1)
         same(packed_of("gs://images/toy"), packed_of(tmp_path / "pack"))
     with web_server() as site:
-        for path in (tmp_path / "pack").rglob("*.*"):
-            site.files["toy/" + str(path.relative_to(tmp_path / "pack"))] = path.read_bytes()
+        site.serve(tmp_path / "pack", "toy")
         monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "another"))
         same(packed_of(f"{site.url}/toy"), packed_of(tmp_path / "pack"))
 
@@ -215,15 +96,10 @@ def web(tmp_path, monkeypatch) -> Iterator[Site]:
     """40 images in five chunks on a web server, at /toy."""
     pytest.importorskip("aiohttp", reason="needs aiohttp (regard[stream])")
     monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "cache"))
-    pack(open_source(noise_images(tmp_path / "source", 40)), tmp_path / "pack", 1)
+    pack(open_source(noise_files(tmp_path / "source", 40)), tmp_path / "pack", 1)
     with web_server() as site:
-        serve(site, tmp_path / "pack")
+        site.serve(tmp_path / "pack", "toy")
         yield site
-
-
-def serve(site: Site, folder: Path) -> None:
-    for path in folder.rglob("*.*"):
-        site.files["toy/" + str(path.relative_to(folder))] = path.read_bytes()
 
 
 def chunks_asked(site: Site) -> list[str]:
@@ -272,17 +148,17 @@ def test_a_chunk_that_is_wrong_in_the_bucket_is_not_fetched_for_ever(web):
 
 def test_a_look_at_few_labelled_images_fetches_few_chunks(web, tmp_path, capsys):
     for name in ("ants", "bees"):
-        noise_images(tmp_path / "classes" / name, 15)
+        noise_files(tmp_path / "classes" / name, 15)
     pack(open_source(tmp_path / "classes"), tmp_path / "labelled", 1)
     web.files.clear()
-    serve(web, tmp_path / "labelled")
+    web.serve(tmp_path / "labelled", "toy")
     main(["data", "info", f"{web.url}/toy", "--limit", "1"])
     assert set(chunks_asked(web)) == {"toy/train/chunk-0-0.bin"}
     assert "ants" in capsys.readouterr().err
 
 
 def test_nothing_of_somebody_else_is_written_over_in_a_bucket(bucket, tmp_path):
-    source = open_source(noise_images(tmp_path / "source", 2))
+    source = open_source(noise_files(tmp_path / "source", 2))
     for name in ("train/index.json", "train/chunk-0-0.bin", "packing.json", "regard.json"):
         Store(f"{bucket}/{name[:9]}").put(b"mine", name)
         with pytest.raises(InputError, match=f"is no pack, and holds {name.split('/')[0]}|regard.json is broken"):
@@ -291,7 +167,7 @@ def test_nothing_of_somebody_else_is_written_over_in_a_bucket(bucket, tmp_path):
 
 
 def test_a_pack_in_a_bucket_that_lacks_a_chunk_is_mended(bucket, tmp_path):
-    source = open_source(noise_images(tmp_path / "source", 30))
+    source = open_source(noise_files(tmp_path / "source", 30))
     pack(source, bucket, 1)
     store, parts = Store(bucket), packed_of(bucket).parts
     store.put(b"short", f"train/{parts[1].file}")
@@ -301,7 +177,7 @@ def test_a_pack_in_a_bucket_that_lacks_a_chunk_is_mended(bucket, tmp_path):
 
 
 def test_a_pack_to_a_bucket_goes_on_where_it_was_cut_short(bucket, tmp_path, monkeypatch):
-    source = open_source(noise_images(tmp_path / "source", 40))
+    source = open_source(noise_files(tmp_path / "source", 40))
     written: list[str] = []
     write = Store.put
 
@@ -330,12 +206,7 @@ def test_where_there_is_no_pack(bucket, tmp_path, capsys):
         ("ftp://host/toy", "ftp://"),
         ("s3:/images/toy", "s3:/images/toy is no URL: a pack at s3://BUCKET/FOLDER"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            main(["data", "info", src])
-        assert stop.value.code == 2
-        said = capsys.readouterr().err
-        assert words in said
-        assert said.count("\n") == 1
+        assert words in fails(capsys, "data", "info", src)
 
 
 def process(arguments: list[str], **environment: str) -> subprocess.Popen:
@@ -345,7 +216,7 @@ def process(arguments: list[str], **environment: str) -> subprocess.Popen:
 @pytest.mark.slow
 def test_two_processes_read_every_image_once_an_epoch_within_the_bound(bucket, tmp_path):
     """61 images in 7 chunks of 1 MB, a cache for three and a half of them, two processes with two loaders each."""
-    pack(open_source(noise_images(tmp_path / "source", 61)), bucket, 1)
+    pack(open_source(noise_files(tmp_path / "source", 61)), bucket, 1)
     bound, chunks = 3_700_000, tmp_path / "cache/chunks"
     processes = [
         process(
@@ -387,7 +258,7 @@ VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads
 
 @pytest.mark.slow
 def test_a_killed_pretrain_from_a_bucket_goes_on_bit_for_bit(bucket, tmp_path):
-    pack(open_source(noise_images(tmp_path / "source", 66)), bucket, 1)
+    pack(open_source(noise_files(tmp_path / "source", 66)), bucket, 1)
     command = [
         "pretrain", "--data", bucket, "--size", "32", "--batch_size", "8", "--epochs", "3",
         "--workers", "1", "--backbone", "vit_tiny_patch16_224", "--backbone_options", VIT,

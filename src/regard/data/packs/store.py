@@ -125,7 +125,7 @@ class Store:
         return digest.hexdigest()
 
     def _ask(self, name: str, call: Callable[[Any, str], Any], absent: Any = "raise") -> Any:
-        """What `call` gives of the file system and an address in it; `absent`, if given, where there is no such file."""
+        """What `call` gives of the file system and an address in it; or `absent`, if given, where there is none."""
         shown, address = f"{self.shown}/{name}", self._address(name)
 
         def attempt() -> Any:

@@ -1,4 +1,4 @@
-"""Servers on loopback for the tests of stores: S3 (moto), Google Cloud Storage (an emulator), the web.
+"""Servers on loopback for the tests of stores and downloads: S3 (moto), Google Cloud Storage (an emulator), the web.
 
 Each is a context manager. `s3_server` and `gs_server` set what the libraries read from the environment, so that
 processes started within reach them too.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from unittest import mock
 
 NO_CREDENTIALS = {  # nothing of the machine's own, and no search for a metadata server
@@ -30,6 +31,8 @@ class Site:
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)  # by path, without the first "/"
     ranges: bool = True
+    tag: str | None = None  # ETag of every file, which If-Range is compared with
+    conditions: bool = True  # whether If-Range is looked at
     delay: float = 0.0  # seconds before each answer
     cuts: list[int] = field(default_factory=list)  # bytes of each answer after which the connection is closed
     statuses: list[int] = field(default_factory=list)  # of the first answers, in the place of a file
@@ -37,6 +40,11 @@ class Site:
     authorization: str | None = None  # the header that is asked for
     query: str = ""  # that is asked for
     asked: list[tuple[str, str | None]] = field(default_factory=list)  # (path, Range) of each request
+
+    def serve(self, folder: Path, at: str) -> None:
+        """All files of a folder, below a path."""
+        for path in folder.rglob("*.*"):
+            self.files[f"{at}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
 
     @property
     def ranges_asked(self) -> list[str | None]:
@@ -63,15 +71,18 @@ def web_server() -> Iterator[Site]:
             if body is None:
                 return self.refuse(404)
             whole, begin, end = len(body), 0, len(body)
-            if site.ranges and self.headers["Range"]:
+            is_same = not site.conditions or self.headers["If-Range"] in (None, site.tag)
+            if site.ranges and self.headers["Range"] and is_same:
                 first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-                begin, end = int(first), min(whole, int(last) + 1)
+                begin, end = int(first), min(whole, int(last or whole) + 1)
                 if begin >= whole:
-                    return self.refuse(416)
+                    return self.refuse(416, f"bytes */{whole}")
                 self.send_response(206)
                 self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{whole}")
             else:
                 self.send_response(200)
+            if site.tag:
+                self.send_header("ETag", site.tag)
             self.send_header("Content-Length", str(end - begin))
             self.end_headers()
             cut = site.cuts.pop(0) if site.cuts else end
@@ -83,8 +94,9 @@ def web_server() -> Iterator[Site]:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.refuse(site.statuses.pop(0))
 
-        def refuse(self, status: int) -> None:
+        def refuse(self, status: int, range_: str = "") -> None:
             self.send_response(status)
+            self.send_header("Content-Range", range_)
             self.send_header("Content-Length", str(len(site.body)))
             self.end_headers()
             self.wfile.write(site.body)
