@@ -75,7 +75,7 @@ def check(src: str) -> Checked:
 
 
 def check_source(source: Source) -> Checked:
-    """`check` of what was opened."""
+    """Read every image and mask of what was opened, and list what is wrong."""
     splits = [(split, dataset, i) for split, dataset in source.splits.items() for i in range(len(dataset))]
     read = in_threads(_read, [(dataset, i) for _, dataset, i in splits], "checking")
     problems: list[Problem] = []
@@ -130,7 +130,7 @@ def _orphans(source: Source) -> list[Problem]:
 
 
 def _check_unopened(root: Path) -> Checked:
-    """`check` of an images/ + masks/ tree, with the splits of `open_source`, where that has refused it."""
+    """Check an images/ + masks/ tree, with the splits of `open_source`, where that has refused it."""
     splits, _ = with_val(tree_splits(root, "images"))
     try:
         legend, unclear = MaskFolder(root, missing_ok=True).legend, ""

@@ -31,9 +31,7 @@ class Names(Sequence[str]):
     def _hold(self, data: bytes) -> None:
         self.data = data
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 0)
-        self._bounds = np.concatenate(
-            [np.zeros(1, np.int64), ends + 1]
-        )  # name i is data[bounds[i] : bounds[i + 1] - 1]
+        self._bounds = np.insert(ends + 1, 0, 0)  # name i is data[bounds[i] : bounds[i + 1] - 1]
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "Names":
@@ -77,9 +75,6 @@ class Names(Sequence[str]):
             return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
         return NotImplemented
 
-    def __hash__(self) -> int:
-        return hash(self.data)
-
     def __repr__(self) -> str:
         return f"Names({list(self[:3])}{', ...' if len(self) > 3 else ''}, {len(self):,} in all)"
 
@@ -96,5 +91,5 @@ class Names(Sequence[str]):
 
 
 def joined(parts: Iterable[Names]) -> Names:
-    """One after the other."""
+    """The names of several sequences, one after the other."""
     return Names.held(b"".join(part.data for part in parts))

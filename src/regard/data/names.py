@@ -162,7 +162,7 @@ def from_entries(entries: Iterable[Entry], where: str | Path) -> Legend:
     for name, color, value in named:
         if color is not None and by_color.setdefault(color, name) != name:
             both = f"{by_color[color]!r} and to {name!r}"
-            raise InputError(f"{where} gives {hexadecimal(color)} to {both}: one would work")
+            raise InputError(f"{where} gives #{bytes(color).hex()} to {both}: one would work")
         if value is not None and by_value.setdefault(value, name) != name:
             raise InputError(f"{where} gives the value {value} to {by_value[value]!r} and to {name!r}: one would work")
     for keys, kind in ((by_color, "color"), (by_value, "value")):
@@ -175,20 +175,10 @@ def from_entries(entries: Iterable[Entry], where: str | Path) -> Legend:
     return Legend(classes, values, {color: label_of[name] for color, name in by_color.items()}, where=str(where))
 
 
-def hexadecimal(color: Sequence[int]) -> str:
-    """A colour as "#rrggbb"."""
-    return "#" + bytes(int(part) for part in color).hex()
-
-
 def pack(rgb: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
     """A number for each colour: (h * w,) uint32."""
     red, green, blue = (rgb[..., channel].ravel().astype(np.uint32) for channel in range(3))
     return red << 16 | green << 8 | blue
-
-
-def unpack(codes: np.ndarray) -> list[Color]:
-    """The colours of numbers by `pack`."""
-    return [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes]
 
 
 def voc_palette(count: int) -> UInt8[np.ndarray, "count 3"]:

@@ -15,7 +15,7 @@ import simplejpeg
 from jaxtyping import Int16, UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from regard.data.names import UNKNOWN, VOID, Legend, hexadecimal, pack, unpack
+from regard.data.names import UNKNOWN, VOID, Legend, pack
 from regard.errors import InputError
 
 # Pillow widens 2- and 4-bit grey to 0..255: class 1 of a mask that a PNG optimiser packed into 4 bits would read as 17.
@@ -162,7 +162,7 @@ def _unknown_colors(path: str | Path, rgb: UInt8[np.ndarray, "1 n 3"], legend: L
     """The error for colours of a mask that no class has: the most frequent first."""
     codes, counts = np.unique(pack(rgb), return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    named = ", ".join(hexadecimal(color) for color in unpack(codes[order[:3]])) + (", ..." if len(codes) > 3 else "")
+    named = ", ".join(f"#{code:06x}" for code in codes[order[:3]]) + (", ..." if len(codes) > 3 else "")
     what = f"{path} has {rgb.shape[1]:,} pixels of {len(codes):,} colours that no class has ({named})"
     if str(path).lower().endswith((".jpg", ".jpeg")):
         return InputError(f"{what}: JPEG changes colours, so masks saved as PNG from the start would work")

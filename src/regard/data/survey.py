@@ -42,7 +42,7 @@ class Survey:
 
     @property
     def void_share(self) -> float:
-        """Of all pixels."""
+        """The share of all pixels that is void."""
         return self.void / max(1, int(self.pixels.sum()) + self.void)
 
     @property
@@ -52,7 +52,7 @@ class Survey:
         return (ranked[0], ranked[len(ranked) // 2], ranked[-1]) if ranked else ()
 
     def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
-        """For JSON; sizes as [width, height]."""
+        """The numbers for JSON; sizes as [width, height]."""
         kinds = zip(("smallest", "median", "largest"), self.extremes, strict=False)
         found: dict[str, Any] = {"images": self.images, "read": self.read, "broken": self.broken}
         found["sizes"] = {kind: [width, height] for kind, (height, width) in kinds}

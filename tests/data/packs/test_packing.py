@@ -452,14 +452,6 @@ def test_two_calls_do_not_pack_into_one_folder(tmp_path, capsys):
     assert LOCK_FILE not in os.listdir(tmp_path / "pack")
 
 
-def test_data_info_and_check_work_on_a_pack(tmp_path, capsys):
-    pack(open_source(pairs(tmp_path / "source")), tmp_path / "pack")
-    main(["data", "info", str(tmp_path / "pack")])
-    assert "6 train, 3 val images; 3 classes (sky, road, tree)" in capsys.readouterr().out
-    main(["data", "check", str(tmp_path / "pack")])
-    assert "nothing is wrong with the 9 pairs of pack at" in capsys.readouterr().out
-
-
 def test_the_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path):
     source = open_source(pairs(tmp_path / "source"))
     pack(source, tmp_path / "a")

@@ -20,7 +20,7 @@ from regard.cli import main
 from regard.data.packs.packed import Packed
 from regard.data.packs.packing import pack
 from regard.data.packs.remote import file_system
-from regard.data.packs.store import TRIES, Store
+from regard.data.packs.store import Store
 from regard.data.source import open_source
 from regard.errors import InputError
 from servers import Site, gs_server, s3_server, web_server
@@ -136,14 +136,6 @@ def test_a_chunk_that_goes_bad_in_the_cache_is_named(web, tmp_path):
     kept.write_bytes(bytes(kept.stat().st_size))
     with pytest.raises(InputError, match=r"chunk-0-0.bin, or its copy in .*cache/chunks, is broken: to remove it"):
         packed_of(f"{web.url}/toy").image(0)
-
-
-def test_a_chunk_that_is_wrong_in_the_bucket_is_not_fetched_for_ever(web):
-    remote = packed_of(f"{web.url}/toy")
-    web.files["toy/train/chunk-0-0.bin"] = bytes(remote.parts[0].bytes)
-    with pytest.raises(InputError, match=r"chunk-0-0.bin can't be had after 4 tries .it is not what was packed"):
-        remote.image(0)
-    assert len(chunks_asked(web)) == TRIES
 
 
 def test_a_look_at_few_labelled_images_fetches_few_chunks(web, tmp_path, capsys):

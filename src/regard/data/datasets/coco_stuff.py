@@ -63,7 +63,7 @@ class CocoStuff(PairedImages):
         super().__init__(root, masks, legend)
 
     def read_labels(self, path: Path) -> Int16[np.ndarray, "h w"]:
-        """As of any mask; a .mat file holds them as S."""
+        """The label of each pixel of a mask; a .mat file holds them as S."""
         if path.suffix != ".mat":
             return super().read_labels(path)
         return labels_of(path, read_mat(path, "S", _map_of_version_1_1), self.legend)

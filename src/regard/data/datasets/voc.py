@@ -68,7 +68,7 @@ class AugmentedVOC(VOC2012):
         PairedImages.__init__(self, self.root, {**dict(zip(self.paths, self.masks, strict=True)), **added}, self.legend)
 
     def read_labels(self, path: Path) -> Int16[np.ndarray, "h w"]:
-        """As of any mask; a .mat file of SBD holds them as GTcls.Segmentation."""
+        """The label of each pixel of a mask; a .mat file of SBD holds them as GTcls.Segmentation."""
         if path.suffix != ".mat":
             return super().read_labels(path)
         values = read_mat(path, "GTcls", lambda content: content["GTcls"][0, 0]["Segmentation"])

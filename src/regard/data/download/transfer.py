@@ -13,13 +13,13 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from regard.data.packs.remote import PASSING
 from regard.errors import InputError
 
 TRIES = 5  # in a row in which nothing arrives
 WAIT = 1.0  # seconds before the second try, doubled before each further one
 SILENCE = 60.0  # seconds after which a connection counts as broken
 CHUNK = 1 << 18  # bytes; a progress bar moves with each
-PASSING = (408, 425, 429)  # statuses below 500 of a server that may answer later
 
 Progress = Callable[[int, int | None], None]  # bytes that are here, and in all where that is known
 

@@ -32,6 +32,7 @@ class _Resumable(L.LightningDataModule):
         super().__init__()
         self.trained_on, self.batch_size, self.workers = trained_on, batch_size, workers
         self.seed, self.accumulate = seed, accumulate
+        self.chunked = trained_on if isinstance(trained_on, Chunked) else None
 
     @property
     def share(self) -> int:
@@ -57,13 +58,12 @@ class _Resumable(L.LightningDataModule):
     @property
     def _order(self) -> list[int]:
         """What the order of images depends on that lie in chunks: the number of processes, and the chunks' lengths."""
-        chunked = _chunked(self.trained_on)
-        return [] if chunked is None else [self.world, *chunked.chunks]
+        return [] if self.chunked is None else [self.world, *self.chunked.chunks]
 
     def sampler(self, batch: int) -> EpochSampler:
         """The order of the epochs from here on, `batch` images per step."""
-        dataset, skip = self.trained_on, self.done * (self.batch_size // (self.world * self.accumulate))
-        return EpochSampler(len(dataset), self.seed, batch, self.rank, self.world, self.epoch, skip, _chunked(dataset))
+        skip, count = self.done * self.share, len(self.trained_on)
+        return EpochSampler(count, self.seed, batch, self.rank, self.world, self.epoch, skip, self.chunked)
 
     @property
     def rank(self) -> int:
@@ -190,11 +190,6 @@ def whole_loader(
     starts = range(0, len(dataset), batch_size)[rank::world]
     batches = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts] or [[]]
     return DataLoader(WholePairs(dataset, size), batch_sampler=batches, collate_fn=list, **loading(workers))
-
-
-def _chunked(dataset: Dataset) -> Chunked | None:
-    """The dataset, if its images lie in chunks."""
-    return dataset if isinstance(dataset, Chunked) else None
 
 
 def loading(workers: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Packed:
         return int(self._ends[-1])
 
     def name(self, i: int) -> str:
-        """As it was called where it was packed from."""
+        """The name that it had where it was packed from."""
         return self._field(i, "name").decode()
 
     def encoded(self, i: int) -> bytes:

@@ -112,10 +112,8 @@ def _kept(store: Store, plan: Contents, there: Contents | None) -> dict[str, tup
         differs = "--chunk_mb" if there.chunk_mb != plan.chunk_mb else "its files"
         what = f"{store.shown} holds a pack of other content or settings (it differs in {differs})"
         raise InputError(f"{what}: another folder would work, or this one emptied")
-    kept = {}
-    for split in plan.splits:
-        kept[split] = tuple(takewhile(partial(_is_whole, store, split), there.splits.get(split, ())))
-    return kept
+    chunks = {split: there.splits.get(split, ()) for split in plan.splits}
+    return {split: tuple(takewhile(partial(_is_whole, store, split), of)) for split, of in chunks.items()}
 
 
 def _is_whole(store: Store, split: str, chunk: Chunk) -> bool:

@@ -62,9 +62,6 @@ class Store:
             raise InputError(f"that {scheme}:// URL can't be read: {scheme}://NAME/FOLDER would work; {more}")
         self.shown = f"{scheme}://{parts[2]}{parts[3] or ''}"
 
-    def __repr__(self) -> str:
-        return f"Store({self.shown!r})"
-
     def path(self, name: str) -> Path:
         """Where a file of a store that is not remote is."""
         return Path(self._url) / name
