@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
+from commands import refused
 from regard.data.compact import Names, joined
-from regard.errors import InputError
 
 NAMES = ["b/x.png", "", "ä/ö.jpg", "b/\udcff.jpg", "図.png", "b-c", "b/x.png"]
 
@@ -37,8 +37,7 @@ def test_names_are_a_list_of_strings_in_all_but_memory() -> None:
 
 
 def test_names_with_a_nul_are_refused() -> None:
-    with pytest.raises(InputError, match="NUL byte"):
-        Names(["a", "b\0c"])
+    refused(lambda: Names(["a", "b\0c"]), "NUL byte")
 
 
 def test_the_names_below_a_folder_are_those_that_begin_with_it() -> None:

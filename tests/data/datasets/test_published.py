@@ -173,8 +173,7 @@ def test_sbd_is_read_as_published_inside_the_tree_or_beside_it(voc, tmp_path, pl
     before = fingerprint(source, tmp_path / "out")
     assert fingerprint(open_source(voc), tmp_path / "out") == before
     (sbd / "cls/2008_000004.mat").write_bytes(b"no matrix")
-    with pytest.raises(InputError, match=r"2008_000004\.mat can't be read: broken"):
-        require_masks(source)["train"].mask(2)
+    refused(lambda: require_masks(source)["train"].mask(2), "2008_000004.mat can't be read: broken")
 
 
 # ---- trees of one's own laid out like VOC
@@ -339,11 +338,9 @@ def test_coco_stuff_10k(tmp_path, folder):
     with pytest.raises(InputError, match=r"holds the values 12: 1 to 182, with gaps, .* and 0 for void"):
         first_row(source, "test")
     mat(root / f"annotations/{stems[6]}.mat", S=grid(1, 13), names=table[:172])
-    with pytest.raises(InputError, match=r"version 1\.0: version 1\.1 would work"):
-        first_row(source, "test")
+    refused(lambda: first_row(source, "test"), "version 1.0: version 1.1 would work")
     mat(root / f"annotations/{stems[6]}.mat", T=grid(1))
-    with pytest.raises(InputError, match="without S as published"):
-        first_row(source, "test")
+    refused(lambda: first_row(source, "test"), "without S as published")
 
 
 def test_coco_without_its_stuff_is_no_coco_stuff(tmp_path):
@@ -372,8 +369,7 @@ def test_ade20k(ade, above):
     assert first_row(source, "val")[:4] == [255, 0, 20, 149]
     assert (source.classes[20], source.classes[149]) == ("car", "flag")
     grey(ade / "annotations/validation/ADE_val_00000001.png", 151)
-    with pytest.raises(InputError, match="holds the values 151: 1 to 150 for the 150 classes, and 0 for void"):
-        first_row(source, "val")
+    refused(lambda: first_row(source, "val"), "holds the values 151: 1 to 150 for the 150 classes, and 0 for void")
 
 
 def test_ade20k_has_150_names():

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from commands import refused
 from regard.data.datasets.scenes import KINDS, Scenes
 from regard.errors import InputError
 
@@ -114,8 +115,7 @@ def test_a_wrong_argument_is_refused_in_one_line():
         with pytest.raises(InputError) as error:
             Scenes(5, **wrong)
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="negative"):
-        Scenes(-1)
+    refused(lambda: Scenes(-1), "negative")
     scenes = Scenes(5)
     for i in (5, -1):
         for call in (scenes.image, scenes.mask, scenes.name):
