@@ -31,7 +31,7 @@ from regard.runs.segmenting import segment_run
 from regard.scoring.chosen import Chosen
 from regard.scoring.protocol import choose_protocol
 from regard.scoring.score import score_heads
-from regard.settings import Guidance, Hardware
+from regard.settings import Guidance, Hardware, Scoring
 from regard.studies.presets import preset
 
 TERMS = ("none", "sharpness", "diversity", "consistency")
@@ -74,7 +74,7 @@ def trained(data: dict[str, Any], work: Path, term: str, stage: str, weight: flo
 
 def scored(backbone: Backbone, test: Any) -> dict[str, float]:
     """Each score, the mean over the heads of all levels; and the oracle's Jaccard, the mean over levels."""
-    protocol = choose_protocol("regard", backbone, test.classes, size=preset("tiny").segment.size)
+    protocol = choose_protocol(Scoring(size=preset("tiny").segment.size), backbone, test.classes)
     blocks = score_heads({"given": backbone}, Chosen(test), protocol, batch_size=32)["given"].blocks
     heads = [row for block in blocks for row in block.heads if row.head != "mean"]
     return {score: mean(getattr(row, score) for row in heads) for score in SCORES} | {

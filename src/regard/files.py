@@ -5,27 +5,30 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 
 from regard.errors import InputError
 
+T = TypeVar("T")
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """A file, whole or not at all. `write` gets it open."""
+
+def write_whole(path: Path, write: Callable[[BinaryIO], T]) -> T:
+    """A file, whole or not at all. `write` gets it open; what it gives is given on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes that train together write the same
     try:
         with partial.open("wb") as file:
-            write(file)
+            made = write(file)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    return made
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, likewise."""
+    """A JSON file, whole or not at all."""
     write_whole(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
 

@@ -651,7 +651,9 @@ class Scoring(Settings):
     size: int | None = setting(
         None, "Short side that images are brought to, in pixels; by default 224.", 1, MOST_PIXELS, common=True
     )
-    mass: float | None = setting(None, "Share of the attention that a head's mask holds; by default 0.6.", 0, 1)
+    mass: float | None = setting(
+        None, "Share of the attention that a head's mask holds; by default 0.6.", above=0, below=1
+    )
     kind: Literal["cls", "pooled", "received"] | None = setting(
         None,
         "How attention is read; by default the backbone's own way.",

@@ -199,7 +199,6 @@ def test_wrong_inputs_are_one_line_and_leave_the_old_page(tmp_path):
     for arguments, options, message in [
         ((vit(), []), {}, "no images"),
         ((build_backbone("resnet10t"), images), {}, "resnet10t has no attention to explore: use a ViT or a Swin"),
-        ((vit(), images), {"mass": 1.0}, "take one between 0 and 1"),
         ((vit(), images), {"blocks": (4,)}, "has no block 4: it has 0 to 3"),
         ((vit(), images), {"blocks": ()}, "no blocks of .* are asked for"),
         ((swin(), images), {"kind": "cls"}, "has no cls attention: it has pooled, received"),

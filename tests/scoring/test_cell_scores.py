@@ -14,6 +14,7 @@ from regard.scoring.chosen import Chosen
 from regard.scoring.protocol import choose_protocol
 from regard.scoring.score import score_heads
 from regard.segmentation.model import SegmentationModel
+from regard.settings import Scoring
 from untrained import description, untrained_segmentation
 
 VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -36,10 +37,10 @@ def run_of(head: str, sharpness: float = 20.0, size: int = 32, **head_options) -
 
 def test_scores_are_means_over_the_heads_that_the_decoder_could_read() -> None:
     """Of one level that a head reads, and of four, against the tables of `regard score`."""
-    for head, options, blocks in (("fcn", {"width": 8}, [3]), ("linear", {}, [0, 1, 2, 3])):
+    for head, options, blocks in (("fcn", {"width": 8}, (3,)), ("linear", {}, (0, 1, 2, 3))):
         run, data = run_of(head, **options), Scenes(12, size=48)
         backbone, chosen = run.model.backbone, Chosen(data, 5)
-        protocol = choose_protocol("regard", backbone, chosen.classes, size=32, blocks=blocks)
+        protocol = choose_protocol(Scoring(size=32, blocks=blocks), backbone, chosen.classes)
         table = score_heads({"given": backbone}, chosen, protocol)["given"].blocks
         rows = [row for block in table for row in block.heads if row.head != "mean"]
         assert len(rows) == 3 * len(blocks)

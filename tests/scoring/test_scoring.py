@@ -29,6 +29,7 @@ from regard.scoring.chosen import Chosen, Samples
 from regard.scoring.protocol import choose_protocol
 from regard.scoring.score import random_twin, score_heads
 from regard.scoring.setting import describe_setting
+from regard.settings import Scoring
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 SWIN = {"img_size": 64, "embed_dim": 12, "depths": [2, 2, 2], "num_heads": [1, 2, 3], "window_size": 4}
@@ -107,7 +108,7 @@ def published_jaccard(vit, dataset: VOC2012, truth: str) -> float:
 @pytest.mark.parametrize(("objects", "truth"), [("class", "SegmentationClass"), ("instance", "SegmentationObject")])
 def test_the_dino_protocol_equals_a_naive_version_of_it(objects, truth, tmp_path) -> None:
     data, vit = Chosen(VOC2012(voc_tree(tmp_path), "val")), sharp_vit(patch_size=16)
-    protocol = choose_protocol("dino", vit, data.classes, objects=objects)
+    protocol = choose_protocol(Scoring(protocol="dino", objects=objects), vit, data.classes)
     result = score_heads({"given": vit}, data, protocol, consistency=False)["given"]
     (block,) = result.blocks
     assert (block.block, result.objects) == (3, {"class": 6, "instance": 9}[objects])
@@ -117,7 +118,7 @@ def test_the_dino_protocol_equals_a_naive_version_of_it(objects, truth, tmp_path
 def test_the_size_of_batches_changes_nothing(tmp_path) -> None:
     """Of no score and no standard error, although images of one shape go through the backbone together."""
     data, vit = Chosen(VOC2012(voc_tree(tmp_path, SIZES * 4), "val")), sharp_vit()
-    protocol = choose_protocol("regard", vit, data.classes, size=32)
+    protocol = choose_protocol(Scoring(size=32), vit, data.classes)
     one, *others = (score_heads({"given": vit}, data, protocol, batch_size=b)["given"] for b in (1, 5, 12))
     head = one.blocks[0].heads[0]
     assert None not in (head.position_se, head.consistency_elsewhere_se)
@@ -128,7 +129,7 @@ def test_the_size_of_batches_changes_nothing(tmp_path) -> None:
 def test_position_rests_on_all_images_whatever_their_shapes(tmp_path) -> None:
     """On the labels of the image before, by nearest pixels: by hand for a map and labels of another size."""
     data, vit = Chosen(VOC2012(voc_tree(tmp_path), "val")), sharp_vit()
-    protocol = choose_protocol("regard", vit, data.classes, size=32)
+    protocol = choose_protocol(Scoring(size=32), vit, data.classes)
     result = score_heads({"given": vit}, data, protocol, consistency=False)["given"]
     assert result.images_with_position == 3
     assert all(row.position is not None for block in result.blocks for row in block.heads)
@@ -147,7 +148,7 @@ def test_scoring_leaves_the_model_and_the_generators_as_they_were(tmp_path) -> N
     data, vit = Chosen(VOC2012(voc_tree(tmp_path), "val")), sharp_vit().train()
     vit.model.blocks[1].eval()  # as a frozen block
     modes, state = [module.training for module in vit.modules()], torch.get_rng_state()
-    protocol = choose_protocol("regard", vit, data.classes, size=32)
+    protocol = choose_protocol(Scoring(size=32), vit, data.classes)
     score_heads({"given": vit, "random": random_twin(vit, 3)}, data, protocol)
     assert [module.training for module in vit.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -165,7 +166,8 @@ def test_void_counts_for_nothing_in_our_protocol_and_as_background_in_dinos(tmp_
                 Image.fromarray(np.where(mask == 255, 0, mask)).save(path)
         data = Chosen(VOC2012(root, "val"))
         for protocol in ("regard", "dino"):
-            rules = choose_protocol(protocol, vit, data.classes, **({"size": 32} if protocol == "regard" else {}))
+            asked = Scoring(protocol=protocol, size=32 if protocol == "regard" else None)
+            rules = choose_protocol(asked, vit, data.classes)
             result = score_heads({"given": vit}, data, rules, consistency=False)["given"]
             found[name, protocol] = result.blocks[-1].heads[0]
     assert found["void", "dino"] == found["background", "dino"]
@@ -300,7 +302,7 @@ def test_broken_weights_are_one_line_and_nothing_is_written(tmp_path, capsys) ->
 def test_the_protocol_tells_all_that_consistency_depends_on(tmp_path) -> None:
     """The views of the report, built from the report alone, are those that were scored."""
     vit, data = sharp_vit(), Chosen(Scenes(3, 32))
-    protocol = choose_protocol("regard", vit, data.classes, size=36)
+    protocol = choose_protocol(Scoring(size=36), vit, data.classes)
     setting = describe_setting(protocol, vit, data, "scenes", "val", "random", 0, views=True)
     about = msgspec.json.decode(msgspec.json.encode(setting), type=ScoreSetting).views
     strength = tuple(about[name] for name in ("brightness", "contrast", "saturation", "hue"))
@@ -353,8 +355,8 @@ VIT = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", json.dumps(TI
     ("arguments", "message"),
     [
         (["--backbone", "resnet18", "--data", "scenes"], "resnet18 has no attention maps: use a ViT or a Swin"),
-        ([*VIT, "--mass", "60"], "mass 60 is out of bounds: take 0 or more, up to 1"),
-        ([*VIT, "--mass", "0"], "--mass 0 is no share of the attention"),
+        ([*VIT, "--mass", "60"], "mass 60 is out of bounds: take a number above 0, below 1"),
+        ([*VIT, "--mass", "0"], "mass 0 is out of bounds"),
         ([*VIT, "--blocks", "[4]"], "has no block 4: it has 0 to 3"),
         ([*VIT, "--blocks", "[1, 1]"], "asked for twice"),
         ([*VIT, "--blocks", "[]"], "no blocks of vit_tiny_patch16_224 are asked for: leave blocks out"),

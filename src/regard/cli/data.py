@@ -30,9 +30,10 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
     if out is None:
         return opened.describe()
 
-    from regard.pictures.contact_sheet import write_contact_sheet
+    from regard.pictures.contact_sheet import contact_sheet
+    from regard.pictures.draw import save_png
 
-    write_contact_sheet(opened, Path(out) / "contact-sheet.png")
+    save_png(Path(out) / "contact-sheet.png", contact_sheet(opened))
     splits = {name: split.as_dict(opened.classes) for name, split in found.items()}
     described: dict[str, Any] = {"layout": opened.layout, "root": opened.root, "notes": list(opened.notes)}
     write_json(Path(out) / "info.json", described | {"classes": list(opened.classes), "splits": splits})

@@ -49,10 +49,7 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
     source = open_source(data, scenes_size=DINO_SIZE if scoring.protocol == "dino" else scoring.size or 224)
     split = scoring.split or next(name for name in ("val", "test", "train") if name in source.splits)
     chosen = Chosen(source.split(split), scoring.limit)
-    rules = choose_protocol(
-        scoring.protocol, backbone, chosen.classes, scoring.size, scoring.mass, scoring.kind, scoring.blocks,
-        scoring.objects,
-    )  # fmt: skip
+    rules = choose_protocol(scoring, backbone, chosen.classes)
     if scoring.objects == "instance":
         chosen.require_instances()
     if scoring.importance:

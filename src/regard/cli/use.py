@@ -31,8 +31,8 @@ def evaluate(
     from regard.cli.common import table
     from regard.data.source import open_source, require_masks
     from regard.files import write_json
-    from regard.pictures.charts import confusion_chart, reliability_chart
-    from regard.runs.masks import evaluation_file, name_evaluation, save_figure
+    from regard.pictures.charts import confusion_chart, reliability_chart, save_figure
+    from regard.runs.masks import evaluation_file, name_evaluation
     from regard.runs.run import full_summary, load_run
 
     loaded = load_run(run, device.device)

@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import GifImagePlugin, Image
 
 from regard.errors import InputError
-
-Picture = UInt8[np.ndarray, "height width 3"]
+from regard.files import write_whole
+from regard.pictures.draw import Picture
 
 
 def check_animation(kind: str) -> None:
@@ -29,14 +29,8 @@ def write_animation(path: Path, pictures: Iterable[Picture], fps: int) -> int:
     Raises InputError for pictures of different sizes, for none, and where `ffmpeg` is needed and is missing or fails.
     """
     check_animation(path.suffix[1:])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        count = (_write_gif if path.suffix == ".gif" else _write_mp4)(partial, _of_one_size(pictures), fps)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    write = _write_gif if path.suffix == ".gif" else _write_mp4
+    return write_whole(path, lambda file: write(file, _of_one_size(pictures), fps))
 
 
 def _of_one_size(pictures: Iterable[Picture]) -> Iterator[Picture]:
@@ -51,30 +45,32 @@ def _of_one_size(pictures: Iterable[Picture]) -> Iterator[Picture]:
         raise InputError("there are no frames to animate")
 
 
-def _write_gif(path: Path, pictures: Iterator[Picture], fps: int) -> int:
+def _write_gif(file: BinaryIO, pictures: Iterator[Picture], fps: int) -> int:
     """Frame by frame, where Pillow's own `save_all` would keep all of them, and join those that are alike."""
     count = 0
-    with path.open("wb") as file:
-        for count, picture in enumerate(pictures, start=1):
-            # max-coverage keeps rare colours, such as those of a colour bar; dither would move from frame to frame
-            frame = Image.fromarray(picture).quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-            if count == 1:
-                file.writelines(GifImagePlugin.getheader(frame.copy(), info={"loop": 0, "optimize": False})[0])
-            duration = max(20, 1000 / fps)  # ms; browsers slow down what is faster than 50 a second
-            file.writelines(GifImagePlugin.getdata(frame, duration=duration, include_color_table=True))
-        file.write(b";")
+    for count, picture in enumerate(pictures, start=1):
+        # max-coverage keeps rare colours, such as those of a colour bar; dither would move from frame to frame
+        frame = Image.fromarray(picture).quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        if count == 1:
+            file.writelines(GifImagePlugin.getheader(frame.copy(), info={"loop": 0, "optimize": False})[0])
+        duration = max(20, 1000 / fps)  # ms; browsers slow down what is faster than 50 a second
+        file.writelines(GifImagePlugin.getdata(frame, duration=duration, include_color_table=True))
+    file.write(b";")
     return count
 
 
-def _write_mp4(path: Path, pictures: Iterator[Picture], fps: int) -> int:
-    """Raw RGB through a pipe; sides are made even with white, as the usual 4:2:0 colours of a video need."""
+def _write_mp4(file: BinaryIO, pictures: Iterator[Picture], fps: int) -> int:
+    """Raw RGB through a pipe; sides are made even with white, as the usual 4:2:0 colours of a video need.
+
+    ffmpeg opens the file by its name, since an MP4 cannot be written front to back.
+    """
     first = next(pictures)
     height, width, _ = first.shape
     command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
     command += ["-r", str(fps), "-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white", "-pix_fmt", "yuv420p"]
     count = 0
     with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen([*command, "-f", "mp4", str(path)], stdin=subprocess.PIPE, stderr=errors) as process:
+        with subprocess.Popen([*command, "-f", "mp4", file.name], stdin=subprocess.PIPE, stderr=errors) as process:
             assert process.stdin is not None
             try:
                 for picture in chain([first], pictures):

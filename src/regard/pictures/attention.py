@@ -11,9 +11,10 @@ from regard.backbones import Backbone
 from regard.backbones.vit import ViT
 from regard.errors import InputError
 from regard.pictures.animation import check_animation, write_animation
+from regard.pictures.draw import Picture, save_png
 from regard.pictures.explorer import write_explorer
 from regard.pictures.panels import Style, head_pictures, heads_mosaic
-from regard.pictures.reading import Picture, as_batch, count_pictures, fed, read_pictures, save_png
+from regard.pictures.reading import as_batch, count_pictures, fed, read_pictures
 from regard.pictures.targets import outputs
 from regard.say import console
 from regard.settings import AttentionPictures

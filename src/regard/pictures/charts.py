@@ -1,17 +1,25 @@
 """Figures of scores: a confusion matrix, a reliability diagram, the heads that a fusion uses."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Num
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regard.evaluation.scores import expected_calibration_error
+from regard.files import write_whole
 
 NUMBERED = 25  # classes up to which cells carry their number
 CELL = 0.42, 0.13  # inches of a cell's side, with a number and without
-LETTERS = 9.0, 5.5  # points of a class name, likewise
+LETTERS = 9.0, 5.5  # points of a class name, with a number and without
+
+
+def save_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
+    """A PNG of a figure, whole or not at all."""
+    write_whole(path, lambda to: figure.savefig(to, dpi=dpi, format="png"))
 
 
 def confusion_chart(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Figure:
@@ -31,11 +39,16 @@ def confusion_chart(counts: Num[np.ndarray, "classes classes"], classes: Sequenc
     axes.set_title(title, fontsize=10, wrap=True)
     figure.colorbar(image, ax=axes, label="% of the true class's pixels", shrink=0.6)
     if is_numbered:
-        for (row, column), share in np.ndenumerate(shares):
-            if share >= 0.5:  # what would read 0 is left out
-                colour = "white" if share > 55 else "black"
-                axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7.5, color=colour)
+        _number_cells(axes, np.where(shares >= 0.5, shares, np.nan), 100.0, 7.5)  # what would read 0 is left out
     return figure
+
+
+def _number_cells(axes: Axes, values: Num[np.ndarray, "rows columns"], most: float, size: float) -> None:
+    """Whole numbers over cells that go from white at 0 to dark at `most`; none where the value is nan."""
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "white" if value > 0.55 * most else "black"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=size, color=colour)
 
 
 def reliability_chart(bins: Num[np.ndarray, "bins 3"], title: str) -> Figure:
@@ -71,8 +84,5 @@ def heads_chart(levels: Sequence[Mapping[str, Any]], title: str) -> Figure:
     axes.set(xlabel="head")
     axes.set_title(title, fontsize=10, wrap=True)
     figure.colorbar(image, ax=axes, label="% of the mix")
-    for (row, column), share in np.ndenumerate(shares):
-        if np.isfinite(share):
-            colour = "white" if share > 0.6 * np.nanmax(shares) else "black"
-            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    _number_cells(axes, shares, float(np.nanmax(shares)), 8.0)
     return figure

@@ -1,10 +1,7 @@
 """What `regard data info --out` draws: images of each split, and their masks over them. Imported when that runs."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from regard.data.datasets.base import Dataset, MaskDataset
@@ -12,22 +9,13 @@ from regard.data.loading.augment import resize_pair
 from regard.data.source import Source
 from regard.data.survey import evenly
 from regard.errors import InputError
-from regard.files import write_whole
-from regard.pictures.draw import mosaic
+from regard.pictures.draw import Picture, mosaic
 
 PICTURES = 6  # of each split, evenly spaced
 PLACE = (150, 200)  # height and width that each is fitted into, pixels
 COLUMNS = 6  # pictures beside each other; an image and its mask are two
 OPACITY = 0.6  # of the classes' colours over an image
 TEXT, SWATCH, ENTRY = 13, 12, 150  # pixels: height of letters, side of a colour of the legend, width of an entry
-
-Picture = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
-
-
-def write_contact_sheet(source: Source, path: Path) -> None:
-    """A PNG of `contact_sheet`, whole or not at all."""
-    sheet = Image.fromarray(contact_sheet(source))
-    write_whole(path, lambda to: sheet.save(to, format="PNG"))
 
 
 def contact_sheet(source: Source) -> Picture:

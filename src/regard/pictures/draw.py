@@ -6,6 +6,7 @@ Cells at the right and at the bottom are cut where the image ends, as a backbone
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -15,7 +16,9 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
 from regard.errors import InputError
+from regard.files import write_whole
 
+Picture = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255; each of a size of its own
 Upsample = Literal["nearest", "bilinear"]
 
 COLOURS = (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
@@ -157,6 +160,11 @@ def mosaic(
         canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
         draw.text((x + 128 + GAP, y), high, "black", _font(TEXT))
     return np.asarray(canvas)
+
+
+def save_png(path: Path, picture: UInt8[np.ndarray, "_ _ *colours"]) -> None:
+    """A PNG, in colours or grey, whole or not at all."""
+    write_whole(path, lambda to: Image.fromarray(picture).save(to, format="PNG"))
 
 
 def _grey(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

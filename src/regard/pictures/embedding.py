@@ -12,7 +12,7 @@ from regard.data.datasets.base import LabelDataset, MaskDataset
 from regard.data.loading.augment import centre_crop
 from regard.data.source import open_source
 from regard.evaluation.embeddings import check_method, most_frequent, plot, pooled_features, project, write_csv
-from regard.files import write_whole
+from regard.pictures.charts import save_figure
 from regard.say import console
 from regard.settings import EmbeddingPicture
 
@@ -49,5 +49,5 @@ def draw_embedding(open_model: Callable[[], Backbone], data: str, chosen: Embedd
     figure = plot(points, np.array(labels) if labels else None, dataset.classes, title)
     names = [dataset.name(i) for i in numbers]
     write_csv(out / "embedding.csv", names, points, [dataset.classes[i] if i >= 0 else "" for i in labels] or None)
-    write_whole(out / "embedding.png", lambda file: figure.savefig(file, dpi=150, format="png"))
+    save_figure(out / "embedding.png", figure)
     return f"{len(points)} images by {how}: {out / 'embedding.png'} and embedding.csv"

@@ -8,27 +8,25 @@ the upper of each pair standing for both, and 0 for itself: so zeros stay zeros,
 """
 
 import base64
-import io
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
-from regard.backbones import Backbone, device_of, normalize
+from regard.backbones import Backbone
 from regard.backbones.base import Kind
 from regard.errors import InputError
 from regard.files import write_whole
-from regard.pictures.draw import COLOURS
+from regard.pictures.draw import COLOURS, Picture
+from regard.pictures.pages import data_uri, fill
+from regard.pictures.reading import as_batch
 
-Named = tuple[str, UInt8[np.ndarray, "_ _ 3"]]  # each image of a size of its own
+TEMPLATE = Path(__file__).with_name("explorer.html.jinja")
 FEWEST_LEVELS = 16  # of a row's 256 at first; with fewer, a row is no longer what the model computed
-JPEG_QUALITY = 90
 READINGS: dict[Kind, str] = {
     "cls": "cls: how much the CLS token attends to each patch.",
     "pooled": "pooled: how much the average patch's query would attend to each patch.",
@@ -39,7 +37,7 @@ READINGS: dict[Kind, str] = {
 def write_explorer(
     path: Path,
     backbone: Backbone,
-    images: Sequence[Named],
+    images: Sequence[tuple[str, Picture]],
     kind: Kind | None = None,
     blocks: Sequence[int] | None = None,
     mass: float = 0.6,
@@ -55,21 +53,19 @@ def write_explorer(
     mass:     where the slider of the mask starts, above 0 and below 1.
     limit:    bytes that the file may have. Affinities are kept in the most of 256, 128, 64, 32 or 16 levels that fit.
 
-    Raises InputError for no images, a backbone without attention, a kind, block or mass that there is not, attention
-    that is not finite, and images that need more than `limit` even at 16 levels.
+    Raises InputError for no images, a backbone without attention, a kind or block that there is not, attention that is
+    not finite, and images that need more than `limit` even at 16 levels.
     """
     if not images:
         raise InputError("no images to explore: give one or more")
     if not backbone.kinds:
         raise InputError(f"{backbone.name} has no attention to explore: use a ViT or a Swin")
-    if not 0 < mass < 1:
-        raise InputError(f"mass {mass} is no share of the attention: take one between 0 and 1, such as 0.6")
     kind, chosen = backbone.asked_kind(kind or True), backbone.chosen_blocks(blocks)
     sources: list[str] = []
     maps: list[str] = []
     codes = _Codes()
     for number, (_, image) in enumerate(images, start=1):
-        sources.append(_jpeg(image))
+        sources.append(data_uri(image, "jpeg"))
         for weights, affinity in _read(backbone, image, kind, chosen):
             maps.append(_packed(weights))
             codes.add(affinity)
@@ -118,12 +114,11 @@ class _Codes:
 
 
 def _read(
-    backbone: Backbone, image: UInt8[np.ndarray, "h w 3"], kind: Kind, blocks: Sequence[int]
+    backbone: Backbone, image: Picture, kind: Kind, blocks: Sequence[int]
 ) -> Iterator[tuple[Float[np.ndarray, "heads rows columns"], Float[np.ndarray, "heads n n"]]]:
     """Maps and affinity of one image, a block after the other."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).unsqueeze(0).to(device_of(backbone))
     with torch.inference_mode():
-        maps = backbone(normalize(pixels), attention=kind, affinity=True, blocks=blocks).attention
+        maps = backbone(as_batch(image, backbone), attention=kind, affinity=True, blocks=blocks).attention
     for attention in maps:
         assert attention.affinity is not None  # it was asked for
         if not attention.affinity.isfinite().all():
@@ -142,12 +137,6 @@ def _packed(values: np.ndarray) -> str:
     return base64.b64encode(min(zlib.compress(raw, 9), plain.compress(raw) + plain.flush(), key=len)).decode()
 
 
-def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _text(name: str) -> str:
     """A name as UTF-8 can hold it: a file name may hold bytes that are no text."""
     return name.encode("utf-8", "replace").decode()
@@ -164,23 +153,8 @@ def _too_large(each: float, images: int, limit: int) -> InputError:
 
 
 def _render(facts: dict[str, Any], sources: list[str], maps: list[str], codes: _Codes) -> bytes:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     keys = [f"{i}-{b}" for i in range(len(sources)) for b in range(len(facts["blocks"]))]
     payloads = [(f"map-{key}", text) for key, text in zip(keys, maps, strict=True)]
     payloads += [(f"affinity-{key}", text) for key, text in zip(keys, codes.packed, strict=True)]
-    return (
-        environment.get_template("explorer.html.jinja")
-        .render(
-            facts=facts | {"levels": codes.levels},
-            sources=sources,
-            payloads=payloads,
-            reading=READINGS[facts["kind"]],
-        )
-        .encode()
-    )
+    values = {"facts": facts | {"levels": codes.levels}, "sources": sources, "payloads": payloads}
+    return fill(TEMPLATE, values | {"reading": READINGS[facts["kind"]]}, {}).encode()

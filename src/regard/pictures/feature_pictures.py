@@ -20,8 +20,18 @@ from regard.evaluation.receptive_field import (
     radius_holding,
 )
 from regard.files import write_json
-from regard.pictures.draw import CHANNEL_COLOURS, COLOURS, channel_map, heat_map, mosaic, titled, with_circles
-from regard.pictures.reading import Picture, as_batch, count_pictures, fed, read_pictures, save_png
+from regard.pictures.draw import (
+    CHANNEL_COLOURS,
+    COLOURS,
+    Picture,
+    channel_map,
+    heat_map,
+    mosaic,
+    save_png,
+    titled,
+    with_circles,
+)
+from regard.pictures.reading import as_batch, count_pictures, fed, read_pictures
 from regard.pictures.targets import outputs
 from regard.say import console
 from regard.settings import FeaturePictures

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from regard.attention.metrics import mass_mask
 from regard.attention.reading import BlockMaps
-from regard.pictures.draw import COLOURS, Upsample, cut_out, heat_map, mosaic, overlay, pixel_mask
-
-Picture = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
+from regard.pictures.draw import COLOURS, Picture, Upsample, cut_out, heat_map, mosaic, overlay, pixel_mask
 
 
 @dataclass

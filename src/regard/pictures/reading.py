@@ -1,4 +1,4 @@
-"""Images, folders and videos on their way into a backbone, and pictures on their way out: for commands that look.
+"""Images, folders and videos on their way into a backbone, for commands that look.
 
 Imported by those commands when they run, since it needs torch.
 """
@@ -9,19 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor
 
 from regard.backbones import Backbone, device_of, normalize
 from regard.data.loading.augment import short_side
 from regard.data.loading.views import resize
 from regard.data.reading import read_image
-from regard.files import write_whole
+from regard.pictures.draw import Picture
 from regard.pictures.targets import natural
 from regard.pictures.video import frame_count, is_video, read_video
-
-Picture = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
 
 
 def count_pictures(files: dict[Path, Path]) -> int:
@@ -51,8 +48,3 @@ def as_batch(image: Picture, model: Backbone) -> Float[Tensor, "1 3 h w"]:
     """One image, normalised, on the backbone's device."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return normalize(pixels.unsqueeze(0).to(device_of(model)))
-
-
-def save_png(path: Path, picture: Picture | UInt8[np.ndarray, "_ _"]) -> None:
-    """A PNG, in colours or grey, whole or not at all."""
-    write_whole(path, lambda to: Image.fromarray(picture).save(to, format="PNG"))

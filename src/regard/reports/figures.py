@@ -8,7 +8,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from regard.files import write_whole
-from regard.reports.arranged import Arranged, Family, Line, Shown, VariedAxis, is_numeric
+from regard.reports.arranged import Arranged, Curve, Family, Line, Shown, VariedAxis, is_numeric
 from regard.reports.words import percent, plain, points, spaced
 from regard.results import Difference, Majority, PretrainingResult
 
@@ -177,10 +177,10 @@ def curves(shown: Sequence[Shown], others: Sequence[Shown]) -> Figure:
     for axes, c in zip(panels, shown, strict=False):
         for other in others:
             if other.number != c.number:
-                _line(axes, other.average, color=GREY, linewidth=0.8, alpha=0.4)
+                _line(axes, [*other.average], {"color": GREY, "linewidth": 0.8, "alpha": 0.4})
         for curve in c.curves:
-            _line(axes, curve, color=_colour(c), linewidth=0.8, alpha=0.6)
-        _line(axes, c.average, color=_colour(c), linewidth=2)
+            _line(axes, curve, {"color": _colour(c), "linewidth": 0.8, "alpha": 0.6})
+        _line(axes, [*c.average], {"color": _colour(c), "linewidth": 2})
         axes.set_title(textwrap.fill(c.title, 26), color=_colour(c))
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -192,7 +192,7 @@ def curves(shown: Sequence[Shown], others: Sequence[Shown]) -> Figure:
     return figure
 
 
-def _line(axes: Axes, curve: Sequence[tuple[int, float | None]], unit: float = 100.0, **look: Any) -> None:
+def _line(axes: Axes, curve: Curve, look: Mapping[str, Any], unit: float = 100.0) -> None:
     """Of the points that are known."""
     known = [(at, unit * value) for at, value in curve if value is not None]
     if known:
@@ -232,7 +232,7 @@ def loss(p: PretrainingResult) -> Figure:
     """The loss of a pre-training by step."""
     figure = Figure(figsize=(3, 2), layout="constrained")
     axes = figure.add_subplot()
-    _line(axes, [(point.step, point.loss) for point in p.curve], unit=1.0, color="black")
+    _line(axes, [(point.step, point.loss) for point in p.curve], {"color": "black"}, unit=1.0)
     axes.set(xlabel="step", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _grid(axes)

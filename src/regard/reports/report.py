@@ -16,13 +16,15 @@ from PIL import Image
 
 from regard.errors import InputError
 from regard.files import write_whole
-from regard.reports import findings, page
+from regard.pictures.pages import data_uri
+from regard.reports import findings
 from regard.reports.arranged import Arranged, arrange
 from regard.reports.figures import Chart, draw, write_charts
+from regard.reports.page import RESULTS_FILE
+from regard.reports.page import render as render_page
 from regard.reports.tables import table_csv, table_latex
 from regard.results import StudyResults, read_stored
 
-RESULTS_FILE = "results.json"
 SHOWN_CLASSES = 24  # more are folded away, the most frequent ones first
 SHOWN = 12  # configurations, answers or examples in a row; more are folded away
 SAME = {"backbone": "backbone", "pretraining": "weights", "fusion": "fusion", "head": "head"}  # said where they do not
@@ -54,28 +56,26 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
         classes.sort(key=lambda k: -shares[k])
     maps = [head for e in r.examples for found in e.attention.values() for head in found.heads]
     costs = ("peak_memory_mb", "milliseconds_per_image", "images_per_second")
-    own = {"answer": findings.answer, "caution": findings.caution, "verdict": findings.verdict}
-    return page.render(
-        "report.html.jinja",
-        own | {"heat": heat, "under": under},
+    same = [(word, getattr(scored[0], key) or "random") for key, word in SAME.items() if scored and key not in varying]
+    equal_labels = all(len({c.label_fraction for c in family.members}) < 2 for family in a.families)
+    values = {
         **{"a": a, "r": r, "charts": charts, "scored": scored, "by_name": a.by_name, "titles": a.titles},
         **{"order": classes, "shown_classes": SHOWN_CLASSES, "shown": SHOWN, "METHODS": METHODS, "varies": varying},
-        same=[
-            (word, getattr(scored[0], key) or "random") for key, word in SAME.items() if scored and key not in varying
-        ],
-        measured=[key for key in costs if any(getattr(c, key) is not None for c in scored)],
-        few_seeds=findings.few_seeds(scored),
-        interval=findings.interval_kind(scored),
-        paired_interval=findings.paired_kind(r.differences),
-        leading=findings.leading(scored, r.differences) if scored else "",
-        following=findings.following(scored, r.differences),
-        effects={axis.name: findings.axis_effect(axis, r.differences) for axis in a.axes},
-        head_scores=list(dict.fromkeys(key for c in scored for key in c.mean_heads)),
-        sentences=[findings.correlation(family, len(a.families)) for family in a.families],
-        most_labels="label_fraction" in varying
-        and all(len({c.label_fraction for c in family.members}) < 2 for family in a.families),
-        attention_gaps=any(None in row for head in maps for row in head),
-    )
+        "same": same,
+        "measured": [key for key in costs if any(getattr(c, key) is not None for c in scored)],
+        "few_seeds": findings.few_seeds(scored),
+        "interval": findings.interval_kind(scored),
+        "paired_interval": findings.paired_kind(r.differences),
+        "leading": findings.leading(scored, r.differences) if scored else "",
+        "following": findings.following(scored, r.differences),
+        "effects": {axis.name: findings.axis_effect(axis, r.differences) for axis in a.axes},
+        "head_scores": list(dict.fromkeys(key for c in scored for key in c.mean_heads)),
+        "sentences": [findings.correlation(family, len(a.families)) for family in a.families],
+        "most_labels": "label_fraction" in varying and equal_labels,
+        "attention_gaps": any(None in row for head in maps for row in head),
+    }
+    filters = (findings.answer, findings.caution, findings.verdict, heat, under)
+    return render_page("report.html.jinja", values, {function.__name__: function for function in filters})
 
 
 def heat(head: Sequence[Sequence[float | None]]) -> str:
@@ -85,7 +85,7 @@ def heat(head: Sequence[Sequence[float | None]]) -> str:
     weights[missing] = 0
     colours = np.round(255 * colormaps["magma"](weights / max(weights.max(), 1e-12))[..., :3]).astype(np.uint8)
     colours[missing] = GREY
-    return page.data_uri(colours)
+    return data_uri(colours)
 
 
 def under(picture: str) -> str:
@@ -99,4 +99,4 @@ def under(picture: str) -> str:
         raise InputError("results.json holds a picture that cannot be read: run regard compare again") from error
     aspect = f"{image.width} / {image.height}"
     image.thumbnail((256, 256))
-    return f"--image: url('{page.data_uri(np.asarray(image))}'); --aspect: {aspect}"
+    return f"--image: url('{data_uri(np.asarray(image))}'); --aspect: {aspect}"

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from regard.files import write_whole
-from regard.reports.page import render
-from regard.reports.words import counted, plain
+from regard.reports.page import RESULTS_FILE, render
+from regard.reports.words import plain
 from regard.results import SweepResults, read_stored
-
-RESULTS_FILE = "results.json"
 
 
 def write_sweep_report(directory: Path) -> Path:
@@ -25,15 +23,14 @@ def render_sweep(results: SweepResults) -> str:
     """The page."""
     trials = results.trials
     words = {name for trial in trials for name, value in trial.options.items() if isinstance(value, str | bool)}
-    return render(
-        "sweep.html.jinja",
-        {"setting": setting, "counted": counted},
-        r=results,
-        ordered=sorted(trials, key=lambda trial: (trial.state != "complete", -(trial.miou or 0), trial.number)),
-        best=next(trial for trial in trials if trial.number == results.best.number),
-        counts={state: sum(trial.state == state for trial in trials) for state in ("complete", "pruned", "failed")},
-        numeric=results.space.keys() - words,
-    )
+    values = {
+        "r": results,
+        "ordered": sorted(trials, key=lambda trial: (trial.state != "complete", -(trial.miou or 0), trial.number)),
+        "best": next(trial for trial in trials if trial.number == results.best.number),
+        "counts": {state: sum(trial.state == state for trial in trials) for state in ("complete", "pruned", "failed")},
+        "numeric": results.space.keys() - words,
+    }
+    return render("sweep.html.jinja", values, {"setting": setting})
 
 
 def setting(value: Any) -> str:

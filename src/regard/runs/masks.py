@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.progress import track
 
@@ -108,8 +107,3 @@ def name_evaluation(folder: Path, name: str, source: Source) -> str:
         if not path.exists() or read_json(path).get("data") == data:
             return free
     raise InputError(f"{folder / evaluation_file(longer)} holds the scores of other data: move it, or delete it")
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    """A PNG of a figure, whole or not at all."""
-    write_whole(path, lambda to: figure.savefig(to, dpi=150, format="png"))

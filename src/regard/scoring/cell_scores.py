@@ -12,6 +12,7 @@ from regard.results import HeadRow
 from regard.scoring.chosen import Chosen
 from regard.scoring.protocol import choose_protocol
 from regard.scoring.score import score_heads
+from regard.settings import Scoring
 
 MEANS = {  # what a study calls it -> a score of a head
     "information": "information",
@@ -52,6 +53,7 @@ def score_levels(
     no random numbers, and leaves the backbone as it was.
     """
     data = Chosen(Cached(dataset), images)  # each mask is read twice: for its own image, and for the next one
-    protocol = choose_protocol("regard", backbone, data.classes, size, blocks=[backbone.blocks[i] for i in levels])
+    asked = Scoring(size=size, blocks=tuple(backbone.blocks[i] for i in levels))
+    protocol = choose_protocol(asked, backbone, data.classes)
     found = score_heads({"run": backbone}, data, protocol, consistency=False, bar=False)["run"]
     return [block.heads[:-1] for block in found.blocks]  # the last row is their mean map

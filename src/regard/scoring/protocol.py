@@ -17,8 +17,9 @@ from regard.backbones.base import Kind
 from regard.data.loading.augment import resize_pair, short_side
 from regard.data.loading.views import View, resize
 from regard.errors import InputError
+from regard.settings import Scoring
 
-DINO_SIZE, DINO_MASS = 480, 0.6
+DINO_SIZE, MASS = 480, 0.6
 SCALE = (0.4, 1.0)  # share of the image that a view for consistency takes: that of DINO's global views
 
 
@@ -63,35 +64,23 @@ class Protocol:
         return View(side, SCALE, blur=0.0, solarize=0.0, jitter=1.0, grey=0.0)
 
 
-def choose_protocol(
-    name: Literal["regard", "dino"],
-    backbone: Backbone,
-    classes: Sequence[str],
-    size: int | None = None,
-    mass: float | None = None,
-    kind: Kind | None = None,
-    blocks: Literal["levels", "all"] | Sequence[int] | None = None,
-    objects: Literal["class", "instance"] = "class",
-) -> Protocol:
+def choose_protocol(asked: Scoring, backbone: Backbone, classes: Sequence[str]) -> Protocol:
     """A protocol with what is left open filled in; InputError for what it, or the backbone, does not allow."""
     if not backbone.block_heads:
         raise InputError(f"{backbone.name} has no attention maps: use a ViT or a Swin")
-    if mass is not None and not 0 < mass < 1:
-        raise InputError(f"--mass {mass:g} is no share of the attention: take one between 0 and 1, such as 0.6")
-    if name == "dino":
-        fixed = {"size": (size, DINO_SIZE), "mass": (mass, DINO_MASS), "kind": (kind, "cls")}
-        for option, (given, value) in fixed.items():
-            if given not in (None, value):
+    if asked.protocol == "dino":
+        for option, value in (("size", DINO_SIZE), ("mass", MASS), ("kind", "cls")):
+            if getattr(asked, option) not in (None, value):
                 raise InputError(
                     f"the DINO protocol has {option} {value}: leave out --{option}, or take --protocol regard"
                 )
         if "cls" not in backbone.kinds:
             raise InputError(f"the DINO protocol is of CLS tokens, and {backbone.name} has none: use --protocol regard")
-        chosen = backbone.chosen_blocks((-1,) if blocks is None else _numbers(blocks, backbone))
-        return Protocol("dino", DINO_SIZE, DINO_MASS, "cls", chosen, objects, 0 if classes else None)
+        chosen = backbone.chosen_blocks((-1,) if asked.blocks is None else _numbers(asked.blocks, backbone))
+        return Protocol("dino", DINO_SIZE, MASS, "cls", chosen, asked.objects, 0 if classes else None)
     background = 0 if classes and classes[0] == "background" else None
-    chosen = backbone.chosen_blocks(_numbers(blocks, backbone))
-    return Protocol("regard", size or 224, mass or 0.6, backbone.asked_kind(kind or True), chosen, objects, background)
+    chosen, kind = backbone.chosen_blocks(_numbers(asked.blocks, backbone)), backbone.asked_kind(asked.kind or True)
+    return Protocol("regard", asked.size or 224, asked.mass or MASS, kind, chosen, asked.objects, background)
 
 
 def _numbers(blocks: str | Sequence[int] | None, backbone: Backbone) -> Sequence[int] | None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
@@ -12,6 +11,7 @@ from regard.backbones import Backbone, describe, device_of, from_description, no
 from regard.data.loading.modules import loading
 from regard.errors import InputError
 from regard.results import ScoredHeads
+from regard.say import console
 from regard.scoring.chosen import Chosen, Sample, Samples
 from regard.scoring.head_scores import HeadScores
 from regard.scoring.protocol import Protocol
@@ -33,8 +33,6 @@ def score_heads(
 
     Raises InputError where the masks of all images are void, and where attention is not finite.
     """
-    if protocol.objects == "instance":
-        data.require_instances()
     classes = len(data.classes)
     objects = [c for c in range(classes) if c != protocol.background]
     view = protocol.view(next(iter(backbones.values()))) if consistency else None
@@ -49,8 +47,7 @@ def score_heads(
         name: HeadScores(backbone, protocol.kind, protocol.blocks, classes, objects, protocol.mass)
         for name, backbone in backbones.items()
     }
-    console = Console(stderr=True)
-    for batch in track(samples, "scoring heads", len(samples), transient=True, console=console, disable=not bar):
+    for batch in track(samples, "scoring heads", len(samples), transient=True, console=console(), disable=not bar):
         for name, backbone in backbones.items():
             for part in _same_shapes(batch):
                 _add_images(scores[name], part, device_of(backbone))

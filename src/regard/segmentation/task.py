@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from jaxtyping import Int64
 from timm.models import group_parameters
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from regard.evaluation.scores import confusion, scores, torch_counts
 from regard.segmentation.inference import count_pixels, predict_at
 from regard.segmentation.model import SegmentationModel
 from regard.settings import SegmentSettings
-from regard.training.distributed import in_company, sum_over_processes
+from regard.training.distributed import mean_over_processes, processes, sum_over_processes
 from regard.training.optimizers import adamw
 from regard.training.schedules import rate_factor
 
@@ -81,11 +80,11 @@ class SegmentationTask(L.LightningModule):
 
     def _counts_for(self, masks: Int64[Tensor, "batch h w"]) -> Tensor | float:
         """How much the loss of this process's part counts, 1 on average: DDP takes the mean over processes."""
-        if not in_company():
+        if processes() == 1:
             return 1.0
         labelled, weights = masks != self.ignore_index, getattr(self.loss, "class_weights", None)
         total = (labelled if weights is None else weights[masks.where(labelled, 0)] * labelled).sum(dtype=torch.float64)
-        mean = sum_over_processes(total) / dist.get_world_size()
+        mean = mean_over_processes(total)
         return torch.where(mean > 0, total / mean, 1.0).float()
 
     def _features(self, images: Tensor | list[Tensor]) -> Features:

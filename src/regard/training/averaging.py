@@ -104,7 +104,7 @@ def renew_statistics(module: Any, batches: Iterable[Any]) -> None:
 
     module: has `pass_batch`, which sends a batch through what normalises. What is frozen, in eval mode, stays as it is.
     Where several processes train, each passes its own part of the batches through batch norms that share statistics
-    (`ssl.distributed`), so all get those of one process. Nothing is dropped out. Leaves the module in eval mode.
+    (`training.distributed`), so all get those of one process. Nothing is dropped out. Leaves the module in eval mode.
     """
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
     module.eval()

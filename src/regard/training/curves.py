@@ -6,78 +6,67 @@ from typing import Any, cast
 import lightning as L
 import torch
 
-from regard.training.distributed import processes, sum_over_processes
+from regard.training.distributed import mean_over_processes
 
 
-def _mean(x: torch.Tensor) -> torch.Tensor:
-    """The mean over the processes that train together; all of them must ask."""
-    return sum_over_processes(x) / processes()
+class _Losses(L.Callback):
+    """Means of the training loss, and of the terms of guidance in it, over stretches of steps. points: what came of it.
 
-
-class LossCurve(L.Callback):
-    """The training loss and the terms of guidance in it, averaged over stretches, as about `points` points of {"step",
-    "loss", "guide_sharpness", ...}.
+    Sums stay on the device, and are read only at the end of a stretch, so that no step waits for the host.
     """
 
-    def __init__(self, points: int) -> None:
-        self.most, self.points = points, []
+    def __init__(self) -> None:
+        self.points: list[dict[str, float]] = []
         self._sum: dict[str, torch.Tensor] = {}
         self._steps = 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        """Add on the device; read only at the end of a stretch, so that no step waits for the host."""
+        """Add."""
         outputs = cast(dict[str, Any], outputs)
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # undivided
         for name, value in {"loss": loss, **outputs.get("guide", {})}.items():
             self._sum[name] = value + self._sum.get(name, 0.0)
         self._steps += 1
-        total = int(trainer.estimated_stepping_batches)
-        if trainer.global_step == total or self._steps >= trainer.accumulate_grad_batches * max(1, total // self.most):
-            means = trainer.strategy.reduce(torch.stack(list(self._sum.values())) / self._steps, reduce_op="mean")
-            self.points.append({"step": trainer.global_step, **dict(zip(self._sum, means.tolist(), strict=True))})
-            self._sum, self._steps = {}, 0
+
+    def _read(self, trainer) -> dict[str, float]:
+        """The means over the processes, by name; a new stretch begins."""
+        means = trainer.strategy.reduce(torch.stack(list(self._sum.values())) / self._steps, reduce_op="mean")
+        found = dict(zip(self._sum, means.tolist(), strict=True))
+        self._sum, self._steps = {}, 0
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, of which there is one for all processes: each goes on from their mean."""
-        return {"points": self.points, "sum": {k: _mean(v) for k, v in self._sum.items()}, "steps": self._steps}
+        means = {name: mean_over_processes(value) for name, value in self._sum.items()}
+        return {"points": self.points, "sum": means, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.points, self._sum, self._steps = state_dict["points"], state_dict["sum"], state_dict["steps"]
 
 
-class History(L.Callback):
-    """Per epoch: the mean training loss of the epoch, and the validation mIoU."""
+class LossCurve(_Losses):
+    """About `points` points of {"step", "loss", "guide_sharpness", ...}, each over a stretch of the same length."""
 
-    def __init__(self) -> None:
-        self.points: list[dict[str, float]] = []
-        self._sum: torch.Tensor | None = None
-        self._steps = 0
+    def __init__(self, points: int) -> None:
+        super().__init__()
+        self.most = points
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        """Added on the device, read at the end of the epoch."""
-        loss = cast(dict[str, torch.Tensor], outputs)["loss"].detach() * trainer.accumulate_grad_batches  # undivided
-        self._sum = loss if self._sum is None else self._sum + loss
-        self._steps += 1
+        """Add, and read where a stretch ends."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        total = int(trainer.estimated_stepping_batches)
+        if trainer.global_step == total or self._steps >= trainer.accumulate_grad_batches * max(1, total // self.most):
+            self.points.append({"step": trainer.global_step, **self._read(trainer)})
+
+
+class History(_Losses):
+    """Per epoch: the mean training loss of the epoch, and the validation mIoU."""
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         """Lightning has validated by then."""
-        total = trainer.strategy.reduce(cast(torch.Tensor, self._sum), reduce_op="mean")
-        loss, miou = float(total) / self._steps, float(trainer.callback_metrics["val_miou"])
+        loss, miou = self._read(trainer)["loss"], float(trainer.callback_metrics["val_miou"])
         self.points.append({"epoch": trainer.current_epoch + 1, "train_loss": loss, "val_miou": miou})
-        self._sum, self._steps = None, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint, of which there is one for all processes: each goes on from their mean."""
-        return {
-            "points": self.points,
-            "sum": None if self._sum is None else _mean(self._sum),
-            "steps": self._steps,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
-        self.points, self._sum, self._steps = state_dict["points"], state_dict["sum"], state_dict["steps"]
 
 
 class Scores(L.Callback):

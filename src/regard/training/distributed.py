@@ -48,27 +48,29 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Sum."""
-        return _summed(x)
+        return sum_over_processes(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """Sum."""
-        return _summed(gradients[0])
+        return sum_over_processes(gradients[0])
 
 
 def _sum(x: Tensor) -> Tensor:
     return _Sum.apply(x)  # type: ignore[return-value]
 
 
-def _summed(x: Tensor) -> Tensor:
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of a tensor over the processes that train together; without gradient."""
     x = x.detach().clone()
-    dist.all_reduce(x)
+    if processes() > 1:
+        dist.all_reduce(x)
     return x
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of a tensor over the processes; without gradient."""
-    return x if processes() == 1 else _summed(x) / processes()
+    """The mean of a tensor over the processes that train together; without gradient. All of them must ask."""
+    return sum_over_processes(x) / processes()
 
 
 class CPUSyncBatchNorm(_BatchNorm):
@@ -139,16 +141,3 @@ class SharedBatchStatistics(LayerSync):
     def revert(self, model: nn.Module) -> nn.Module:
         """Nothing: in one process, they are batch norms."""
         return model
-
-
-def in_company() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of a tensor over the processes that train together; without gradient."""
-    x = x.detach().clone()
-    if in_company():
-        dist.all_reduce(x)
-    return x

@@ -97,7 +97,7 @@ def adamw(groups: list[dict[str, Any]], fused: bool = True) -> torch.optim.AdamW
 
 
 def sgd(groups: list[dict[str, Any]], momentum: float = 0.9, fused: bool = True) -> torch.optim.SGD:
-    """Likewise."""
+    """torch's, one kernel a group. fused: as of `adamw`."""
     optimizer = torch.optim.SGD(groups, momentum=momentum, fused=fused)
     optimizer.register_load_state_dict_post_hook(lay_out_state)
     return optimizer

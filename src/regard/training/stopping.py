@@ -8,7 +8,7 @@ import subprocess
 import threading
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from regard.errors import Interrupted, TrainingStopped
+from regard.files import write_whole
 
 CHECKPOINTS = "checkpoints"  # the folder in that of a run that is not finished
 
@@ -74,14 +75,13 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write, have the disk confirm, rename."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
+
+        def write(file: BinaryIO) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+
+        write_whole(Path(path), write)
 
 
 class Checkpoints(ModelCheckpoint):
@@ -122,7 +122,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_or_stop(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        """Likewise after an epoch's last step: not before, as a resumed run would leave out its validation.
+        """Save or stop after an epoch's last step too: not before, as a resumed run would leave out its validation.
 
         After the very last one, of all or by early stopping, the run is about to finish: from a checkpoint of that, it
         would not.
@@ -149,7 +149,7 @@ class Checkpoints(ModelCheckpoint):
         self._forget()
 
     def on_exception(self, trainer, pl_module, exception) -> None:
-        """Likewise; a broken run is not saved."""
+        """Leave the signals as they were; a broken run is not saved."""
         self._forget()
 
     def _save_checkpoint(self, trainer, filepath) -> None:
