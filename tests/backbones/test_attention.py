@@ -8,14 +8,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from test_backbones import rotate
 from torch import nn
 
-from regard.backbones import Backbone, base, build_backbone
+from models import TINY_SWIN, TINY_VIT
+from regard.backbones import Backbone, base, build_backbone, save_backbone
 from regard.errors import InputError
 
-TINY_VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
-TINY_SWIN = {"img_size": 64, "embed_dim": 12, "depths": (2, 2, 2), "num_heads": (1, 2, 3)}
 VITS = {
     "dino": ("vit_small_patch16_224", TINY_VIT),
     "dinov2": ("vit_small_patch14_dinov2", TINY_VIT),
@@ -26,9 +24,9 @@ VITS = {
     "deit-distilled": ("deit_tiny_distilled_patch16_224", TINY_VIT),
 }
 SWINS = {
-    "swin-w4": ("swin_tiny_patch4_window7_224", TINY_SWIN | {"window_size": 4}),
+    "swin-w4": ("swin_tiny_patch4_window7_224", TINY_SWIN),
     "swin-w7": ("swin_tiny_patch4_window7_224", TINY_SWIN | {"window_size": 7, "img_size": 112}),
-    "swinv2-w4": ("swinv2_tiny_window8_256", TINY_SWIN | {"window_size": 4}),
+    "swinv2-w4": ("swinv2_tiny_window8_256", TINY_SWIN),
     "swinv2-w8": ("swinv2_tiny_window8_256", TINY_SWIN | {"window_size": 8}),
 }
 SIZES = [(64, 64), (48, 80), (50, 75)]  # square; not square; not a multiple of the patch or of the window
@@ -62,6 +60,15 @@ def explicit_queries_and_keys(attn: nn.Module, x: torch.Tensor, rope: torch.Tens
         turn = half_rotate if getattr(attn, "rotate_half", False) else rotate
         query, key = turn(query, rope, prefix), turn(key, rope, prefix)
     return query * query.shape[-1] ** -0.5, key
+
+
+def rotate(x: torch.Tensor, rope: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Rotary positions, pair by pair: (a, b) -> (a cos - b sin, a sin + b cos)."""
+    sin, cos = rope.chunk(2, dim=-1)
+    head, patches = x[:, :, :prefix], x[:, :, prefix:]
+    a, b = patches[..., 0::2], patches[..., 1::2]
+    sin, cos = sin[..., 0::2], cos[..., 0::2]
+    return torch.cat([head, torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)], dim=2)
 
 
 def half_rotate(x: torch.Tensor, rope: torch.Tensor, prefix: int) -> torch.Tensor:
@@ -189,9 +196,9 @@ def test_every_kind_under_bfloat16_autocast(model: str) -> None:
         with torch.no_grad():
             exact = backbone(images, attention=kind).attention
             with torch.autocast("cpu", torch.bfloat16):
-                rough = backbone(images, attention=kind).attention
+                rough = backbone(images, attention=kind, affinity=True).attention
         for a, b in zip(exact, rough, strict=True):
-            assert b.weights.dtype == torch.float32
+            assert b.weights.dtype == b.affinity.dtype == torch.float32
             torch.testing.assert_close(b.weights.sum((-2, -1)), torch.ones(b.weights.shape[:2]), rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(b.weights, a.weights, rtol=0.15, atol=0.1 / a.weights[0, 0].numel())
 
@@ -274,8 +281,6 @@ def test_dinos_positions_give_the_recorded_maps_away_from_the_native_size(record
 
 
 def test_a_backbone_knows_its_positions_again(tmp_path) -> None:
-    from regard.backbones import save_backbone
-
     backbone = build_backbone("vit_small_patch16_224", positions="dino", **TINY_VIT).eval()
     save_backbone(backbone, tmp_path / "backbone.safetensors")
     images = torch.randn(1, 3, 96, 56)

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help without torch, one line and status 2 for what is wrong, real small runs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from regard.data.download.published import PUBLISHED
 from safetensors.torch import save_file
 
 from commands import fails
+from models import SMALLEST_VIT
 from regard.backbones import build_backbone
 from regard.cli import COMMANDS, main
 from regard.cli.parser import arguments_of, build_parser, parsed
@@ -23,26 +26,52 @@ from regard.pictures.targets import outputs
 from regard.runs.run import load_run
 from regard.segmentation.model import SegmentationModel
 from regard.settings import Inference
+from trees import files, mask_tree, save
 from untrained import description, untrained_segmentation
 
+TINY_VIT = json.dumps(SMALLEST_VIT)
 SMALL = ["--size", "32", "--epochs", "1", "--batch_size", "4", "--workers", "0"]
-TINY_VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}'
 
 
-def test_help_of_every_command_needs_no_torch() -> None:
+EVERY = [name for name, command in COMMANDS.items() if callable(command)]
+EVERY += [f"{name} {inner}" for name, command in COMMANDS.items() if not callable(command) for inner in command]
+
+
+def test_help_of_every_command_answers_within_a_second_and_without_torch() -> None:
+    """`--help` shows the options that people use, in groups, and `--help=all` every one."""
     script = f"""
-import contextlib, sys
+import contextlib, io, json, sys, time
 from regard.cli import main
-for command in {[*COMMANDS]!r}:
-    with contextlib.suppress(SystemExit):
-        main([command, "--help"])
+heavy, found = {{"torch", "lightning", "timm", "torchvision", "cv2", "matplotlib", "numpy"}}, {{}}
+for words in {[f"{name} {option}" for name in EVERY for option in ("--help", "--help=all")]!r}:
+    start, said = time.process_time(), io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
+        main(words.split())
+    found[words] = said.getvalue(), time.process_time() - start
 main([])
-heavy = {{"torch", "lightning", "timm", "torchvision", "cv2", "matplotlib"}} & sys.modules.keys()
-assert not heavy, heavy
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+print(json.dumps(found))
 """
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    for command in COMMANDS:
-        assert f"regard [options] {command}" in out
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outer, _, last = done.stdout.strip().rpartition("\n")
+    assert all(name in outer for name in COMMANDS)
+    found = json.loads(last)
+    for name in EVERY:
+        (short, seconds), (every, _) = (found[f"{name} {option}"] for option in ("--help", "--help=all"))
+        assert seconds < 1, name
+        assert short.startswith(f"usage: regard {name} "), short
+        used, known = (set(re.findall(r"^  (?:-h, )?--(\w+)", text, re.MULTILINE)) for text in (short, every))
+        assert used <= known
+        assert len(used) <= 20, name
+        assert (f"{len(known - used)} more options: regard {name} --help=all" in short) == (used < known)
+    short, every = (" ".join(found[f"segment {option}"][0].split()) for option in ("--help", "--help=all"))
+    assert "The backbone, and where its weights come from:" in short
+    assert "A training for segmentation:" in short
+    assert "--layer_decay" not in short
+    assert "--layer_decay" in every
+    for words in (*PUBLISHED, "A file for the list"):
+        assert words in " ".join(" ".join(said for said, _ in found.values()).split())
 
 
 @pytest.mark.parametrize(
@@ -70,20 +99,8 @@ def test_images_are_given_as_people_type_them(given: str, images: list[str], tmp
     assert asked["inference"].scales == ((0.5, 1.0) if "--scales" in given else (1.0,))
 
 
-def tree(root: Path, split: str = "train", count: int = 6) -> Path:
-    """An images/ + masks/ tree of small scenes."""
-    scenes = Scenes(count, size=32)
-    (root / "images" / split).mkdir(parents=True, exist_ok=True)
-    (root / "masks" / split).mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        Image.fromarray(scenes.image(i)).save(root / "images" / split / f"{i}.png")
-        Image.fromarray(scenes.mask(i)).save(root / "masks" / split / f"{i}.png")
-    (root / "classes.txt").write_text("\n".join(scenes.classes))
-    return root
-
-
 def full_tree(root: Path) -> Path:
-    return tree(tree(root), "val", 3)
+    return mask_tree(root, train=6, val=3)
 
 
 def missing_path(root: Path) -> list[str]:
@@ -97,13 +114,13 @@ def empty_folder(root: Path) -> list[str]:
 
 def mask_of_another_size(root: Path) -> list[str]:
     data = full_tree(root / "data")
-    Image.fromarray(np.zeros((9, 9), np.uint8)).save(data / "masks/train/3.png")
+    save(data / "masks/train/3.png", np.zeros((9, 9), np.uint8))
     return ["--data", str(data)]
 
 
 def mask_value_outside_the_classes(root: Path) -> list[str]:
     data = full_tree(root / "data")
-    Image.fromarray(np.full((32, 32), 77, np.uint8)).save(data / "masks/val/1.png")
+    save(data / "masks/val/1.png", np.full((32, 32), 77, np.uint8))
     return ["--data", str(data)]
 
 
@@ -114,7 +131,7 @@ def unreadable_image(root: Path) -> list[str]:
 
 
 def no_masks(root: Path) -> list[str]:
-    data = tree(root / "data")
+    data = mask_tree(root / "data", train=6)
     return ["--data", str(data / "images")]
 
 
@@ -174,6 +191,14 @@ def test_wrong_data_is_one_line_and_nothing_is_written(command: str, bad, tmp_pa
         (["segment"], "data"),
         (["segment", "--data", "scenes", "--epochs", "many"], "epochs"),
         (["segmnt"], "invalid choice: 'segmnt'"),
+        (["data", "info", "nowhere"], "regard data info: no such folder"),
+        (["data", "check", "nowhere"], "regard data check: no such folder"),
+        (["data", "info", "scenes", "--limit", "0"], "regard data info: limit 0 is out of bounds: take 1 or more"),
+        (["data", "info", "scenes", "--limit", "few"], "limit"),
+        (["data", "info"], "source"),
+        (["data", "download", "voc2021"], "did you mean 'voc2012'"),
+        (["data", "unpack", "x"], "invalid choice: 'unpack'"),
+        (["data"], "info,check,download"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_nothing_is_written(arguments, message, tmp_path, capsys, monkeypatch) -> None:
@@ -261,10 +286,6 @@ def segmentation(tmp_path) -> Path:
     return folder
 
 
-def made(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
 def test_an_evaluation_holds_every_score_and_the_settings_it_was_made_with(segmentation, tmp_path, capsys) -> None:
     data = full_tree(tmp_path / "data")
     options = ["evaluate", "--run", str(segmentation), "--data", str(data), "--workers", "0"]
@@ -298,13 +319,13 @@ def test_an_evaluation_holds_every_score_and_the_settings_it_was_made_with(segme
                 picture.load()
     expected = [f"{kind}-{n}.png" for kind in ("confusion", "reliability") for n in ("val", label)]
     expected += ["evaluation-val.json", f"evaluation-{label}.json", "model.safetensors", "run.json"]
-    assert made(segmentation) == sorted(expected)
+    assert files(segmentation) == sorted(expected)
 
 
 def test_scores_of_other_data_are_kept(segmentation, tmp_path, capsys) -> None:
     roots = [tmp_path / "streets", tmp_path / "fields", tmp_path / "more" / "fields"]
     for i, root in enumerate(roots):
-        tree(tree(root), "val", count=2 + i)
+        mask_tree(root, train=6, val=2 + i)
     options = ["evaluate", "--run", str(segmentation), "--workers", "0", "--data"]
     names = []
     for i in (0, 1, 1, 0):  # each twice: what is there of the same data is made again
@@ -315,11 +336,11 @@ def test_scores_of_other_data_are_kept(segmentation, tmp_path, capsys) -> None:
     assert [result["images"] for result in found] == [2, 3]
     assert [str(root) in result["data"] for root, result in zip(roots, found, strict=False)] == [True, True]
     pictures = [f"{kind}-{name}.png" for kind in ("confusion", "reliability") for name in ("val", "val-fields")]
-    before = made(segmentation)
+    before = files(segmentation)
     assert before == sorted([*names[:2], *pictures, "model.safetensors", "run.json"])
     line = fails(capsys, *options, str(roots[2]))  # a folder of the same name, and other data
     assert "evaluation-val-fields.json holds the scores of other data: move it, or delete it" in line
-    assert made(segmentation) == before
+    assert files(segmentation) == before
 
 
 @pytest.fixture
@@ -351,7 +372,7 @@ def test_files_folders_and_patterns_are_segmented_under_their_own_names(
 ) -> None:
     out = tmp_path / "out"
     main(["predict", "--run", str(segmentation), "--out", str(out), "--images", *(str(photos / p) for p in paths)])
-    assert made(out) == masks
+    assert files(out) == masks
 
 
 def test_a_pattern_that_nothing_matches_is_one_line(segmentation, photos, tmp_path, capsys) -> None:
@@ -364,9 +385,9 @@ def test_a_pattern_that_nothing_matches_is_one_line(segmentation, photos, tmp_pa
 def test_patterns_come_in_natural_order(tmp_path) -> None:
     for name in ("frame10.png", "frame2.png", "frame1.png", "b.mp4", "c.txt"):
         (tmp_path / name).touch()
-    files = outputs([str(tmp_path / "*")], "out")
-    assert [file.name for file in files] == ["b.mp4", "frame1.png", "frame2.png", "frame10.png"]
-    images = [file for file in files if file.suffix == ".png"]
+    found = outputs([str(tmp_path / "*")], "out")
+    assert [file.name for file in found] == ["b.mp4", "frame1.png", "frame2.png", "frame10.png"]
+    images = [file for file in found if file.suffix == ".png"]
     assert list(outputs([str(tmp_path)], "out")) == images
     assert list(outputs([str(tmp_path / "*")], "out", videos=False)) == images
     assert list(outputs([str(tmp_path / "b.mp4")], "out", videos=False)) == [tmp_path / "b.mp4"]  # it was named
@@ -375,7 +396,7 @@ def test_patterns_come_in_natural_order(tmp_path) -> None:
 def test_a_pattern_stands_for_the_images_that_can_be_segmented_and_for_no_video(segmentation, photos, tmp_path) -> None:
     (photos / "b.mp4").write_bytes(b"a video")
     main(["predict", "--run", str(segmentation), "--images", str(photos / "*"), "--out", str(tmp_path / "out")])
-    assert made(tmp_path / "out") == ["a.png"]
+    assert files(tmp_path / "out") == ["a.png"]
 
 
 def test_how_many_windows_go_together_is_an_option_of_predict(segmentation, photos, tmp_path, monkeypatch) -> None:
@@ -394,7 +415,7 @@ def test_masks_overlays_and_probabilities_agree(segmentation, photos, tmp_path) 
         ["predict", "--run", str(segmentation), "--images", str(photos / "a.jpg"), "--out", str(out), "--overlay",
          "--opacity", "0.25", "--probabilities", "--flip"]
     )  # fmt: skip
-    assert made(out) == ["a-overlay.png", "a.npz", "a.png"]
+    assert files(out) == ["a-overlay.png", "a.npz", "a.png"]
     flip = Inference(flip=True)
     with Image.open(out / "a.png") as mask:
         labels, coloured = np.asarray(mask), np.asarray(mask.convert("RGB"))
@@ -428,7 +449,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_done(segmentation, 
     assert "c.jpg can't be read" in lines[0]
     assert "d.png can't be read" in lines[1]
     assert lines[2].startswith("regard predict: 2 of 4 could not be read")
-    assert made(out) == ["a.png", "deep/b.png"]
+    assert files(out) == ["a.png", "deep/b.png"]
 
     line = fails(capsys, *options, str(photos / "notes.txt"), "--out", str(tmp_path / "none"))
     assert "notes.txt can't be read" in line  # named, so it was tried
@@ -463,7 +484,7 @@ def test_an_overlay_takes_no_image_s_place(segmentation, photos, capsys) -> None
 
 
 def test_images_are_never_written_over(tmp_path, capsys) -> None:
-    data = tree(tmp_path / "data")
+    data = mask_tree(tmp_path / "data", train=6)
     folder = data / "images" / "train"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     backbone = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", TINY_VIT, "--size", "32"]
@@ -482,11 +503,20 @@ def test_a_damaged_run_is_one_line(tmp_path, capsys) -> None:
     assert "is damaged" in fails(capsys, "evaluate", "--run", str(tmp_path), "--data", "scenes")
 
 
-def test_options_from_a_file(tmp_path, capsys) -> None:
-    (tmp_path / "options.yaml").write_text("data: scenes\nsize: 48\nseeds: 5\n")
+@pytest.mark.parametrize(
+    ("content", "words", "printed"),
+    [
+        (
+            "data: scenes\nsize: 48\nseeds: 5\n",
+            ["compare", "--config", "FILE", "--seeds", "2", "--baselines"],
+            ["size: 48", "seeds: 2", "baselines: true"],
+        ),
+        ("limit: 3\n", ["data", "info", "--config", "FILE", "scenes"], ["limit: 3"]),
+    ],
+)
+def test_options_from_a_file(content: str, words, printed, tmp_path, capsys) -> None:
+    (tmp_path / "options.yaml").write_text(content)
     with pytest.raises(SystemExit):
-        main(["compare", "--config", str(tmp_path / "options.yaml"), "--seeds", "2", "--baselines", "--print_config"])
-    printed = capsys.readouterr().out
-    assert "size: 48" in printed
-    assert "seeds: 2" in printed
-    assert "baselines: true" in printed
+        main([str(tmp_path / "options.yaml") if word == "FILE" else word for word in [*words, "--print_config"]])
+    said = capsys.readouterr().out
+    assert all(line in said for line in printed)

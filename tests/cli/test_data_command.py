@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -21,33 +19,12 @@ from regard.data.datasets.published import Archive, Published
 from regard.data.datasets.scenes import Scenes
 from regard.data.source import open_source
 from regard.pictures.contact_sheet import PLACE, contact_sheet
-
-
-def test_help_needs_no_torch_nor_images() -> None:
-    script = """
-import contextlib, sys
-from regard.cli import main
-for command in ([], ["info"], ["check"], ["download"], ["pack"]):
-    with contextlib.suppress(SystemExit):
-        main(["data", *command, "--help"])
-heavy = {"torch", "lightning", "timm", "torchvision", "cv2", "matplotlib", "numpy"} & sys.modules.keys()
-assert not heavy, heavy
-"""
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    for option in ("data COMMAND", "--limit", "--keep_archives", "A file for the list", *DATASETS):
-        assert option in " ".join(out.split())
+from trees import mask_tree, save
 
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    scenes, root = Scenes(9, size=40), tmp_path / "tree"
-    for i in range(9):
-        for folder, array in (("images", scenes.image(i)), ("masks", scenes.mask(i))):
-            path = root / folder / ("val" if i > 5 else "train") / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(path)
-    (root / "classes.txt").write_text("\n".join(scenes.classes))
-    return root
+    return mask_tree(tmp_path / "tree", size=40, train=6, val=3)
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -77,9 +54,9 @@ def test_the_contact_sheet_shows_each_image_beside_its_classes_and_names_those(t
     source = open_source(tree)
     mask = np.full((40, 40), 255, np.uint8)
     mask[:20] = 3
-    for split, i in (("train", 0), ("val", 6)):
-        Image.fromarray(np.full((40, 40, 3), 100, np.uint8)).save(tree / f"images/{split}/{i}.png")
-        Image.fromarray(mask).save(tree / f"masks/{split}/{i}.png")
+    for split, i in (("train", 0), ("val", 0)):
+        save(tree / f"images/{split}/{i}.png", np.full((40, 40, 3), 100, np.uint8))
+        save(tree / f"masks/{split}/{i}.png", mask)
     sheet = contact_sheet(source)
     colours = {tuple(colour) for colour in sheet.reshape(-1, 3).tolist()}
     painted = 0.6 * source.palette[3] + 0.4 * 100
@@ -104,14 +81,14 @@ def test_check_is_one_line_when_all_is_right_and_a_table_and_status_2_when_not(t
     main(["data", "check", str(tree)])
     assert "nothing is wrong with the 9 pairs of images/ + masks/ tree" in capsys.readouterr().out
     (tree / "images/train/1.png").write_bytes(b"broken")
-    Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tree / "masks/val/7.png")
+    Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tree / "masks/val/1.png")
     said = fails(capsys, "data", "check", str(tree), "--out", str(tmp_path / "found.json"))
     assert said.splitlines()[-1] == "regard data check: 2 of 9 pairs are wrong"
     assert "can't be read" in said
     assert "99" in said
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["pairs"], found["wrong"]) == (9, 2)
-    assert [problem["name"] for problem in found["problems"]] == ["images/train/1.png", "images/val/7.png"]
+    assert [problem["name"] for problem in found["problems"]] == ["images/train/1.png", "images/val/1.png"]
     said = fails(capsys, "data", "check", str(tree / "images"))
     assert said.splitlines()[-1] == "regard data check: 1 of 9 images are wrong"
 
@@ -119,39 +96,11 @@ def test_check_is_one_line_when_all_is_right_and_a_table_and_status_2_when_not(t
 def test_check_counts_a_mask_without_an_image_as_a_pair(tree: Path, capsys) -> None:
     (tree / "masks/train/0.png").unlink()
     (tree / "images/train/1.png").unlink()
-    Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tree / "masks/val/7.png")
+    Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tree / "masks/val/1.png")
     said = fails(capsys, "data", "check", str(tree))
     assert said.splitlines()[-1] == "regard data check: 3 of 9 pairs are wrong"
     for words in ("has no mask", "it has no image", "99"):
         assert words in " ".join(said.split())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["info", "nowhere"], "regard data info: no such folder"),
-        (["check", "nowhere"], "regard data check: no such folder"),
-        (["info", "scenes", "--limit", "0"], "regard data info: limit 0 is out of bounds: take 1 or more"),
-        (["info", "scenes", "--limit", "few"], "limit"),
-        (["info"], "source"),
-        (["download", "voc2021"], "did you mean 'voc2012'"),
-        (["unpack", "x"], "invalid choice: 'unpack'"),
-        ([], "info,check,download"),
-    ],
-)
-def test_a_wrong_option_is_one_line_and_nothing_is_written(arguments, message, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    said = fails(capsys, "data", *arguments)
-    assert message in said
-    assert len([line for line in said.splitlines() if line.startswith("regard")]) == 1
-    assert not list(tmp_path.rglob("*"))
-
-
-def test_options_come_from_a_file_too(tmp_path, capsys) -> None:
-    (tmp_path / "options.yaml").write_text("limit: 3\n")
-    with pytest.raises(SystemExit):
-        main(["data", "info", "--config", str(tmp_path / "options.yaml"), "scenes", "--print_config"])
-    assert "limit: 3" in capsys.readouterr().out
 
 
 @pytest.fixture

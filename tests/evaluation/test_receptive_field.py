@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import TINY_VIT, VIT
 from regard.backbones import build_backbone
 from regard.backbones.base import Backbone, Features
 from regard.errors import InputError
@@ -57,7 +58,7 @@ def test_stacked_convolutions_see_the_convolution_of_their_kernels(count: int) -
 
 
 def vit() -> Backbone:
-    return build_backbone("vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=48, depth=4, num_heads=3).eval()
+    return build_backbone(VIT, **TINY_VIT).eval()
 
 
 def test_a_vit_sees_the_whole_image_most_of_all_its_own_patch() -> None:

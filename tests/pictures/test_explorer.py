@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import SWIN, TINY_SWIN, TINY_VIT, VIT
 from regard.backbones import build_backbone, normalize
 from regard.errors import InputError
 from regard.pictures.explorer import write_explorer
@@ -22,22 +23,16 @@ OTHER = "</script><img src=x onerror=\"document.title='owned'\">.jpg"
 
 
 def vit():
-    return _sharp(
-        build_backbone("vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=48, depth=4, num_heads=3).eval()
-    )
-
-
-def swin():
-    options = {"embed_dim": 12, "depths": (2, 2, 2), "num_heads": (1, 2, 3), "window_size": 4}
-    return build_backbone("swin_tiny_patch4_window7_224", img_size=64, **options).eval()
-
-
-def _sharp(backbone):
-    """Queries and keys larger than a random model's, so that its attention is far from even."""
+    """Queries and keys are larger than a random model's, so that its attention is far from even."""
+    backbone = build_backbone(VIT, **TINY_VIT).eval()
     with torch.no_grad():
         for attention in backbone.attention_modules:
             attention.qkv.weight *= 12
     return backbone
+
+
+def swin():
+    return build_backbone(SWIN, **TINY_SWIN).eval()
 
 
 def noise(*sizes, seed=0):
@@ -267,8 +262,6 @@ class Opened:
 
     def point(self, x, y, selector="#picture"):
         """Move the pointer to pixel (x, y) of the image, as drawn on a canvas."""
-        from selenium.webdriver import ActionChains
-
         canvas = self.find(selector)
         self.script("arguments[0].scrollIntoView({block: 'center'})", canvas)
         image = self.script("return explorer.grid()")
@@ -276,27 +269,28 @@ class Opened:
             "const box = arguments[0].getBoundingClientRect(); return [box.width, box.height]", canvas
         )
         right, down = x / image["width"] * width - width / 2, y / image["height"] * height - height / 2
-        ActionChains(self.browser).move_to_element_with_offset(canvas, round(right), round(down)).perform()
+        self.hand.move_to_element_with_offset(canvas, round(right), round(down)).perform()
 
     def frame(self):
         """Until what was asked for is drawn."""
         self.browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
+    @property
+    def hand(self):
+        """On pointer and keyboard."""
+        from selenium.webdriver import ActionChains
+
+        return ActionChains(self.browser)
+
     def click(self):
         """Where the pointer is."""
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.browser).click().perform()
+        self.hand.click().perform()
 
     def away(self):
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.browser).move_to_element(self.find("h1")).perform()
+        self.hand.move_to_element(self.find("h1")).perform()
 
     def press(self, *keys):
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.browser).send_keys(*keys).perform()
+        self.hand.send_keys(*keys).perform()
 
     def patch(self):
         """(row, column), None where the heads' own maps are shown."""

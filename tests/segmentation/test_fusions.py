@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from models import SWIN, TINY_SWIN, TINY_VIT, VIT
 from regard.backbones import AttentionMap, Features, build_backbone
 from regard.errors import InputError
 from regard.segmentation.fusions import build_fusion, salience
@@ -12,16 +13,7 @@ from regard.segmentation.heads import build_head
 from regard.segmentation.model import SegmentationModel
 from regard.settings import FUSIONS, HEADS, find
 
-BACKBONES = {
-    "vit_tiny_patch16_224": {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3},
-    "swin_tiny_patch4_window7_224": {
-        "img_size": 64,
-        "embed_dim": 12,
-        "depths": (2, 2, 2),
-        "num_heads": (1, 2, 3),
-        "window_size": 4,
-    },
-}
+BACKBONES = {VIT: TINY_VIT, SWIN: TINY_SWIN}
 
 
 def fusion_of(name: str):
@@ -49,7 +41,7 @@ def test_an_untrained_fusion_gives_exactly_the_output_of_none(backbone: str, hea
 
 @pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "none"])
 def test_every_parameter_of_a_fusion_learns_after_the_first_step(fusion: str) -> None:
-    backbone = build_backbone("vit_tiny_patch16_224", **BACKBONES["vit_tiny_patch16_224"])
+    backbone = build_backbone(VIT, **TINY_VIT)
     model = SegmentationModel(backbone, 5, fusion, "linear")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):  # the zero-initialised part moves first; what lies before it has no gradient until then
@@ -108,7 +100,7 @@ def test_attention_asked_of_a_convnet_is_an_error() -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_every_fusion_trains_with_every_head_and_leaves_no_parameter_without_a_gradient(head: str) -> None:
     # DDP refuses a parameter that could learn and gets none, such as of a level that the head does not read
-    backbone = build_backbone("vit_tiny_patch16_224", **BACKBONES["vit_tiny_patch16_224"])
+    backbone = build_backbone(VIT, **TINY_VIT)
     parts = build_head(head, backbone.channels, backbone.strides, 3, options={} if head == "linear" else {"width": 8})
     for name in FUSIONS:
         fusion = build_fusion(name, backbone, parts.levels)
@@ -182,15 +174,9 @@ def test_a_fusion_comes_to_listen_to_the_head_that_tells_the_answer(name: str) -
     optimizer = torch.optim.Adam([*fusion.parameters(), *classify.parameters()], lr=0.05)
     for _ in range(150):
         affinity = (3 * torch.randn(8, heads, side**2, side**2)).softmax(-1)
-        seen = Features(
-            (torch.randn(8, 4, side, side) + 2,),
-            (
-                AttentionMap(
-                    (2 * torch.randn(8, heads, side**2)).softmax(-1).unflatten(2, (side, side)), "cls", affinity
-                ),
-            ),
-            torch.zeros(8, 4),
-        )
+        weights = (2 * torch.randn(8, heads, side**2)).softmax(-1).unflatten(2, (side, side))
+        maps = AttentionMap(weights, "cls", affinity)
+        seen = Features((torch.randn(8, 4, side, side) + 2,), (maps,), torch.zeros(8, 4))
         if name == "propagate":  # the label is of what the telling head looks at
             gathered = affinity[:, telling] @ seen.pyramid[0].flatten(2).transpose(1, 2)
             labels = (gathered[..., 0] > 2).long().unflatten(1, (side, side))
@@ -207,8 +193,8 @@ def test_a_fusion_comes_to_listen_to_the_head_that_tells_the_answer(name: str) -
 
 
 KEPT = {  # of each backbone: some heads, no head, and all of a level
-    "vit_tiny_patch16_224": ((2, 0), (), (1,), (0, 1, 2)),
-    "swin_tiny_patch4_window7_224": ((0,), (), (2, 0)),
+    VIT: ((2, 0), (), (1,), (0, 1, 2)),
+    SWIN: ((0,), (), (2, 0)),
 }
 FUSED = [name for name in FUSIONS if name != "none"]
 
@@ -316,7 +302,7 @@ def test_which_heads_are_kept_is_no_part_of_the_weights(name: str) -> None:
     ],
 )
 def test_heads_that_cannot_be_kept_are_one_line(fusion: str, kept: list, message: str) -> None:
-    backbone = build_backbone("vit_tiny_patch16_224", **BACKBONES["vit_tiny_patch16_224"])
+    backbone = build_backbone(VIT, **TINY_VIT)
     with pytest.raises(InputError) as error:
         build_fusion(fusion, backbone, kept=kept)
     assert str(error.value) == message

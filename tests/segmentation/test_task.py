@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 
+from models import RESNET, SMALLEST_VIT, SWIN, TINY_RESNET, TINY_SWIN, VIT
 from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
@@ -17,15 +18,12 @@ from regard.training.schedules import rate_factor
 
 
 def small_resnet():
-    return build_backbone("resnet18", channels=(8, 16, 16, 16))
-
-
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
+    return build_backbone(RESNET, **TINY_RESNET)
 
 
 def test_each_layer_learns_slower_than_the_next_by_the_decay() -> None:
     """Stem and positions are layer 0, the blocks 1 to 4; timm counts the final norm to the last of them."""
-    model = SegmentationModel(build_backbone("vit_tiny_patch16_224", **VIT), 3)
+    model = SegmentationModel(build_backbone(VIT, **SMALLEST_VIT), 3)
     task = SegmentationTask(
         model, 3, torch.nn.Identity(), SegmentSettings(backbone_lr=0.01, layer_decay=0.5, weight_decay=0.1)
     )
@@ -46,20 +44,15 @@ def test_each_layer_learns_slower_than_the_next_by_the_decay() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "first", "last"),
     [
-        ("resnet18", {"channels": (8, 16, 16, 16)}, "conv1.weight", "layer4.1.conv2.weight"),
+        (RESNET, TINY_RESNET, "conv1.weight", "layer4.1.conv2.weight"),
         (
             "convnext_atto",
             {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)},
             "stem.0.weight",
             "stages.3.blocks.0.mlp.fc2.weight",
         ),
-        ("vit_tiny_patch16_224", VIT, "patch_embed.proj.weight", "blocks.3.mlp.fc2.weight"),
-        (
-            "swin_tiny_patch4_window7_224",
-            {"img_size": 64, "embed_dim": 12, "depths": (2, 2, 2), "num_heads": (1, 2, 3), "window_size": 4},
-            "patch_embed.proj.weight",
-            "layers.2.blocks.1.mlp.fc2.weight",
-        ),
+        (VIT, SMALLEST_VIT, "patch_embed.proj.weight", "blocks.3.mlp.fc2.weight"),
+        (SWIN, TINY_SWIN, "patch_embed.proj.weight", "layers.2.blocks.1.mlp.fc2.weight"),
     ],
 )
 def test_the_last_layer_that_is_used_learns_at_the_peak_rate(name: str, options: dict, first: str, last: str) -> None:
@@ -108,7 +101,7 @@ def test_rates_rise_over_the_warm_up_and_fall_to_nearly_nothing(schedule: str) -
 
 def test_features_that_are_taken_apart_are_put_together_again() -> None:
     for fusion, tensors in (("none", 4), ("gate", 8), ("propagate", 12)):
-        model = SegmentationModel(build_backbone("vit_tiny_patch16_224", **VIT), 3, fusion).eval()
+        model = SegmentationModel(build_backbone(VIT, **SMALLEST_VIT), 3, fusion).eval()
         for parameter in model.fusion.parameters():
             torch.nn.init.normal_(parameter)
         images = torch.randn(2, 3, 40, 56)
@@ -147,8 +140,7 @@ def test_with_one_seed_the_head_starts_the_same_under_every_fusion(fusion: str) 
     heads = []
     for name in ("none", fusion):
         torch.manual_seed(3)
-        options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
-        heads.append(SegmentationModel(build_backbone("vit_tiny_patch16_224", **options), 3, name).head.state_dict())
+        heads.append(SegmentationModel(build_backbone(VIT, **SMALLEST_VIT), 3, name).head.state_dict())
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
 
 
@@ -174,6 +166,6 @@ def test_unknown_head_is_one_line() -> None:
 
 
 def test_segformer_of_too_short_a_pyramid_is_one_line() -> None:
-    backbone = build_backbone("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    backbone = build_backbone(VIT, **SMALLEST_VIT | {"depth": 2})
     with pytest.raises(InputError, match="needs a pyramid of 3 levels, and this backbone has 2: use linear"):
         SegmentationModel(backbone, 3, "none", "segformer")

@@ -70,15 +70,22 @@ def build_parser(commands: Commands) -> Parser:
     for name, command in commands.items():
         if isinstance(command, Mapping):
             group = Parser(prog=f"regard {name}", description=ABOUT[name])
-            outer.add_subcommand(name, group, help=ABOUT[name])
+            _add(outer, name, group, ABOUT[name])
             groups.append((group, name, command))
         else:
-            outer.add_subcommand(name, command_parser(name, command), help=_summary(command))
+            _add(outer, name, command_parser(name, command), _summary(command))
     for group, name, inner in groups:  # after the outer ones: jsonargparse wants them level by level
         below = group.add_subcommands(metavar="COMMAND")
         for word, command in inner.items():
-            below.add_subcommand(word, command_parser(f"{name} {word}", command), help=_summary(command))
+            _add(below, word, command_parser(f"{name} {word}", command), _summary(command))
     return parser
+
+
+def _add(subcommands: Any, name: str, parser: Parser, about: str) -> None:
+    """As a subcommand, which keeps its name: jsonargparse would call it `regard [options] NAME`."""
+    own = parser.prog
+    subcommands.add_subcommand(name, parser, help=about)
+    parser.prog = own
 
 
 def command_parser(name: str, command: Command) -> Parser:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from regard.backbones import Backbone, normalize
-from regard.errors import unknown
-from regard.ssl.method import Pretraining
+from regard.ssl.method import Pretraining, choose_optimizer
 from regard.training.distributed import gather
-from regard.training.optimizers import LARS, adamw, set_lr, split_parameters
+from regard.training.optimizers import LARS, adamw, parameter_groups, set_lr
 from regard.training.schedules import warmup_cosine
+
+RECIPES = {"lars": (0.2, 1e-6), "adamw": (5e-4, 0.05)}  # optimizer: (rate at a batch of 256, weight decay)
 
 
 def barlow_twins_loss(
@@ -111,7 +112,7 @@ class BarlowTwins(Pretraining):
     A batch is two uint8 tensors of views, (batch, 3, h, w) each. The loss is that of the batches of all processes
     together; with `accumulate_grad_batches`, the mean of the losses of the parts, which is not that of their whole.
 
-    lr, weight_decay: by default 0.2 and 1e-6 with "lars", 5e-4 and 0.05 with "adamw".
+    lr, weight_decay: by default those of the optimizer in `RECIPES`.
     optimizer: "lars" as published (default for convnets), with `lr` for weights and `lr * bias_lr` for biases and
                norms (0.2 and 0.0048 there), each times batch / 256; or "adamw" (default for transformers), `lr` times
                batch / 256 for all.
@@ -131,13 +132,8 @@ class BarlowTwins(Pretraining):
         warmup: float = 0.01,
     ) -> None:
         super().__init__()
-        optimizer = optimizer or ("adamw" if backbone.heads else "lars")
-        if optimizer not in ("lars", "adamw"):
-            raise unknown("optimizer", optimizer, ("lars", "adamw"))
-        usual_lr, usual_decay = (0.2, 1e-6) if optimizer == "lars" else (5e-4, 0.05)
-        lr = usual_lr if lr is None else lr
-        weight_decay = usual_decay if weight_decay is None else weight_decay
-        self.save_hyperparameters(ignore="backbone")
+        optimizer, lr, weight_decay = choose_optimizer(RECIPES, backbone, optimizer, lr, weight_decay)
+        self.save_hyperparameters(ignore="backbone")  # the values as they are now
         self.backbone = backbone
         self.projector = projector((backbone.dim, *widths))
 
@@ -160,8 +156,6 @@ class BarlowTwins(Pretraining):
         return {"loss": loss, "embeddings": (z1.detach(), z2.detach()), "guide": terms}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Two groups: weights, and the 1-D parameters, which no weight decay or scaling touches."""
-        weights, biases = split_parameters(self)
-        decay = self.hparams["weight_decay"]
-        groups = [{"params": weights, "weight_decay": decay}, {"params": biases, "weight_decay": 0.0}]
+        """No weight decay or scaling of biases and norms."""
+        groups = parameter_groups(self, self.hparams["weight_decay"])
         return LARS(groups) if self.hparams["optimizer"] == "lars" else adamw(groups)

@@ -15,7 +15,7 @@ from regard.backbones import AttentionMap, Backbone, normalize
 from regard.settings import PretrainSettings
 from regard.ssl.method import Pretraining
 from regard.training.distributed import mean_over_processes
-from regard.training.optimizers import adamw, clip_each, move_towards, set_lr, split_parameters
+from regard.training.optimizers import adamw, clip_each, move_towards, parameter_groups, set_lr
 from regard.training.schedules import cosine, dino_warmup_cosine, teacher_temperature
 
 
@@ -197,10 +197,9 @@ class DINO(Pretraining):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the student; no weight decay on biases and norms."""
-        weights, biases = split_parameters(self)
         # A fused step would unscale gradients (16-mixed) itself, after they were clipped.
         unscaled = getattr(self.trainer.precision_plugin, "scaler", None) is None
-        return adamw([{"params": weights}, {"params": biases, "weight_decay": 0.0}], fused=unscaled)
+        return adamw(parameter_groups(self, self.hparams["weight_decay"][0]), fused=unscaled)
 
 
 def _by_size(images: list[Tensor]) -> list[Tensor]:

@@ -9,10 +9,30 @@ from torch import Tensor, nn
 
 from regard.attention.guidance import guidance_terms, weighted
 from regard.backbones import AttentionMap, Backbone, normalize
+from regard.errors import unknown
 from regard.evaluation.probes import knn
 from regard.settings import Guidance, PretrainSettings
 from regard.training.distributed import gather
 from regard.training.trainer import count_once
+
+
+def choose_optimizer(
+    recipes: Mapping[str, tuple[float, float]],
+    backbone: Backbone,
+    optimizer: str | None,
+    lr: float | None,
+    weight_decay: float | None,
+) -> tuple[str, float, float]:
+    """The optimizer, its rate and its weight decay: those given, else AdamW for transformers and the first of the
+    recipes for convnets, with its usual rate and decay. InputError for an optimizer that has no recipe.
+
+    recipes: optimizer -> (rate at a batch of 256, weight decay).
+    """
+    optimizer = optimizer or ("adamw" if backbone.heads else next(iter(recipes)))
+    if optimizer not in recipes:
+        raise unknown("optimizer", optimizer, recipes)
+    usual_lr, usual_decay = recipes[optimizer]
+    return optimizer, usual_lr if lr is None else lr, usual_decay if weight_decay is None else weight_decay
 
 
 class Pretraining(L.LightningModule):

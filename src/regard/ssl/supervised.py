@@ -19,9 +19,9 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from regard.backbones import Backbone, normalize
 from regard.errors import InputError, unknown
 from regard.settings import PretrainSettings
-from regard.ssl.method import Pretraining
+from regard.ssl.method import Pretraining, choose_optimizer
 from regard.training.distributed import gather
-from regard.training.optimizers import adamw, set_lr, sgd, split_parameters
+from regard.training.optimizers import adamw, parameter_groups, set_lr, sgd
 from regard.training.schedules import warmup_cosine
 
 # The options of each loss, as in the papers; angles in degrees, as version 2 of the library takes them.
@@ -114,12 +114,7 @@ class Supervised(Pretraining):
         warmup: float = 0.05,
     ) -> None:
         super().__init__()
-        optimizer = optimizer or ("adamw" if backbone.heads else "sgd")
-        if optimizer not in RECIPES:
-            raise unknown("optimizer", optimizer, RECIPES)
-        usual_lr, usual_decay = RECIPES[optimizer]
-        lr = usual_lr if lr is None else lr
-        weight_decay = usual_decay if weight_decay is None else weight_decay
+        optimizer, lr, weight_decay = choose_optimizer(RECIPES, backbone, optimizer, lr, weight_decay)
         self.save_hyperparameters(ignore="backbone")  # the values as they are now
         self.backbone = backbone
         self.criterion = build_loss(loss, classes, backbone.dim, loss_options or {})
@@ -162,11 +157,5 @@ class Supervised(Pretraining):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Over the backbone and the loss's own weights; no weight decay on biases and norms."""
-        weights, biases = split_parameters(self)
-        groups = [
-            {"params": weights, "weight_decay": self.hparams["weight_decay"]},
-            {"params": biases, "weight_decay": 0.0},
-        ]
-        if self.hparams["optimizer"] == "sgd":
-            return sgd(groups)
-        return adamw(groups)
+        groups = parameter_groups(self, self.hparams["weight_decay"])
+        return sgd(groups) if self.hparams["optimizer"] == "sgd" else adamw(groups)

@@ -121,6 +121,12 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
 
 
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: weights, and the 1-D parameters, which decay not at all."""
+    weights, biases = split_parameters(module)
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
+
+
 def set_lr(optimizer: torch.optim.Optimizer, *lrs: float) -> None:
     """Set the rate of each parameter group."""
     for group, lr in zip(optimizer.param_groups, lrs, strict=True):
