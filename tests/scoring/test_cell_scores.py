@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import TINY_VIT, VIT
 from regard.backbones import build_backbone, describe
 from regard.data.datasets.scenes import Scenes
 from regard.runs.run import Run
@@ -17,8 +18,6 @@ from regard.segmentation.model import SegmentationModel
 from regard.settings import Scoring
 from untrained import description, untrained_segmentation
 
-VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
-
 
 def scores_of(run: Run, data, images: int = 64):
     return head_scores(run.model.backbone, data, run.model.head.levels, run.size, images)
@@ -27,7 +26,7 @@ def scores_of(run: Run, data, images: int = 64):
 def run_of(head: str, sharpness: float = 20.0, size: int = 32, **head_options) -> Run:
     """A run of a tiny ViT whose random attention is the farther from even, the larger the sharpness."""
     torch.manual_seed(0)
-    vit = build_backbone("vit_tiny_patch16_224", **VIT)
+    vit = build_backbone(VIT, **TINY_VIT)
     for block in vit.model.blocks:
         block.attn.qkv.weight.data *= sharpness
     model = SegmentationModel(vit, len(Scenes.classes), "none", head, head_options=head_options)

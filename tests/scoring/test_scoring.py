@@ -14,6 +14,8 @@ from alike import same
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
+from commands import fails
+from models import SMALLEST_VIT, SWIN, TINY_SWIN, VIT
 from regard.attention.overlap import LEAST_SHARED
 from regard.backbones import build_backbone, save_backbone
 from regard.cli import main
@@ -30,16 +32,15 @@ from regard.scoring.protocol import choose_protocol
 from regard.scoring.score import random_twin, score_heads
 from regard.scoring.setting import describe_setting
 from regard.settings import Scoring
+from trees import mask_tree
 
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
-SWIN = {"img_size": 64, "embed_dim": 12, "depths": [2, 2, 2], "num_heads": [1, 2, 3], "window_size": 4}
 SIZES = [(50, 37), (33, 50), (64, 64)]  # heights and widths
 
 
 def sharp_vit(**options):
     """A tiny ViT whose random attention is far from even."""
     torch.manual_seed(0)
-    vit = build_backbone("vit_tiny_patch16_224", **(TINY | options))
+    vit = build_backbone(VIT, **(SMALLEST_VIT | options))
     for block in vit.model.blocks:
         block.attn.qkv.weight.data *= 20
     return vit.eval()
@@ -61,19 +62,6 @@ def voc_tree(root: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
         Image.fromarray(instances).save(root / f"SegmentationObject/{i}.png")
     for split in ("train", "val"):
         (root / f"ImageSets/Segmentation/{split}.txt").write_text("".join(f"{i}\n" for i in range(len(sizes))))
-    return root
-
-
-def tree(root: Path, count: int = 6) -> Path:
-    """An images/ + masks/ tree of small scenes."""
-    for split in ("train", "val"):
-        scenes = Scenes(count, size=32, split=split)
-        for folder in ("images", "masks"):
-            (root / folder / split).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(scenes.image(i)).save(root / "images" / split / f"{i}.png")
-            Image.fromarray(scenes.mask(i)).save(root / "masks" / split / f"{i}.png")
-    (root / "classes.txt").write_text("\n".join(Scenes.classes))
     return root
 
 
@@ -221,13 +209,16 @@ def test_a_random_twin_has_the_same_architecture_and_follows_from_the_seed() -> 
 # ---- the command
 
 
+SCORE = ["score", "--workers", "0", "--accelerator", "cpu"]
+
+
 def score(*arguments: str) -> None:
-    main(["score", "--workers", "0", "--accelerator", "cpu", *arguments])
+    main([*SCORE, *arguments])
 
 
 def test_the_command_writes_tables_and_pictures_that_agree(tmp_path, capsys) -> None:
     save_backbone(sharp_vit(), tmp_path / "backbone.safetensors")
-    out, data = tmp_path / "scores", tree(tmp_path / "data")
+    out, data = tmp_path / "scores", mask_tree(tmp_path / "data", train=6, val=6)
     score("--backbone", str(tmp_path), "--data", str(data), "--size", "32", "--out", str(out), "--blocks", "[0, -1]")
     printed = capsys.readouterr()
     assert "scores of 6 heads" in printed.out
@@ -263,8 +254,8 @@ def test_the_command_writes_tables_and_pictures_that_agree(tmp_path, capsys) -> 
 
 
 def test_a_swin_with_blocks_of_unlike_heads_and_a_plain_folder(tmp_path, capsys) -> None:
-    data, out = tree(tmp_path / "data", 3), tmp_path / "scores"
-    backbone = ["--backbone", "swin_tiny_patch4_window7_224", "--backbone_options", json.dumps(SWIN)]
+    data, out = mask_tree(tmp_path / "data", train=3, val=3), tmp_path / "scores"
+    backbone = ["--backbone", SWIN, "--backbone_options", json.dumps(TINY_SWIN)]
     score(*backbone, "--data", str(data / "images"), "--size", "64", "--out", str(out), "--blocks", "all")
     report = read_stored(out / "scores.json", ScoreReport)
     assert {path.name for path in out.iterdir()} == {"scores.json", "scores.csv", "heads.png"}
@@ -278,7 +269,7 @@ def test_a_swin_with_blocks_of_unlike_heads_and_a_plain_folder(tmp_path, capsys)
 
 def test_a_single_image_has_scores_but_no_nulls(tmp_path) -> None:
     out = tmp_path / "scores"
-    score(*VIT, "--size", "32", "--limit", "1", "--out", str(out))
+    score(*TINY, "--size", "32", "--limit", "1", "--out", str(out))
     report = read_stored(out / "scores.json", ScoreReport)
     assert (report.given.images, report.given.images_with_position) == (1, 0)
     row = report.given.blocks[0].heads[0]
@@ -291,11 +282,9 @@ def test_broken_weights_are_one_line_and_nothing_is_written(tmp_path, capsys) ->
     vit = sharp_vit()
     vit.model.blocks[3].attn.qkv.weight.data[0] = np.nan
     save_backbone(vit, tmp_path / "backbone.safetensors")
-    with pytest.raises(SystemExit) as stop:
-        score("--backbone", str(tmp_path), "--data", "scenes", "--size", "32", "--limit", "2", "--out",
-              str(tmp_path / "scores"))  # fmt: skip
-    assert stop.value.code == 2
-    assert "the attention of block 3 of vit_tiny_patch16_224 is not finite: its weights" in capsys.readouterr().err
+    options = ["--backbone", str(tmp_path), "--data", "scenes", "--size", "32", "--limit", "2"]
+    line = fails(capsys, *SCORE, *options, "--out", str(tmp_path / "scores"))
+    assert "the attention of block 3 of vit_tiny_patch16_224 is not finite: its weights" in line
     assert not (tmp_path / "scores").exists()
 
 
@@ -318,9 +307,9 @@ def test_the_protocol_tells_all_that_consistency_depends_on(tmp_path) -> None:
 
 def test_importance_is_the_drop_without_the_head(tmp_path, capsys) -> None:
     """As if the head's rows of the projection were zero."""
-    data, run = tree(tmp_path / "data"), tmp_path / "run"
+    data, run = mask_tree(tmp_path / "data", train=6, val=6), tmp_path / "run"
     main(
-        ["segment", "--data", str(data), "--backbone", "vit_tiny_patch16_224", "--backbone_options", json.dumps(TINY),
+        ["segment", "--data", str(data), "--backbone", VIT, "--backbone_options", json.dumps(SMALLEST_VIT),
          "--head", "linear", "--size", "32", "--epochs", "2", "--batch_size", "2", "--lr", "0.01", "--workers", "0",
          "--backbone_lr", "0.01", "--accelerator", "cpu", "--out", str(run)]
     )  # fmt: skip
@@ -343,61 +332,53 @@ def test_importance_is_the_drop_without_the_head(tmp_path, capsys) -> None:
         changed.model.backbone.attention_modules[2].proj.weight.data[:, 8 * head : 8 * head + 8] = 0
         assert drops[head] == pytest.approx(whole - importance(changed, subset, [])[0].miou, abs=1e-9)
     assert any(drops[:-1])
-    with pytest.raises(SystemExit):
-        score("--backbone", str(run), "--data", str(data), "--pretrained", "--out", str(tmp_path / "other"))
-    assert "has its own weights and options" in capsys.readouterr().err
+    options = ["--backbone", str(run), "--data", str(data), "--pretrained", "--out", str(tmp_path / "other")]
+    assert "has its own weights and options" in fails(capsys, *SCORE, *options)
 
 
-VIT = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", json.dumps(TINY), "--data", "scenes"]
+TINY = ["--backbone", VIT, "--backbone_options", json.dumps(SMALLEST_VIT), "--data", "scenes"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--backbone", "resnet18", "--data", "scenes"], "resnet18 has no attention maps: use a ViT or a Swin"),
-        ([*VIT, "--mass", "60"], "mass 60 is out of bounds: take a number above 0, below 1"),
-        ([*VIT, "--mass", "0"], "mass 0 is out of bounds"),
-        ([*VIT, "--blocks", "[4]"], "has no block 4: it has 0 to 3"),
-        ([*VIT, "--blocks", "[1, 1]"], "asked for twice"),
-        ([*VIT, "--blocks", "[]"], "no blocks of vit_tiny_patch16_224 are asked for: leave blocks out"),
-        ([*VIT, "--blocks", "most"], "blocks"),
-        ([*VIT, "--split", "vall"], "unknown split of scenes 'vall': did you mean 'val'"),
-        ([*VIT, "--objects", "instance"], "does not tell instances apart"),
-        ([*VIT, "--limit", "0"], "limit 0 is out of bounds: take 1 or more"),
-        ([*VIT, "--importance"], "--importance needs a trained segmentation"),
-        ([*VIT, "--protocol", "dino", "--size", "224"], "the DINO protocol has size 480: leave out --size"),
-        ([*VIT, "--protocol", "dina"], "protocol"),
+        ([*TINY, "--mass", "60"], "mass 60 is out of bounds: take a number above 0, below 1"),
+        ([*TINY, "--mass", "0"], "mass 0 is out of bounds"),
+        ([*TINY, "--blocks", "[4]"], "has no block 4: it has 0 to 3"),
+        ([*TINY, "--blocks", "[1, 1]"], "asked for twice"),
+        ([*TINY, "--blocks", "[]"], "no blocks of vit_tiny_patch16_224 are asked for: leave blocks out"),
+        ([*TINY, "--blocks", "most"], "blocks"),
+        ([*TINY, "--split", "vall"], "unknown split of scenes 'vall': did you mean 'val'"),
+        ([*TINY, "--objects", "instance"], "does not tell instances apart"),
+        ([*TINY, "--limit", "0"], "limit 0 is out of bounds: take 1 or more"),
+        ([*TINY, "--importance"], "--importance needs a trained segmentation"),
+        ([*TINY, "--protocol", "dino", "--size", "224"], "the DINO protocol has size 480: leave out --size"),
+        ([*TINY, "--protocol", "dina"], "protocol"),
         (
-            ["--backbone", "swin_tiny_patch4_window7_224", "--backbone_options", json.dumps(SWIN), "--data", "scenes",
+            ["--backbone", SWIN, "--backbone_options", json.dumps(TINY_SWIN), "--data", "scenes",
              "--protocol", "dino"],
             "the DINO protocol is of CLS tokens, and swin_tiny_patch4_window7_224 has none",
         ),
-        ([*VIT, "--kind", "seen"], "kind"),
-        ([*VIT, "--out", "/proc/version"], "/proc/version is no folder that can be written to"),
+        ([*TINY, "--kind", "seen"], "kind"),
+        ([*TINY, "--out", "/proc/version"], "/proc/version is no folder that can be written to"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_one_line_and_nothing_is_written(
     arguments, message, tmp_path, capsys, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        score(*arguments)
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("regard")]
-    assert len(lines) == 1
-    assert message in lines[0]
+    assert message in fails(capsys, *SCORE, *arguments)
     assert not list(tmp_path.rglob("*"))
 
 
 def test_masks_that_match_no_image_and_masks_of_nothing(tmp_path, capsys) -> None:
-    data = tree(tmp_path / "data", 2)
+    data = mask_tree(tmp_path / "data", train=2, val=2)
     for path in (data / "masks").rglob("*.png"):
         Image.fromarray(np.full((32, 32), 255, np.uint8)).save(path)
     for message in ("every pixel of the masks is void", "4 of 4 images have no mask"):
-        with pytest.raises(SystemExit) as stop:
-            score(*VIT[:-1], str(data), "--size", "32", "--out", str(tmp_path / "out"))
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
+        options = [*TINY[:-1], str(data), "--size", "32", "--out", str(tmp_path / "out")]
+        assert message in fails(capsys, *SCORE, *options)
         assert not (tmp_path / "out").exists()
         for path in (data / "masks").rglob("*.png"):
             path.rename(path.with_name(f"other-{path.name}"))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from commands import fails
+from models import RESNET, SMALLEST_VIT, SWIN, TINY_RESNET, TINY_SWIN, VIT
+from processes import finish, start
 from regard.backbones import build_backbone
 from regard.cli import main
 from regard.data.datasets.folders import ClassFolders
@@ -27,13 +28,11 @@ from regard.ssl.supervised import LOSSES, Supervised, build_loss
 from regard.training.curves import Scores
 
 BACKBONES = {
-    "resnet18": {"channels": (8, 16, 16, 16)},
+    RESNET: TINY_RESNET,
     "mobilenetv3_small_050": {},
-    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3},
-    "swin_tiny_patch4_window7_224": {
-        "img_size": 32, "embed_dim": 12, "depths": (1, 1, 1), "num_heads": (1, 2, 3), "window_size": 4,
-    },
-}  # fmt: skip
+    VIT: SMALLEST_VIT,
+    SWIN: TINY_SWIN | {"img_size": 32, "depths": (1, 1, 1)},
+}
 CPU = Hardware(accelerator="cpu", bar=False)
 
 
@@ -107,7 +106,7 @@ def naive_angular(x, labels, alpha):
 
 
 def supervised(loss: str, classes: int = 3, **options) -> Supervised:
-    return Supervised(build_backbone("resnet18", **BACKBONES["resnet18"]), classes, loss, **options)
+    return Supervised(build_backbone(RESNET, **TINY_RESNET), classes, loss, **options)
 
 
 def test_angular_equals_the_paper_whatever_the_length_of_the_embeddings() -> None:
@@ -151,7 +150,7 @@ def test_recipes_and_the_losses_own_weights() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]
     assert (module.hparams["lr"], optimizer.param_groups[0]["momentum"]) == (0.1, 0.9)
     assert any(p is module.criterion.W for p in optimizer.param_groups[0]["params"])
-    vit = Supervised(build_backbone("vit_tiny_patch16_224", **BACKBONES["vit_tiny_patch16_224"]), 3)
+    vit = Supervised(build_backbone(VIT, **SMALLEST_VIT), 3)
     assert isinstance(vit.configure_optimizers(), torch.optim.AdamW)
     assert (vit.hparams["lr"], vit.hparams["weight_decay"]) == (2.5e-4, 0.05)
     own = supervised("cross_entropy", optimizer="adamw", lr=0.5, weight_decay=0.25)
@@ -286,14 +285,13 @@ def test_from_the_command_line(tmp_path, capsys) -> None:
 @pytest.mark.parametrize("loss", ["angular", "arcface"])
 def test_two_processes_train_as_one(loss: str, tmp_path) -> None:
     data = class_folders(tmp_path / "data", {"red": 11, "blue": 11})  # 4 queries, 18 to train on
+    command = [
+        "-m", "regard", "pretrain", "--data", data, "--method", "supervised", "--loss", loss, "--backbone", VIT,
+        "--backbone_options", json.dumps(SMALLEST_VIT), "--size", 32, "--epochs", 2, "--batch_size", 8,
+        "--workers", 0, "--accelerator", "cpu", "--optimizer", "sgd",
+    ]  # fmt: skip
     for devices in (1, 2):
-        command = [
-            sys.executable, "-m", "regard", "pretrain", "--data", str(data), "--method", "supervised", "--loss", loss,
-            "--backbone", "vit_tiny_patch16_224", "--backbone_options", json.dumps(BACKBONES["vit_tiny_patch16_224"]),
-            "--size", "32", "--epochs", "2", "--batch_size", "8", "--workers", "0", "--accelerator", "cpu",
-            "--optimizer", "sgd", "--devices", str(devices), "--out", str(tmp_path / str(devices)),
-        ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True)
+        finish(start(*command, "--devices", devices, "--out", tmp_path / str(devices)))
     one, two = (load_file(tmp_path / str(devices) / "backbone.safetensors") for devices in (1, 2))
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-4, atol=1e-6)

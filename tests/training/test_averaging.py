@@ -1,16 +1,15 @@
 """What `--average` keeps: averages computed by hand, batch statistics taken from the data, and the same after a cut."""
 
-import os
-import subprocess
-import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
+from models import RESNET, TINY_RESNET
+from processes import finish, start
 from regard.backbones import build_backbone, normalize
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.draws import ORDER, draws
@@ -26,33 +25,20 @@ from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.method import Pretraining
 from regard.training import averaging
 from regard.training import trainer as training
+from trees import Labelled, class_folders
 
 COUNT, BATCH, EPOCHS, SEED = 20, 8, 5, 3  # 2 whole batches an epoch; the last quarter of 5 epochs is 2
 HARDWARE = Hardware(accelerator="cpu", bar=False, checkpoint_minutes=0.0)  # saves after every step
 OPTIONS = {"widths": (12, 12), "optimizer": "adamw", "lr": 0.05}
-
-
-class Labelled(Scenes):
-    def label(self, i: int) -> int:
-        return i % 2
+SETTINGS = PretrainSettings(size=32, epochs=EPOCHS, batch_size=BATCH, method_options=OPTIONS)
 
 
 def train(out: Path, average: str, epochs: int = EPOCHS, accumulate: int = 1, knn: bool = False) -> Pretraining:
     """A pre-training of a tiny ResNet-18; its module as training left it."""
     out.mkdir(exist_ok=True)
-    settings = PretrainSettings(
-        method="barlow_twins",
-        size=32,
-        local_size=16,
-        local_crops=2,
-        epochs=epochs,
-        batch_size=BATCH,
-        method_options=OPTIONS,
-        accumulate=accumulate,
-        average=average,
-    )
+    settings = replace(SETTINGS, epochs=epochs, accumulate=accumulate, average=average)
     torch.manual_seed(0)
-    backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
+    backbone = build_backbone(RESNET, **TINY_RESNET)
     queries = Labelled(4, size=32, seed=1) if knn else None
     modules = []
 
@@ -270,19 +256,9 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(average: str, cut, step: int, 
 def test_the_last_score_is_that_of_the_backbone_that_is_kept(average: str, tmp_path) -> None:
     """Also where the epochs between scores do not come out even, and with the statistics of the averaged weights."""
     tmp_path = tmp_path / "out"
-    settings = PretrainSettings(
-        method="barlow_twins",
-        size=32,
-        local_size=16,
-        local_crops=2,
-        epochs=3,
-        batch_size=BATCH,
-        method_options=OPTIONS,
-        accumulate=1,
-        average=average,
-    )
+    settings = replace(SETTINGS, epochs=3, average=average)
     bank, queries = Labelled(COUNT, size=32), Labelled(24, size=32, seed=1)
-    backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
+    backbone = build_backbone(RESNET, **TINY_RESNET)
     tmp_path.mkdir()
     made = pretrain_run(
         bank, backbone, settings, tmp_path, SEED, HARDWARE, watch=Watch(knn_every=2), extras=Extras(queries=queries)
@@ -304,20 +280,15 @@ def test_the_last_score_is_that_of_the_backbone_that_is_kept(average: str, tmp_p
 @pytest.mark.slow
 def test_two_processes_average_as_one_does(tmp_path) -> None:
     """Each takes its share of the views for the batch statistics, too."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for i in range(COUNT):
-        Image.fromarray(Scenes(COUNT, size=32).image(i)).save(images / f"{i}.png")
+    data = class_folders(tmp_path / "data", {"all": COUNT})
     command = [
-        sys.executable, "-m", "regard", "pretrain", "--data", str(images), "--backbone", "resnet18", "--average", "ema",
+        "-m", "regard", "pretrain", "--data", data / "all", "--backbone", "resnet18", "--average", "ema",
         "--backbone_options", '{"channels": [8, 16, 16, 16]}', "--method_options", '{"widths": [12, 12]}',
         "--optimizer", "adamw", "--size", "32", "--batch_size", "8", "--epochs", "2", "--workers", "0",
         "--accelerator", "cpu",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for devices in "12":
-        extra = ["--out", str(tmp_path / devices), "--devices", devices]
-        subprocess.run([*command, *extra], env=environment, check=True, capture_output=True)
+        finish(start(*command, "--out", tmp_path / devices, "--devices", devices))
     one, two = (load_file(tmp_path / devices / "backbone.safetensors") for devices in "12")
     for name, expected in one.items():
         torch.testing.assert_close(two[name], expected, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
@@ -326,17 +297,8 @@ def test_two_processes_average_as_one_does(tmp_path) -> None:
 def test_what_cannot_be_averaged_is_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="take 5 epochs or more"):
         train(tmp_path, "swa", epochs=4)
-    backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
-    dino = PretrainSettings(
-        method="dino",
-        size=32,
-        local_size=16,
-        local_crops=2,
-        epochs=2,
-        batch_size=8,
-        method_options={"out_dim": 16, "hidden_dim": 8},
-        average="ema",
-    )
+    backbone = build_backbone(RESNET, **TINY_RESNET)
+    dino = replace(SETTINGS, method="dino", method_options={"out_dim": 16, "hidden_dim": 8}, average="ema")
     with pytest.raises(InputError, match="dino keeps an average of the weights already"):
         pretrain_run(Scenes(8, size=32), backbone, dino, tmp_path / "dino", hardware=HARDWARE)
     assert not list(tmp_path.iterdir())

@@ -1,36 +1,24 @@
 """Two real processes (gloo) do what one does with the whole batch."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from processes import finish, start
 from regard.training.distributed import SharedBatchStatistics
+from trees import class_folders
 
 SCRIPT = Path(__file__).with_name("record_steps.py")
-
-
-def start(*arguments: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["barlow_twins", "dino", "guided"])
 def test_two_processes_equal_one_with_the_whole_batch(method: str, tmp_path) -> None:
     runs = [start(SCRIPT, method, devices, tmp_path, "32-true") for devices in (1, 2)]
-    for run in runs:
-        finish(run)
+    finish(*runs)
     one, two = (torch.load(tmp_path / f"{devices}.pt", weights_only=True) for devices in (1, 2))
     assert one.keys() == two.keys()
     gradients = [name for name in one if name.startswith("gradient")]
@@ -61,8 +49,7 @@ def test_two_processes_equal_one_with_the_whole_batch(method: str, tmp_path) -> 
 @pytest.mark.slow
 def test_two_processes_equal_one_in_mixed_precision_too(tmp_path) -> None:
     runs = [start(SCRIPT, "barlow_twins", devices, tmp_path, "bf16-mixed", "auto") for devices in (1, 2)]
-    for run in runs:
-        finish(run)
+    finish(*runs)
     one, two = (torch.load(tmp_path / f"{devices}.pt", weights_only=True) for devices in (1, 2))
     assert float(two["loss 0"]) == pytest.approx(float(one["loss 0"]), rel=0.03)  # bfloat16 has 8 bits
     for name, expected in one.items():
@@ -80,15 +67,14 @@ def test_shared_batch_statistics_are_torchs_own_on_gpus() -> None:
 def test_the_command_with_two_processes_learns_what_it_learns_with_one(tmp_path) -> None:
     """Batches, order and views are those of one process; a share of every batch each. kNN is asked by both."""
     for split in ("train", "val"):
-        make_class_folders(tmp_path / "data" / split)
+        class_folders(tmp_path / "data" / split, {"even": 17, "odd": 16})
     command = [
         "-m", "regard", "pretrain", "--data", tmp_path / "data", "--method", "barlow_twins", "--backbone", "resnet18",
         "--backbone_options", '{"channels": [8, 16, 16, 24]}', "--method_options", '{"widths": [32, 32]}',
         "--optimizer", "adamw", "--size", 32, "--batch_size", 16, "--epochs", 2, "--workers", 0, "--accelerator", "cpu",
     ]  # fmt: skip
     runs = [start(*command, "--out", tmp_path / str(devices), "--devices", devices) for devices in (1, 2)]
-    for run in runs:
-        finish(run)
+    finish(*runs)
     one, two = (load_file(tmp_path / devices / "backbone.safetensors") for devices in "12")
     for name, expected in one.items():
         torch.testing.assert_close(two[name], expected, rtol=1e-3, atol=2e-4)
@@ -103,7 +89,7 @@ def test_knn_of_equal_weights_is_equal_in_two_processes(tmp_path) -> None:
     as it is.
     """
     for split in ("train", "val"):
-        make_class_folders(tmp_path / "data" / split)
+        class_folders(tmp_path / "data" / split, {"even": 17, "odd": 16})
     vit = json.dumps({"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2})
     command = [
         "-m", "regard", "pretrain", "--data", tmp_path / "data", "--backbone", "vit_tiny_patch16_224",
@@ -111,23 +97,9 @@ def test_knn_of_equal_weights_is_equal_in_two_processes(tmp_path) -> None:
         "--batch_size", 16, "--epochs", 1, "--workers", 0, "--accelerator", "cpu",
     ]  # fmt: skip
     runs = [start(*command, "--out", tmp_path / str(devices), "--devices", devices) for devices in (1, 2)]
-    for run in runs:
-        finish(run)
+    finish(*runs)
     one, two = (load_file(tmp_path / devices / "backbone.safetensors") for devices in "12")
     assert all(torch.equal(one[name], two[name]) for name in one)
     made = [json.loads((tmp_path / devices / "pretrain.json").read_text()) for devices in "12"]
     assert made[0]["scores"] == made[1]["scores"]
     assert 0 < made[0]["final"]["knn_top1"] < 100  # a score that could differ
-
-
-def make_class_folders(root: Path, count: int = 33) -> None:
-    """Two classes; an odd number of images, so that two processes do not get as many each."""
-    from PIL import Image
-
-    from regard.data.datasets.scenes import Scenes
-
-    scenes = Scenes(count, size=32)
-    for i in range(count):
-        folder = root / ("even" if i % 2 == 0 else "odd")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(scenes.image(i)).save(folder / f"{i}.png")

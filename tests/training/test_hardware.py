@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
+from commands import fails
 from regard.backbones import build_backbone
-from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
 from regard.runs.pretraining import pretrain_run
@@ -98,10 +98,7 @@ def test_as_many_processes_are_started_as_are_meant(started, devices, message, t
         monkeypatch.setenv(name, value)
     command = ["--data", "scenes", "--backbone", "resnet18", "--accelerator", "cpu", "--devices", str(devices)]
     for name in ("pretrain", "segment"):
-        with pytest.raises(SystemExit) as stop:
-            main([name, *command, "--out", str(tmp_path / name)])
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
+        assert message in fails(capsys, name, *command, "--out", str(tmp_path / name))
     assert not list(tmp_path.iterdir())
 
 
@@ -135,10 +132,8 @@ def test_too_little_gpu_memory_is_one_line_and_the_folder_is_free_again(tmp_path
     monkeypatch.setattr(BarlowTwins, "forward", full)
     monkeypatch.setattr(BarlowTwins, "training_step", full)
     command = ["pretrain", "--data", "scenes", "--backbone", "resnet18", "--accelerator", "cpu", "--workers", "0"]
-    with pytest.raises(SystemExit) as stop:
-        main([*command, "--size", "32", "--out", str(tmp_path / "run")])
-    assert stop.value.code == 2
-    assert "out of GPU memory: a smaller --batch_size" in capsys.readouterr().err
+    line = fails(capsys, *command, "--size", "32", "--out", str(tmp_path / "run"))
+    assert "out of GPU memory: a smaller --batch_size" in line
     assert not (tmp_path / "run").exists()
 
 

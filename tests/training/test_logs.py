@@ -11,8 +11,9 @@ import torch
 import wandb
 import yaml
 
+from commands import fails
+from models import RESNET, TINY_RESNET
 from regard.backbones import build_backbone
-from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
 from regard.runs.extras import Extras
@@ -21,13 +22,9 @@ from regard.runs.segmenting import segment_run
 from regard.settings import Hardware, PretrainSettings, SegmentSettings, Watch
 from regard.ssl.barlow_twins import BarlowTwins
 from regard.training.logs import wandb_logger
+from trees import Labelled
 
 KEY = "0123456789fakekeyfakekeyfakekey0123456789"  # as long as a real one
-
-
-class Labelled(Scenes):
-    def label(self, i: int) -> int:
-        return i % 2
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +43,7 @@ def train(out: Path) -> None:
     settings = PretrainSettings(
         size=32, epochs=2, batch_size=8, method_options={"widths": (12, 12), "optimizer": "adamw", "lr": 0.01}
     )
-    backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
+    backbone = build_backbone(RESNET, **TINY_RESNET)
     hardware = Hardware(accelerator="cpu", bar=False, checkpoint_minutes=0.0)
     extras = Extras(queries=Labelled(4, size=32, seed=1))
     pretrain_run(Labelled(16, size=32), backbone, settings, out, 5, hardware, Watch(logger="wandb"), extras)
@@ -75,6 +72,15 @@ def records(file: Path) -> list:
     return found
 
 
+def rows_of(logged: list) -> list[dict[str, str]]:
+    return [{item.nested_key[0]: item.value_json for item in record.history.item} for record in logged]
+
+
+def config_of(logged: list) -> dict[str, str]:
+    found = {item.key: item.value_json for record in logged for item in record.run.config.update}
+    return found | {item.key: item.value_json for record in logged for item in record.config.update}
+
+
 def test_offline_keeps_metrics_and_settings_but_no_key_and_a_resumed_run_goes_on(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -101,11 +107,9 @@ def test_offline_keeps_metrics_and_settings_but_no_key_and_a_resumed_run_goes_on
     assert files[0].name == files[1].name  # one id, one run
     for epoch, file in enumerate(files):
         logged = records(file)
-        metrics = [{item.nested_key[0]: item.value_json for item in record.history.item} for record in logged]
-        scores = [row for row in metrics if "knn_top1" in row]
+        scores = [row for row in rows_of(logged) if "knn_top1" in row]
         assert [int(row["trainer/global_step"]) for row in scores] == [2 * epoch + 1]
-        config = {item.key: item.value_json for record in logged for item in record.run.config.update}
-        config |= {item.key: item.value_json for record in logged for item in record.config.update}
+        config = config_of(logged)
         assert config["method"] == '"barlow_twins"'
         assert config["epochs"] == "2"
         assert config["seed"] == "5"
@@ -131,19 +135,18 @@ def test_a_segmentation_logs_the_score_of_every_epoch_under_the_id_that_a_sweep_
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_RUN_ID", "x7")
     settings = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear")
-    backbone, hardware = build_backbone("resnet18", channels=(8, 16, 16, 16)), Hardware(accelerator="cpu", bar=False)
+    backbone, hardware = build_backbone(RESNET, **TINY_RESNET), Hardware(accelerator="cpu", bar=False)
     train, val = Scenes(4, size=32), Scenes(2, size=32, seed=1)
     made = segment_run(train, val, backbone, settings, tmp_path, 3, hardware, Extras(logger="wandb"))
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert file.name == "run-x7.wandb"
     logged = records(file)
-    rows = [{item.nested_key[0]: item.value_json for item in record.history.item} for record in logged]
+    rows = rows_of(logged)
     scores = [float(row["val_miou"]) for row in rows if "val_miou" in row]
     assert scores == pytest.approx([point["val_miou"] for point in made["curve"]])
     assert max(float(row["best_val_miou"]) for row in rows if "val_miou" in row) == pytest.approx(max(scores))
     assert capfd.readouterr().err == f"Weights & Biases: offline; send it by `wandb sync {file.parent}`\n"
-    config = {item.key: item.value_json for record in logged for item in record.run.config.update}
-    config |= {item.key: item.value_json for record in logged for item in record.config.update}
+    config = config_of(logged)
     assert (config["fusion"], config["seed"], config["head"]) == ('"none"', "3", '"linear"')
 
 
@@ -169,10 +172,8 @@ def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch) ->
 
 def test_without_a_key_it_says_where_to_get_one_before_anything_is_written(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["pretrain", "--data", "scenes", "--backbone", "resnet18", "--size", "32", "--logger", "wandb"])
-    assert stop.value.code == 2
-    assert "has no key for api.wandb.ai: run `wandb login` or set WANDB_API_KEY" in capsys.readouterr().err
+    line = fails(capsys, "pretrain", "--data", "scenes", "--backbone", "resnet18", "--size", "32", "--logger", "wandb")
+    assert "has no key for api.wandb.ai: run `wandb login` or set WANDB_API_KEY" in line
     assert not list(tmp_path.iterdir())
 
 

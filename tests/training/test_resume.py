@@ -1,16 +1,15 @@
 """A run that is killed in the middle of an epoch goes on to exactly the weights and curve of one that was not."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-REGARD, SIGNALLED = ["-m", "regard"], str(Path(__file__).parents[1] / "signalled.py")
+from processes import finish, start
+
+SIGNALLED = Path(__file__).parents[1] / "signalled.py"
 VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3, "drop_path_rate": 0.2}'
 PRETRAIN = [
     "pretrain", "--data", "scenes", "--size", "32", "--local_size", "16", "--local_crops", "2", "--batch_size", "32",
@@ -26,24 +25,19 @@ RUNS = {
 }  # fmt: skip
 
 
-def start(program: list[str], arguments: list[str], out: Path, minutes: float) -> subprocess.Popen:
-    command = [sys.executable, *program, *arguments, "--out", str(out), "--checkpoint_minutes", str(minutes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_goes_on_bit_for_bit(name: str, tmp_path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    uninterrupted = start(REGARD, RUNS[name], whole, 10)
+    uninterrupted = start("-m", "regard", *RUNS[name], "--out", whole)
 
-    killed = start([SIGNALLED, "SIGKILL", "21"], RUNS[name], cut, 0)  # of 16 an epoch
-    assert killed.wait(120) == -signal.SIGKILL
+    options = (*RUNS[name], "--out", cut, "--checkpoint_minutes", 0)
+    killed = start(SIGNALLED, "SIGKILL", 21, *options)  # of 16 an epoch
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
     assert not list(cut.glob("*.safetensors"))
 
-    assert start(REGARD, RUNS[name], cut, 10).wait(120) == 0
-    assert uninterrupted.wait(120) == 0
+    finish(start("-m", "regard", *RUNS[name], "--out", cut), uninterrupted)
     file = "model.safetensors" if name == "segment" else "backbone.safetensors"
     ours, theirs = load_file(cut / file), load_file(whole / file)
     assert ours.keys() == theirs.keys()

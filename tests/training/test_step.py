@@ -130,16 +130,9 @@ def test_no_step_waits_for_the_device(
     monkeypatch.setattr(pretraining, "LossCurve", lambda points: LossCurve(2))  # two stretches, as long as the epochs
     monkeypatch.setattr(training, "FiniteLoss", partial(FiniteLoss, EVERY))  # as on a GPU
     guidance = dict.fromkeys(("guide_sharpness", "guide_diversity", "guide_consistency"), 1.0 if guided else 0.0)
+    sizes = {"size": 32, "local_size": 16, "local_crops": 2, "batch_size": 4}
     settings = PretrainSettings(
-        method=method,
-        size=32,
-        local_size=16,
-        local_crops=2,
-        epochs=2,
-        batch_size=4,
-        method_options=OPTIONS[method],
-        average=average,
-        **guidance,
+        method=method, epochs=2, method_options=OPTIONS[method], average=average, **sizes, **guidance
     )
     network = build_backbone(backbone, **BACKBONES[backbone])
     with waits.watch():

@@ -5,16 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from processes import finish, start
 from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.modules import PretrainData
@@ -22,6 +21,7 @@ from regard.data.loading.wrapped import SkipUnreadable, skipped
 from regard.errors import InputError
 from regard.training.stopping import WholeFiles, last_checkpoint
 from regard.training.trainer import StepSeed
+from trees import save
 
 REGARD, SIGNALLED = ["-m", "regard"], Path(__file__).parents[1] / "signalled.py"
 VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3, "drop_path_rate": 0.2}'
@@ -31,20 +31,14 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def start(program: Sequence[object], *options: object, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, *map(str, [*program, *COMMAND, *options])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
 def test_a_signal_saves_the_step_and_the_same_command_goes_on_bit_for_bit(tmp_path) -> None:
     """SIGTERM, as any job manager sends; then SIGUSR1, at which a SLURM job is put back into the queue."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ("--data", "scenes", "--epochs", 6, "--accumulate", 2, "--checkpoint_minutes")
-    uninterrupted = start(REGARD, *options, 10, "--out", whole)
+    uninterrupted = start(*REGARD, *COMMAND, *options, 10, "--out", whole)
 
-    first = start([SIGNALLED, "SIGTERM", 1], *options, 0, "--out", cut)
+    first = start(SIGNALLED, "SIGTERM", 1, *COMMAND, *options, 0, "--out", cut)
     out, errors = first.communicate(timeout=60)
     assert first.returncode == 128 + signal.SIGTERM
     assert "regard pretrain: SIGTERM at step" in errors.splitlines()[-1]
@@ -59,15 +53,13 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on_bit_for_bit(tmp_pa
     (tools / "scontrol").chmod(0o755)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     path = f"{tools}:{os.environ['PATH']}"
-    second = start([SIGNALLED, "SIGUSR1", 1], *options, 0, "--out", cut, PATH=path, **slurm)
+    second = start(SIGNALLED, "SIGUSR1", 1, *COMMAND, *options, 0, "--out", cut, PATH=path, **slurm)
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 128 + signal.SIGUSR1, errors
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
-    third = start(REGARD, *options, 10, "--out", cut)
-    for process in (third, uninterrupted):
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    third = start(*REGARD, *COMMAND, *options, 10, "--out", cut)
+    finish(third, uninterrupted)
     ours, theirs = (load_file(folder / "backbone.safetensors") for folder in (cut, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     curves = [json.loads((folder / "pretrain.json").read_text())["curve"] for folder in (cut, whole)]
@@ -141,9 +133,7 @@ def test_a_checkpoint_is_whole_or_not_there_on_any_disk(tmp_path, monkeypatch) -
 
 
 def folder_of_images(root: Path, count: int, bad: tuple[int, ...]) -> Path:
-    scenes = Scenes(1, size=32)
-    root.mkdir(parents=True)
-    Image.fromarray(scenes.image(0)).save(root / "0.png")
+    save(root / "0.png", Scenes(1, size=32).image(0))
     whole = (root / "0.png").read_bytes()
     for i in range(count):
         (root / f"{i}.png").write_bytes(whole[: len(whole) // 2] if i in bad else whole)
@@ -161,22 +151,8 @@ def test_unreadable_images_are_skipped_counted_and_named(tmp_path, capsys) -> No
 
 def test_more_than_one_unreadable_image_in_a_hundred_stops_the_run(tmp_path, capsys) -> None:
     data, out = folder_of_images(tmp_path / "data", 200, bad=(17, 60, 130)), tmp_path / "out"
-    line = run(
-        capsys,
-        2,
-        "--data",
-        data,
-        "--epochs",
-        1,
-        "--out",
-        out,
-        "--on_bad_image",
-        "skip",
-        "--workers",
-        1,
-        "--batch_size",
-        40,
-    )
+    options = ("--epochs", 1, "--on_bad_image", "skip", "--workers", 1, "--batch_size", 40)
+    line = run(capsys, 2, "--data", data, "--out", out, *options)
     assert "3 of 200 images cannot be read, more than 1%" in line
 
 
@@ -270,8 +246,7 @@ def test_a_run_stopped_anywhere_in_an_epoch_has_the_scores_of_a_whole_one(
             files = {data / kind / split / f"{i}.png": array for kind, array in
                      (("images", scenes.image(i)), ("masks", scenes.mask(i)))}  # fmt: skip
         for path, array in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(path)
+            save(path, array)
     options = [command, "--data", str(data), "--backbone", "resnet18", "--accelerator", "cpu", *options]
     options += ["--backbone_options", '{"channels": [8, 8, 16, 16]}']
     options += ["--method_options", '{"widths": [16, 16]}', "--knn_every", "1"] if command == "pretrain" else []
