@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from regard.data.download.published import PUBLISHED
 from safetensors.torch import save_file
 
 from commands import fails
@@ -19,6 +18,7 @@ from models import SMALLEST_VIT
 from regard.backbones import build_backbone
 from regard.cli import COMMANDS, main
 from regard.cli.parser import arguments_of, build_parser, parsed
+from regard.data.datasets import DATASETS
 from regard.data.datasets.scenes import Scenes
 from regard.data.reading import read_image
 from regard.evaluation.scores import scores
@@ -70,7 +70,7 @@ print(json.dumps(found))
     assert "A training for segmentation:" in short
     assert "--layer_decay" not in short
     assert "--layer_decay" in every
-    for words in (*PUBLISHED, "A file for the list"):
+    for words in (*DATASETS, "--keep_archives", "A file for the list"):
         assert words in " ".join(" ".join(said for said, _ in found.values()).split())
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
