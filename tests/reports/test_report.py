@@ -325,6 +325,15 @@ def test_an_attention_value_that_is_missing_is_grey(results) -> None:
     heat([[None]])  # none known: no warning, no division by 0
 
 
+def set_width(browser, width):
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def width_of_page(browser):
+    return browser.execute_script("return document.documentElement.scrollWidth")
+
+
 @pytest.mark.slow
 def test_in_a_browser(results, tmp_path, chromium):
     from selenium.webdriver.common.by import By
@@ -380,11 +389,8 @@ def test_in_a_browser(results, tmp_path, chromium):
     assert not dialog.is_displayed()
 
     def overflows(width):
-        chromium.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False},
-        )
-        return chromium.execute_script("return document.documentElement.scrollWidth") > width
+        set_width(chromium, width)
+        return width_of_page(chromium) > width
 
     chromium.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
     assert not [width for width in (360, 820, 1280) if overflows(width)]
@@ -402,12 +408,9 @@ def test_an_ablation_in_a_browser(results, tmp_path, chromium):
     grid.failed = [FailedPart(name="x" * 90, error="RuntimeError: " + "y" * 200)]
     (tmp_path / "report.html").write_text(write(grid))
     for width in (360, 1280):
-        chromium.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False},
-        )
+        set_width(chromium, width)
         chromium.get((tmp_path / "report.html").as_uri())
-        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+        assert width_of_page(chromium) <= width
     assert len(chromium.find_elements(By.CSS_SELECTOR, "#axes svg")) == 2
     assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []
 
@@ -423,12 +426,11 @@ def test_on_a4_paper_nothing_is_cut_off(results, tmp_path, chromium):
     results.settings = {f"setting {i}": f"{i}" for i in range(20)}
     (tmp_path / "report.html").write_text(write(results))
     chromium.get((tmp_path / "report.html").as_uri())
-    size = {"width": 720, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_width(chromium, 720)
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         chromium.execute_script("dispatchEvent(new Event('beforeprint'))")
-        assert chromium.execute_script("return document.documentElement.scrollWidth") <= 720
+        assert width_of_page(chromium) <= 720
         names = [s for s in chromium.find_elements(By.TAG_NAME, "summary") if s.text.startswith(("val/", "All 20"))]
         assert len(names) == 1 + len(results.examples)
         assert all(name.is_displayed() for name in names)

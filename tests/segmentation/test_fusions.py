@@ -80,10 +80,8 @@ def test_gate_scales_by_the_mix_of_its_heads() -> None:
 
 def test_propagate_averages_along_the_affinity() -> None:
     weights = torch.full((1, 1, 2, 2), 0.25)
-    affinity = torch.tensor([[0.0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0]]).view(
-        1, 1, 4, 4
-    )  # the next token
-    seen = features(weights, affinity)
+    following = torch.eye(4).roll(1, dims=1)  # each token looks at the next
+    seen = features(weights, following.view(1, 1, 4, 4))
     fusion = fusion_of("propagate")((4,), (1,))
     fusion.levels[0].strength.data.fill_(1.0)
     (out,) = fusion(seen)

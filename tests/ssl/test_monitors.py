@@ -190,17 +190,9 @@ def constant() -> BarlowTwins:
 def narrow() -> BarlowTwins:
     module = barlow_twins()
     weight = module.projector[-1].weight
-    module.projector[-1] = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], 1, bias=False), Repeat(32))
+    to_one, from_one = (torch.nn.Linear(*sides, bias=False) for sides in ((weight.shape[1], 1), (1, 32)))
+    module.projector[-1] = torch.nn.Sequential(to_one, from_one)
     return module
-
-
-class Repeat(torch.nn.Module):
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.repeat(1, self.times)
 
 
 def one_prototype() -> DINO:

@@ -122,9 +122,8 @@ def sweep(
     from regard.studies.sweep_plan import Pretrained, Sweep
     from regard.studies.sweep_results import best_command
 
-    given = (
-        read_space(sweeping.space) if sweeping.space else None
-    )  # what is wrong in it is said before anything is read
+    # what is wrong in the space is said before anything else is read
+    given = read_space(sweeping.space) if sweeping.space else None
     source = open_source(data, scenes_size=settings.size)
     chosen = Pretrained(model.backbone, model.pretrained, model.weights, model.backbone_options)
     space = given or default_space(chosen.build(seed))

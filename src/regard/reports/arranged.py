@@ -190,9 +190,7 @@ def _axis(name: str, arranged: Arranged) -> VariedAxis:
     for c in arranged.scored:
         if name in c.at:
             rest = {key: value for key, value in c.at.items() if key != name}
-            if (
-                arranged.results.kind == "compare"
-            ):  # the name goes on after " · " with what is varied: see `plan.spread`
+            if arranged.results.kind == "compare":  # after " · " the name has what is varied: see `plan.spread`
                 rest["configuration"] = c.name.split(" · ")[0]
             lines.setdefault(json.dumps(rest, sort_keys=True), Line(rest, [])).points.append((c.at[name], c))
     found = [line for line in lines.values() if len({value for value, _ in line.points}) > 1]

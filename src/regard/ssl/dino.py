@@ -159,9 +159,7 @@ class DINO(Pretraining):
         with torch.no_grad():
             teacher = self.teacher_head(self.teacher_backbone(torch.cat(images[:2])).pooled)
         runs = _by_size(images)
-        seen = self.backbone(
-            runs[0], attention=bool(self.guidance.guided)
-        )  # of the student; the global crops come first
+        seen = self.backbone(runs[0], attention=bool(self.guidance.guided))  # the student's; global crops come first
         pooled = torch.cat([seen.pooled, *(self.backbone(run).pooled for run in runs[1:])])
         loss = dino_loss(self.head(pooled), teacher, self.center, len(crops), temperature)
         added, terms = self.guide(_global_maps(seen.attention, len(crops[0])), places)
