@@ -29,7 +29,7 @@ def scored(folder: Path, splits: Any) -> dict[str, Any]:
     run = load_run(folder)
     val = {}
     for name, inference in WAYS.items():
-        val[name] = summary(run, run.evaluate(splits["val"], inference, batch_size=4))["miou"]
+        val[name] = summary(run, run.evaluate(splits["val"], inference, batch_size=4)).miou
         print(folder.name, name, f"val mIoU {100 * val[name]:.1f}", flush=True)
     chosen = max(val, key=val.__getitem__)
     test = full_summary(run, run.score(splits["test"], WAYS[chosen], batch_size=4))

@@ -89,7 +89,7 @@ def cell(data: dict[str, Any], work: Path, term: str, stage: str, weight: float,
     if not file.is_file():
         run = load_run(after, "cpu")
         backbone = build_backbone(before) if stage == "pretrain" else run.model.backbone
-        miou = summary(run, run.evaluate(data["test"]))["miou"]
+        miou = summary(run, run.evaluate(data["test"])).miou
         write_json(file, {"miou": miou, **scored(backbone, data["test"])})
     made = read_json(before / PRETRAIN_FILE)
     terms = {name: value for name, value in made["curve"][-1].items() if name.startswith("guide_")}

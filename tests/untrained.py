@@ -1,11 +1,15 @@
 """A segmentation for tests, not trained, whose answers differ from place to place."""
 
+from importlib.metadata import version
+
 import numpy as np
 import torch
 
 from regard.backbones import build_backbone, describe, normalize
 from regard.data.datasets.scenes import Scenes
+from regard.results import EpochScore, Origin, RunDescription
 from regard.segmentation.model import SegmentationModel
+from regard.settings import SegmentSettings
 
 
 def untrained_segmentation() -> SegmentationModel:
@@ -20,14 +24,23 @@ def untrained_segmentation() -> SegmentationModel:
     return model
 
 
-def description(model: SegmentationModel, size: int = 32) -> dict:
-    """What `regard segment` writes in run.json, as far as it is needed to load the model again."""
-    return {
-        "backbone": describe(model.backbone),
-        "kept": None,
-        "settings": {"size": size, "fusion": "none", "head": "linear", "head_options": {}},
-        "head_weights": [],
-        "classes": list(Scenes.classes),
-        "palette": np.asarray(Scenes(1).palette).tolist(),
-        "ignore_index": 255,
-    }
+def description(model: SegmentationModel, **settings) -> RunDescription:
+    """What `regard segment` writes in run.json; settings: that are not 32 pixels and the head `linear`."""
+    return RunDescription(
+        regard=version("regard"),
+        backbone=describe(model.backbone),
+        kept=None,
+        settings=SegmentSettings(**{"size": 32, "head": "linear"} | settings),
+        head_weights=[],
+        classes=list(Scenes.classes),
+        palette=np.asarray(Scenes(1).palette).tolist(),
+        ignore_index=255,
+        seed=0,
+        origin=Origin(),
+        cached=False,
+        seconds=1.0,
+        peak_memory_mb=None,
+        best_epoch=1,
+        curve=[EpochScore(epoch=1, train_loss=0.5, val_miou=0.25)],
+        parameters=1,
+    )

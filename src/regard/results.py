@@ -1,12 +1,12 @@
-"""What is stored as JSON, as the dataclasses that write it and read it: `results.json` of `regard compare` and `regard
-ablate`, and `scores.json` of `regard score`.
+"""What is stored as JSON, as the dataclasses that write it and read it: `run.json` and `config.json` of a segmentation,
+`pretrain.json`, `evaluation-*.json`, `results.json` of a study or a sweep, and `scores.json` of `regard score`.
 
 A number that is not finite, of a run that diverged, is written as null and reads as None. Scores are shares in [0, 1].
 """
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,13 +15,213 @@ from msgspec import Meta
 
 from regard.errors import InputError
 from regard.files import write_whole
+from regard.settings import Inference, PretrainSettings, SegmentSettings
 
 VERSION = 3  # of what is declared here
+REMEDY = "run the command that made it again: what was finished is kept"
 Stored = TypeVar("Stored")
 Value = int | float | str  # of an axis: a number, or a word
+Point = dict[str, int | float | None]  # of a curve: step or epoch, and what was read there
 Byte = Annotated[int, Meta(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]  # RGB
 Drawing = Annotated[str, Meta(pattern=r"^data:image/svg\+xml;base64,[A-Za-z0-9+/]+=*$")]
 Picture = Annotated[str, Meta(pattern="^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+=*$")]
+
+
+# ---- run.json, config.json, pretrain.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where data and weights came from, for people.
+
+    said:    in words, of a pre-training.
+    weights, pretrained: as `regard segment` was told; pretraining, label_fraction, commit, environment: of a study.
+    """
+
+    said: str = ""
+    data: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    pretrained: bool = False
+    pretraining: str | None = None
+    label_fraction: float = 1.0
+    commit: str | None = None
+    environment: dict[str, str] | None = None
+
+
+@dataclass(kw_only=True)
+class HeadShares:
+    """Which attention heads a fusion came to use at one level.
+
+    block:    index of the backbone's block whose attention the level has.
+    strength: how much attention gets in at all, 0 for none: see `Fusion.strength`.
+    heads:    those of the block that the fusion sees.
+    weights:  the share of each of these, rounded; they sum to 1: see `Fusion.head_weights`. They mean nothing where the
+              strength is near 0, and say what the decoder listens to, not what a head knows.
+    """
+
+    block: int
+    strength: float
+    heads: list[int]
+    weights: list[float]
+
+
+@dataclass(kw_only=True)
+class EpochScore:
+    """What a training had after an epoch."""
+
+    epoch: int
+    train_loss: float | None
+    val_miou: float | None
+
+
+@dataclass(kw_only=True)
+class ModelDescription:
+    """What it takes to use a segmentation again, its weights aside: `config.json`, and the metadata of an ONNX file.
+
+    backbone: of `backbones.describe`; kept: for each level the heads that the fusion sees, None for all.
+    fixed:    the one (height, width) that an ONNX file takes, and why.
+    """
+
+    schema: int = VERSION
+    regard: str
+    backbone: dict[str, Any]
+    kept: tuple[tuple[int, ...], ...] | None
+    settings: SegmentSettings
+    classes: list[str]
+    palette: list[Colour]
+    ignore_index: int
+    head_weights: list[HeadShares]
+    fixed: tuple[int, int] | None = None
+    why_fixed: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"palette should have a colour for each of {len(self.classes)} classes")
+
+
+@dataclass(kw_only=True)
+class RunDescription(ModelDescription):
+    """`run.json`: a finished segmentation. peak_memory_mb: of the GPU; best_epoch: None for an average over epochs."""
+
+    seed: int
+    origin: Origin
+    cached: bool
+    seconds: float
+    peak_memory_mb: float | None
+    best_epoch: int | None
+    curve: list[EpochScore]
+    parameters: int
+
+    @property
+    def miou(self) -> float | None:
+        """On the validation images, of the weights that were kept."""
+        kept = self.best_epoch or self.curve[-1].epoch
+        return next(point.val_miou for point in self.curve if point.epoch == kept)
+
+
+@dataclass(kw_only=True)
+class PretrainDescription:
+    """`pretrain.json`: a finished pre-training; without settings and curves where weights were taken as they are.
+
+    skipped: images that could not be read.
+    monitor: of `CollapseMonitor`; scores: of kNN or of a classifier, in percent, and `final` the last of them.
+    """
+
+    schema: int = VERSION
+    regard: str
+    backbone: dict[str, Any]
+    origin: Origin = Origin()
+    settings: PretrainSettings | None = None
+    seed: int = 0
+    images: int = 0
+    skipped: list[str] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    curve: list[Point] = field(default_factory=list)
+    monitor: list[Point] = field(default_factory=list)
+    scores: list[Point] = field(default_factory=list)
+    final: dict[str, float | None] = field(default_factory=dict)
+
+
+# ---- evaluation-*.json, cell.json
+
+
+@dataclass(kw_only=True)
+class MaskScores:
+    """Scores of a segmentation over a data set. iou, accuracy, share: by class; None where a class does not occur.
+
+    share: of the labelled pixels; absent: classes that occur neither in the truth nor in an answer.
+    """
+
+    images: int
+    miou: float
+    frequency_weighted_iou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    iou: dict[str, float | None]
+    accuracy: dict[str, float | None]
+    share: dict[str, float | None]
+    absent: list[str]
+
+
+@dataclass(kw_only=True)
+class BoundaryScores:
+    """Boundary IoU. width: of the band along boundaries, in words."""
+
+    width: str
+    miou: float | None
+    iou: dict[str, float | None]
+
+
+@dataclass(kw_only=True)
+class Calibration:
+    """How often answers of a confidence are right, in bins of it; None in an empty one."""
+
+    expected_error: float
+    bins: str
+    pixels: list[int]
+    confidence: list[float | None]
+    accuracy: list[float | None]
+
+
+@dataclass(kw_only=True)
+class Confusion:
+    """How many pixels of a class (a row) were taken for each class."""
+
+    rows: str = "truth"
+    classes: list[str]
+    pixels: list[list[int]]
+
+
+@dataclass(kw_only=True)
+class FullScores(MaskScores):
+    """All that `regard evaluate` scores."""
+
+    boundary: BoundaryScores
+    calibration: Calibration
+    confusion: Confusion
+
+
+@dataclass(kw_only=True)
+class EvaluationResult(FullScores):
+    """`evaluation-*.json`: these scores, and of what. short_side: of the images as they are fed, in pixels."""
+
+    schema: int = VERSION
+    data: str
+    split: str
+    short_side: int
+    inference: Inference
+
+
+@dataclass(kw_only=True)
+class CellResult(MaskScores):
+    """`cell.json` of a study. heads: scores of the attention heads; None of a convnet, or where lost, and why."""
+
+    schema: int = VERSION
+    heads: dict[str, float | None] | None = None
+    heads_lost: str | None = None
 
 
 # ---- results.json
@@ -42,7 +242,7 @@ class StudyData:
     source: str
     description: str
     classes: list[str]
-    palette: list[tuple[Byte, Byte, Byte]]
+    palette: list[Colour]
     class_share: list[float]
     train_images: int
     evaluated_images: int
@@ -70,15 +270,6 @@ class LossPoint:
 
     step: int
     loss: float | None
-
-
-@dataclass(kw_only=True)
-class EpochScore:
-    """What a training had after an epoch."""
-
-    epoch: int
-    train_loss: float | None
-    val_miou: float | None
 
 
 @dataclass(kw_only=True)
@@ -494,22 +685,30 @@ def write_stored(path: Path, value: Any) -> None:
     write_whole(path, lambda file: file.write(text + b"\n"))
 
 
-def read_stored(path: Path, kind: type[Stored]) -> Stored:
+def read_stored(path: Path, kind: type[Stored], remedy: str = REMEDY) -> Stored:
     """The content of such a file.
 
-    Raises InputError, in one line, where there is no such file, or it is cut short, of another version, or wrong.
+    Raises InputError, in one line that ends with a remedy, where there is no such file, or it is cut short, of another
+    version, or wrong.
     """
     try:
         content = path.read_bytes()
+    except OSError as error:
+        wrong = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        raise InputError(f"{path}: {wrong}; {remedy}") from error
+    return parse_stored(content, kind, str(path), remedy)
+
+
+def parse_stored(content: bytes | str, kind: type[Stored], where: str, remedy: str = REMEDY) -> Stored:
+    """What `read_stored` reads, from anywhere; `where` that is, for the error."""
+    try:
         schema = msgspec.json.decode(content, type=_Opening).schema
         if schema == VERSION:
             return msgspec.json.decode(content, type=kind)
         wrong = f"was made by another version of regard (format {schema}, and this one reads {VERSION})"
-    except OSError as error:
-        wrong = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
     except msgspec.DecodeError as error:  # also of what is no JSON
         wrong = str(error)
-    raise InputError(f"{path}: {wrong}; run the command that made it again: what was finished is kept")
+    raise InputError(f"{where}: {wrong}; {remedy}")
 
 
 def kind_of(path: Path) -> str | None:

@@ -31,12 +31,12 @@ def evaluate(data: str, out: str) -> None:
 
     from regard.backbones.weights import MODEL_FILE
     from regard.cli.use import evaluate
-    from regard.files import write_json
+    from regard.results import write_stored
     from regard.runs.run import RUN_FILE
     from untrained import description, untrained_segmentation
 
     model = untrained_segmentation()
-    write_json(Path(out) / RUN_FILE, description(model))
+    write_stored(Path(out) / RUN_FILE, description(model))
     save_file(model.state_dict(), Path(out) / MODEL_FILE)
     evaluate(out, data, "train", **ON_CPU)
 

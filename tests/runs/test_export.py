@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from regard.backbones.weights import MODEL_FILE
 from regard.cli.use import export
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
-from regard.files import write_json
+from regard.files import read_json, write_json
+from regard.results import EpochScore, HeadShares, Origin, write_stored
 from regard.runs import onnx
-from regard.runs.export import CONFIG_FILE, model_card, save_onnx, save_pretrained, save_safetensors
-from regard.runs.exported import config
+from regard.runs.export import CONFIG_FILE, save_onnx, save_pretrained, save_safetensors
 from regard.runs.hub import from_pretrained, push
 from regard.runs.run import RUN_FILE, Run, load_run
 from regard.segmentation.model import SegmentationModel
+from untrained import description
 
 CLASSES = list(Scenes(1, size=32).classes)
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -35,13 +37,15 @@ BACKBONES = {
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
 }
 HEADS = [
-    {"block": 3, "strength": 0.125, "weights": [0.5, 0.3, 0.2]},
-    {"block": 7, "strength": 0.0, "weights": [0.3333, 0.3333, 0.3334]},
+    HeadShares(block=3, strength=0.125, heads=[0, 1, 2], weights=[0.5, 0.3, 0.2]),
+    HeadShares(block=7, strength=0.0, heads=[1, 4], weights=[0.75, 0.25]),
 ]
 SECRET = "/home/someone/private.pth"
 
 
-def make_run(folder: Path, backbone: str, fusion: str, head: str, kept: list[list[int]] | None = None) -> Path:
+def make_run(
+    folder: Path, backbone: str, fusion: str, head: str, kept: tuple[tuple[int, ...], ...] | None = None
+) -> Path:
     """A run as `regard segment` leaves it; no parameter is zero, so that attention matters."""
     name, options = BACKBONES[backbone]
     head_options = {"width": 16} if head == "segformer" else {}
@@ -53,19 +57,11 @@ def make_run(folder: Path, backbone: str, fusion: str, head: str, kept: list[lis
             nn.init.normal_(parameter, std=0.2)
     folder.mkdir(parents=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL_FILE)
-    write_json(
-        folder / RUN_FILE,
-        {
-            "backbone": describe(model.backbone),
-            "kept": kept,
-            "settings": {"size": 32, "fusion": fusion, "head": head, "head_options": head_options, "data": SECRET},
-            "classes": CLASSES,
-            "palette": [[i, 2 * i, 255 - i] for i in range(len(CLASSES))],
-            "ignore_index": 255,
-            "head_weights": HEADS,
-            "curve": [{"epoch": 0, "val_miou": 0.25}, {"epoch": 1, "val_miou": 0.5}],
-        },
-    )
+    made = description(model, fusion=fusion, head=head, head_options=head_options)
+    curve = [EpochScore(epoch=i + 1, train_loss=1.0, val_miou=miou) for i, miou in enumerate((0.25, 0.5))]
+    origin = Origin(data=SECRET, weights=SECRET)
+    made = replace(made, kept=kept, head_weights=HEADS, curve=curve, best_epoch=2, origin=origin)
+    write_stored(folder / RUN_FILE, made)
     return folder
 
 
@@ -147,88 +143,66 @@ def test_a_model_card_names_classes_and_scores(run: Run, tmp_path: Path) -> None
 
 def test_what_is_exported_says_which_heads_the_fusion_uses(run: Run, tmp_path: Path) -> None:
     assert run.head_weights == HEADS
-    assert config(run.description)["head_weights"] == HEADS  # which the metadata of an ONNX file is, too
     save_pretrained(run, tmp_path / "made")
     assert load_run(tmp_path / "made").head_weights == HEADS
     card = (tmp_path / "made" / "README.md").read_text()
-    assert "| 3 | 0.125 | 0.50, 0.30, 0.20 |\n| 7 | 0.000 | 0.33, 0.33, 0.33 |\n" in card
-
-
-def test_a_model_card_names_heads_that_are_not_all(run: Run) -> None:
-    some = {"block": 3, "strength": 0.125, "heads": [1, 4], "weights": [0.75, 0.25]}
-    every = {"block": 7, "strength": 0.0, "heads": [0, 1], "weights": [0.5, 0.5]}
-    card = model_card(Run(run.model, run.description | {"head_weights": [some, every]}))
-    assert "| 3 | 0.125 | head 1: 0.75, head 4: 0.25 |\n| 7 | 0.000 | 0.50, 0.50 |\n" in card
+    assert "| 3 | 0.125 | 0.50, 0.30, 0.20 |\n| 7 | 0.000 | head 1: 0.75, head 4: 0.25 |\n" in card
 
 
 @pytest.mark.usefixtures("_symbols")
 @pytest.mark.parametrize("fusion", ["concat", "propagate"])
 def test_what_is_exported_sees_the_heads_that_the_run_sees(tmp_path: Path, fusion: str) -> None:
     pytest.importorskip("onnxruntime")
-    run = load_run(make_run(tmp_path / "run", "vit", fusion, "linear", kept=[[2, 0], []]))
+    run = load_run(make_run(tmp_path / "run", "vit", fusion, "linear", kept=((2, 0), ())))
     save_safetensors(run, tmp_path / "made")
     again = load_run(tmp_path / "made")
     assert again.model.fusion.kept == ((2, 0), ())
     assert np.array_equal(again.predict(photo(40, 64)), run.predict(photo(40, 64)))
     assert save_onnx(run, tmp_path / "made.onnx") is None  # its logits are checked against torch's
-    assert load_run(tmp_path / "made.onnx").description["kept"] == [[2, 0], []]
+    assert load_run(tmp_path / "made.onnx").description.kept == ((2, 0), ())
+
+
+def damaged(folder: Path, **changes) -> None:
+    """Other values in a config.json; a function is called with what was there."""
+    there = read_json(folder / CONFIG_FILE)
+    write_json(
+        folder / CONFIG_FILE, there | {key: new(there[key]) if callable(new) else new for key, new in changes.items()}
+    )
 
 
 @pytest.mark.parametrize(
-    "palette",
+    ("breaking", "said"),
     [
-        [],
-        [[0, 0, 0]],
-        [[0, 0]] * len(CLASSES),
-        [[0, 0, 256]] * len(CLASSES),
-        [[-1, 0, 0]] * len(CLASSES),
-        [[0.5, 0, 0]] * len(CLASSES),
-        [[0, 0, 0], [0]] * len(CLASSES),
-        [["0", "0", "0"]] * len(CLASSES),
-        None,
+        (shutil.rmtree, "holds no finished segmentation"),
+        (lambda made: cut(made / MODEL_FILE, -100), "is damaged, or of another version"),
+        (lambda made: cut(made / CONFIG_FILE, 1), "truncated; make it again"),
+        (lambda made: write_json(made / CONFIG_FILE, [1]), "Expected `object`, got `array`; make it again"),
+        (lambda made: write_json(made / CONFIG_FILE, {}), "was made by another version of regard"),
+        (lambda made: damaged(made, backbone={}), "is damaged, or of another version"),
+        (lambda made: damaged(made, settings=lambda was: was | {"size": 0}), "size 0 is out of bounds"),
+        (lambda made: damaged(made, classes=["one"], palette=[[1, 2, 3]]), "is damaged, or of another version"),
+        (lambda made: damaged(made, palette=[]), f"a colour for each of {len(CLASSES)} classes"),
+        *(
+            (
+                lambda made, colour=colour: damaged(made, palette=[colour] * len(CLASSES)),
+                r"Expected .*`\$\.palette\[0\]",
+            )
+            for colour in ([0, 0], [0, 0, 256], [-1, 0, 0], [0.5, 0, 0], ["0", "0", "0"])
+        ),
+        (lambda made: damaged(made, palette=None), "Expected `array`, got `null`"),
     ],
 )
-def test_a_palette_that_is_none_is_one_line(run: Run, tmp_path: Path, palette) -> None:
-    described = json.loads((tmp_path / "run" / RUN_FILE).read_text())
-    write_json(tmp_path / "run" / RUN_FILE, {**described, "palette": palette})
-    with pytest.raises(InputError, match="is damaged, or of another version") as error:
-        load_run(tmp_path / "run")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("broken", "said"),
-    [
-        ("nothing", "holds no finished segmentation"),
-        ("weights", "is damaged, or of another version"),
-        ("json", "cannot read"),
-        ("keys", "is damaged, or of another version"),
-        ("list", "is damaged, or of another version"),
-        ("classes", "is damaged, or of another version"),
-        ("palette", "is damaged, or of another version"),
-    ],
-)
-def test_a_broken_folder_is_one_line(run: Run, tmp_path: Path, broken: str, said: str) -> None:
+def test_a_broken_folder_is_one_line(run: Run, tmp_path: Path, breaking, said: str) -> None:
     made = tmp_path / "made"
     save_safetensors(run, made)
-    config = json.loads((made / CONFIG_FILE).read_text())
-    if broken == "nothing":
-        shutil.rmtree(made)
-    elif broken == "weights":
-        (made / MODEL_FILE).write_bytes((made / MODEL_FILE).read_bytes()[:-100])
-    elif broken == "json":
-        (made / CONFIG_FILE).write_text("{")
-    elif broken == "keys":
-        write_json(made / CONFIG_FILE, {"backbone": config["backbone"]})
-    elif broken == "list":
-        write_json(made / CONFIG_FILE, [1])
-    elif broken == "classes":
-        write_json(made / CONFIG_FILE, {**config, "classes": ["one"]})
-    else:
-        write_json(made / CONFIG_FILE, {**config, "palette": [[300, 0, 0]]})
+    breaking(made)
     with pytest.raises(InputError, match=said) as error:
         load_run(made)
     assert "\n" not in str(error.value)
+
+
+def cut(path: Path, end: int) -> None:
+    path.write_bytes(path.read_bytes()[:end])
 
 
 @pytest.mark.parametrize("save", [save_safetensors, save_pretrained])
@@ -244,7 +218,7 @@ def test_a_folder_that_fails_leaves_nothing(run: Run, tmp_path: Path, monkeypatc
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr("regard.runs.export.write_json", full)
+    monkeypatch.setattr("regard.runs.export.write_stored", full)
     with pytest.raises(OSError, match="no space"):
         save_pretrained(run, tmp_path / "made")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -374,7 +348,7 @@ def test_an_onnx_file_of_a_fixed_size_says_so_and_takes_others_all_the_same(run:
     said = export(str(tmp_path / "run"), "onnx", str(tmp_path / "model.onnx"), height=24, width=40)
     assert "fixed to images of 24 x 40 pixels: as asked for" in said
     again = load_run(tmp_path / "model.onnx")
-    assert again.description["fixed"] == [24, 40]
+    assert again.description.fixed == (24, 40)
     assert again.head_weights == HEADS
     expected = logits(run, 3, 3, 24, 40)
     assert np.abs(logits(again, 3, 3, 24, 40) - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -395,10 +369,10 @@ def test_a_file_that_is_wrong_at_other_sizes_becomes_one_of_a_fixed_size(run: Ru
             raise InputError("the file does not give torch's logits at 39 x 53")
 
     monkeypatch.setattr(onnx, "check", check)
-    monkeypatch.setattr(onnx, "_write", lambda wrapped, path, fixed, metadata, opset: path.write_text(str(metadata)))
+    monkeypatch.setattr(onnx, "_write", lambda wrapped, path, about, opset: path.write_text(str(about)))
     assert save_onnx(run, tmp_path / "model.onnx") == "the file does not give torch's logits at 39 x 53"
     assert checked[1:] == [[(32, 32)]]
-    assert "'fixed': [32, 32], 'why_fixed': \"the file does" in (tmp_path / "model.onnx").read_text()
+    assert "fixed=(32, 32), why_fixed=\"the file does" in (tmp_path / "model.onnx").read_text()
 
 
 def test_a_file_that_is_wrong_at_every_size_is_not_put_in_place(run: Run, tmp_path: Path, monkeypatch) -> None:
@@ -453,7 +427,7 @@ def test_a_file_that_is_no_onnx_model_of_ours_is_one_line(tmp_path: Path) -> Non
         load_run(tmp_path / "foreign.onnx")
     model.metadata_props.add(key="regard", value='{"classes": ["a"]}')
     (tmp_path / "partial.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match="is damaged, or of another version"):
+    with pytest.raises(InputError, match=r"the metadata of .*partial.onnx: was made by another version of regard"):
         load_run(tmp_path / "partial.onnx")
 
 

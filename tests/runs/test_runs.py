@@ -1,6 +1,7 @@
 """A segmentation asked from Python: every kind of image, the same answer everywhere, scores of whole data sets."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -119,12 +120,6 @@ def test_scales_are_made_of_the_image_itself(run, pixels) -> None:
     assert torch.equal(logits, expected)
 
 
-def test_a_run_says_which_heads_its_fusion_uses_where_that_was_written(run) -> None:
-    assert run.head_weights == []
-    levels = [{"block": 3, "strength": 0.1, "weights": [0.25, 0.75]}]
-    assert Run(run.model, {**run.description, "head_weights": levels}).head_weights == levels
-
-
 def test_a_run_with_many_classes_is_asked_for_fewer_images_at_once(run, monkeypatch) -> None:
     seen, forward = [], run.model.forward
     monkeypatch.setattr(run.model, "forward", lambda images: (seen.append(len(images)), forward(images))[1])
@@ -187,17 +182,18 @@ def test_the_summary_is_json_and_names_what_does_not_occur(run) -> None:
         run.model.head.classify.bias[missing[1:]] = -1e4  # so that all but one are not answered either
         run.model.head.classify.bias[missing[0]] += 2
     found = run.score(data)
-    result = json.loads(json.dumps(full_summary(run, found), allow_nan=False))
-    short = summary(run, run.evaluate(data))
-    assert short == {key: result[key] for key in short}
-    assert list(result["iou"]) == list(Scenes.classes)
+    result = full_summary(run, found)
+    json.dumps(asdict(result), allow_nan=False)
+    short = vars(summary(run, run.evaluate(data)))
+    assert short == {key: getattr(result, key) for key in short}
+    assert list(result.iou) == list(Scenes.classes)
     truth = found.counts.sum(axis=1)
-    assert result["absent"] == [Scenes.classes[c] for c in missing[1:]]
-    assert all(result["iou"][name] is None for name in result["absent"])
-    assert result["iou"][Scenes.classes[missing[0]]] == 0
-    assert result["accuracy"][Scenes.classes[missing[0]]] is None
-    assert sum(result["share"].values()) == pytest.approx(1)
-    assert sum(result["calibration"]["pixels"]) == sum(map(sum, result["confusion"]["pixels"])) == truth.sum()
+    assert result.absent == [Scenes.classes[c] for c in missing[1:]]
+    assert all(result.iou[name] is None for name in result.absent)
+    assert result.iou[Scenes.classes[missing[0]]] == 0
+    assert result.accuracy[Scenes.classes[missing[0]]] is None
+    assert sum(share or 0.0 for share in result.share.values()) == pytest.approx(1)
+    assert sum(result.calibration.pixels) == sum(map(sum, result.confusion.pixels)) == truth.sum()
 
 
 def test_data_with_other_classes_is_one_line(run) -> None:

@@ -17,9 +17,10 @@ from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.data.survey import class_pixels
 from regard.errors import InputError, Interrupted
+from regard.results import RunDescription, read_stored
 from regard.runs import feature_cache, segmenting
 from regard.runs.extras import Cache, Extras
-from regard.runs.run import load_run, summary
+from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
 from regard.segmentation.model import SegmentationModel
 from regard.segmentation.task import SegmentationTask
@@ -97,7 +98,7 @@ def test_the_loss_of_the_curve_is_that_of_whole_steps(tmp_path) -> None:
     for accumulate in (1, 2):
         asked = replace(settings, accumulate=accumulate)
         made = segment_run(TRAIN, VAL, vit().eval(), asked, tmp_path / str(accumulate), hardware=HARDWARE)
-        losses.append(made["curve"][0]["train_loss"])
+        losses.append(made.curve[0].train_loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.05)  # the head's batch norm sees other batches
 
 
@@ -110,8 +111,8 @@ def test_patience_ends_a_training_that_gets_no_better_and_its_best_epoch_is_kept
     monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", score)
     settings = replace(SETTINGS, epochs=9, patience=3)
     made = segment_run(TRAIN, VAL, vit(), settings, tmp_path, hardware=HARDWARE)
-    assert [round(point["val_miou"], 2) for point in made["curve"]] == [0.1, 0.3, 0.2, 0.3, 0.29]
-    assert made["best_epoch"] == 2
+    assert [round(point.val_miou, 2) for point in made.curve] == [0.1, 0.3, 0.2, 0.3, 0.29]
+    assert made.best_epoch == 2
 
 
 def cut(monkeypatch, epoch: int) -> None:
@@ -150,7 +151,7 @@ def test_a_run_that_patience_ends_is_not_cut_short_by_a_signal_in_its_last_step(
     settings = replace(SETTINGS, epochs=9, patience=1)
     cut(monkeypatch, 1)
     made = segment_run(TRAIN, VAL, vit(), settings, tmp_path, hardware=HARDWARE)
-    assert len(made["curve"]) == 2
+    assert len(made.curve) == 2
 
 
 def test_a_run_whose_best_weights_were_replaced_after_its_checkpoint_ends_all_the_same(tmp_path, monkeypatch) -> None:
@@ -164,8 +165,8 @@ def test_a_run_whose_best_weights_were_replaced_after_its_checkpoint_ends_all_th
     (best,) = (tmp_path / "checkpoints").glob("best-*")
     best.unlink()
     made = segment_run(TRAIN, VAL, vit(), settings, tmp_path, hardware=HARDWARE)
-    assert made["best_epoch"] == 3
-    assert len(made["curve"]) == 3
+    assert made.best_epoch == 3
+    assert len(made.curve) == 3
 
 
 @pytest.mark.parametrize("average", ["ema", "swa"])
@@ -182,10 +183,10 @@ def test_what_is_kept_and_scored_is_the_average(average: str, tmp_path, monkeypa
     assert len(seen) == 10
     if average == "swa":  # the ends of epochs 4 and 5
         expected = {name: (seen[7][name] + seen[9][name]) / 2 for name in seen[0]}
-        assert made["best_epoch"] is None
+        assert made.best_epoch is None
     else:
         expected = seen[0]
-        for n, new in enumerate(seen[1 : 2 * made["best_epoch"]], 1):
+        for n, new in enumerate(seen[1 : 2 * made.best_epoch], 1):
             decay = min(0.999, (1 + n) / (10 + n))
             expected = {name: decay * old + (1 - decay) * new[name] for name, old in expected.items()}
     kept = values(tmp_path)
@@ -193,8 +194,7 @@ def test_what_is_kept_and_scored_is_the_average(average: str, tmp_path, monkeypa
         torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6)
     if average == "ema":
         run = load_run(tmp_path, "cpu")
-        best = made["curve"][made["best_epoch"] - 1]["val_miou"]
-        assert summary(run, run.evaluate(VAL))["miou"] == pytest.approx(best, abs=1e-6)
+        assert summary(run, run.evaluate(VAL)).miou == pytest.approx(made.miou, abs=1e-6)
 
 
 def test_the_statistics_of_a_frozen_backbone_are_not_renewed_for_the_average(tmp_path) -> None:
@@ -239,9 +239,9 @@ def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(fusi
     ours, theirs = values(tmp_path / "cached"), values(tmp_path / "plain")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    curves = [load_run(tmp_path / name, "cpu").description["curve"] for name in ("cached", "plain")]
+    curves = [read_stored(tmp_path / name / RUN_FILE, RunDescription).curve for name in ("cached", "plain")]
     for a, b in zip(*curves, strict=True):
-        assert a == pytest.approx(b, abs=2e-3)
+        assert vars(a) == pytest.approx(vars(b), abs=2e-3)
 
 
 def forward_passes(monkeypatch) -> list[int]:

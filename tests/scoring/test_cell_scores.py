@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import TINY_VIT, VIT
-from regard.backbones import build_backbone, describe
+from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.runs.run import Run
 from regard.scoring.cell_scores import head_scores
@@ -30,8 +30,7 @@ def run_of(head: str, sharpness: float = 20.0, size: int = 32, **head_options) -
     for block in vit.model.blocks:
         block.attn.qkv.weight.data *= sharpness
     model = SegmentationModel(vit, len(Scenes.classes), "none", head, head_options=head_options)
-    about = {"backbone": describe(vit), "settings": {"size": size, "head": head, "head_options": head_options}}
-    return Run(model, description(model, size) | about)
+    return Run(model, description(model, size=size, head=head, head_options=head_options))
 
 
 def test_scores_are_means_over_the_heads_that_the_decoder_could_read() -> None:

@@ -1,10 +1,9 @@
 """What commands share. Imported when they run, since it needs torch."""
 
-from typing import Any
-
 import torch
 
 from regard.backbones import Backbone, build_backbone
+from regard.results import FullScores, MaskScores
 from regard.say import console
 from regard.settings import Device, Model
 
@@ -21,36 +20,36 @@ def opened(model: Model, device: Device) -> Backbone:
     return found.eval().to(device.device)
 
 
-def table(result: dict[str, Any], split: str) -> None:
+def table(result: MaskScores, split: str) -> None:
     """The scores of a segmentation: of `runs.summary` or `runs.full_summary`."""
     from rich.table import Column, Table
 
-    columns = {"IoU %": result["iou"], "accuracy %": result["accuracy"]}
-    if "boundary" in result:
-        columns["Boundary IoU %"] = result["boundary"]["iou"]
-    columns["pixels %"] = result["share"]
-    table = Table("class", title=f"{split}: {result['images']} images")
+    columns = {"IoU %": result.iou, "accuracy %": result.accuracy}
+    if isinstance(result, FullScores):
+        columns["Boundary IoU %"] = result.boundary.iou
+    columns["pixels %"] = result.share
+    table = Table("class", title=f"{split}: {result.images} images")
     for heading in columns:
         table.add_column(heading, justify="right")
-    for name in result["iou"]:
-        if name not in result["absent"]:
+    for name in result.iou:
+        if name not in result.absent:
             table.add_row(name, *(_percent(values[name]) for values in columns.values()))
     console().print(table)
-    scores = {
-        "mIoU": result["miou"],
-        "frequency-weighted IoU": result["frequency_weighted_iou"],
-        "pixel accuracy": result["pixel_accuracy"],
-        "mean accuracy": result["mean_accuracy"],
+    scores: dict[str, float | None] = {
+        "mIoU": result.miou,
+        "frequency-weighted IoU": result.frequency_weighted_iou,
+        "pixel accuracy": result.pixel_accuracy,
+        "mean accuracy": result.mean_accuracy,
     }
-    if "boundary" in result:
-        scores["Boundary IoU"] = result["boundary"]["miou"]
-        scores["expected calibration error"] = result["calibration"]["expected_error"]
+    if isinstance(result, FullScores):
+        scores["Boundary IoU"] = result.boundary.miou
+        scores["expected calibration error"] = result.calibration.expected_error
     totals = Table("over all images", Column("%", justify="right"))
     for name, value in scores.items():
         totals.add_row(name, _percent(value))
     console().print(totals)
-    if result["absent"]:
-        console().print(f"classes that do not occur in these images: {', '.join(result['absent'])}")
+    if result.absent:
+        console().print(f"classes that do not occur in these images: {', '.join(result.absent)}")
 
 
 def _percent(value: float | None) -> str:

@@ -51,9 +51,9 @@ def pretrain(
     with run_folder(out, started, PRETRAIN_FILE, may_resume=resume == "auto" or not is_first_process()) as folder:
         extras = Extras(queries=queries)
         made = pretrain_run(train, backbone, settings, folder, seed, hardware, watch, extras)
-    if made["skipped"]:
-        say(f"{len(made['skipped'])} images could not be read: they are named in {out}/pretrain.json")
-    scores = ", ".join(f"{name} {score:.1f}%" for name, score in made["final"].items())
+    if made.skipped:
+        say(f"{len(made.skipped)} images could not be read: they are named in {out}/pretrain.json")
+    scores = ", ".join(f"{name} {score:.1f}%" for name, score in made.final.items())
     return (
         f"pre-trained backbone in {out}{f' ({scores})' if scores else ''}: regard segment --backbone {out} --data ..."
     )
@@ -81,6 +81,7 @@ def segment(
     from regard.backbones.base import weights_digest
     from regard.cli.common import built, table
     from regard.data.source import check_readable, fingerprint, open_source, require_masks
+    from regard.results import Origin
     from regard.runs.checks import check_hardware, check_settings
     from regard.runs.extras import Cache, Extras
     from regard.runs.folders import run_folder
@@ -101,22 +102,19 @@ def segment(
     kept = Cache(Path(cache), fingerprint(source, Path(cache), Path(out))) if cache else None
     say(source.describe())
     check_readable(source)
-    origin = {
-        "data": source.root,
-        **{name: value for name, value in asdict(model).items() if name != "backbone_options"},
-    }
-    begun = {"options": backbone.options, "first_weights": weights_digest(backbone), "cached": kept is not None}
-    started = origin | begun | {"seed": seed} | asdict(settings)
+    origin = Origin(data=source.root, backbone=model.backbone, weights=model.weights, pretrained=model.pretrained)
+    started = {"data": source.root, "seed": seed, "cached": kept is not None, **asdict(model), **asdict(settings)}
+    started |= {"backbone_options": backbone.options, "first_weights": weights_digest(backbone)}
     with run_folder(out, started, RUN_FILE) as folder:
         extras = Extras(origin=origin, logger=logger, cache=kept)
         made = segment_run(splits["train"], splits["val"], backbone, settings, folder, seed, hardware, extras)
     line = f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."
     if not is_first_process():
         return line
-    for level in made["head_weights"]:
-        heads = zip(level["heads"], level["weights"], strict=True)
+    for level in made.head_weights:
+        heads = zip(level.heads, level.weights, strict=True)
         shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in heads)
-        say(f"heads of block {level['block']} in the fusion (strength {level['strength']:.3f}): {shares}")
+        say(f"heads of block {level.block} in the fusion (strength {level.strength:.3f}): {shares}")
     run = load_run(out)
     table(summary(run, run.evaluate(splits["val"])), "val")
     return line

@@ -26,12 +26,10 @@ def evaluate(
         data: `scenes`, a path or a pack's URL, with masks of the same classes.
         split: train, val or test; by default test where there is one, else val.
     """
-    from dataclasses import asdict
-
     from regard.cli.common import table
     from regard.data.source import open_source, require_masks
-    from regard.files import write_json
     from regard.pictures.charts import confusion_chart, reliability_chart, save_figure
+    from regard.results import EvaluationResult, write_stored
     from regard.runs.masks import evaluation_file, name_evaluation
     from regard.runs.run import full_summary, load_run
 
@@ -46,8 +44,8 @@ def evaluate(
     result = full_summary(loaded, found)
     table(result, split)
     path = folder / evaluation_file(name)
-    asked = {"short_side": loaded.size, **asdict(inference)}
-    write_json(path, {"data": source.describe(), "split": split, "inference": asked, **result})
+    about = {"data": source.describe(), "split": split, "short_side": loaded.size, "inference": inference}
+    write_stored(path, EvaluationResult(**about, **vars(result)))
     title = f"{Path(run).name} on {Path(source.root).name} ({split}, {found.images} images)\n{inference.label}".strip()
     save_figure(folder / f"confusion-{name}.png", confusion_chart(found.counts, loaded.classes, title))
     save_figure(folder / f"reliability-{name}.png", reliability_chart(found.bins, title))

@@ -1,8 +1,7 @@
 """Figures of scores: a confusion matrix, a reliability diagram, the heads that a fusion uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Num
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from regard.evaluation.scores import expected_calibration_error
 from regard.files import write_whole
+from regard.results import HeadShares
 
 NUMBERED = 25  # classes up to which cells carry their number
 CELL = 0.42, 0.13  # inches of a cell's side, with a number and without
@@ -67,20 +67,20 @@ def reliability_chart(bins: Num[np.ndarray, "bins 3"], title: str) -> Figure:
     return figure
 
 
-def heads_chart(levels: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def heads_chart(levels: Sequence[HeadShares], title: str) -> Figure:
     """The share of each attention head in a fusion, in %, a row per level, and how strongly the level is fused.
 
-    levels: {"block", "strength", "heads", "weights"}, as `Run.head_weights`. Grey: heads that the fusion does not see.
+    Grey: heads that the fusion does not see.
     """
-    most = 1 + max(max(level["heads"]) for level in levels)
+    most = 1 + max(max(level.heads) for level in levels)
     shares = np.full((len(levels), most), np.nan)
     for row, level in enumerate(levels):
-        shares[row, level["heads"]] = np.array(level["weights"]) * 100
+        shares[row, level.heads] = np.array(level.weights) * 100
     figure = Figure(figsize=(3.2 + 0.55 * most, 1.6 + 0.42 * len(levels)), layout="constrained")
     axes = figure.add_subplot(facecolor="0.85")
     image = axes.imshow(shares, vmin=0, vmax=float(np.nanmax(shares)), cmap="Blues", aspect="auto")
     axes.set_xticks(range(most))
-    axes.set_yticks(range(len(levels)), [f"block {x['block']}, strength {x['strength']:.3f}" for x in levels])
+    axes.set_yticks(range(len(levels)), [f"block {x.block}, strength {x.strength:.3f}" for x in levels])
     axes.set(xlabel="head")
     axes.set_title(title, fontsize=10, wrap=True)
     figure.colorbar(image, ax=axes, label="% of the mix")

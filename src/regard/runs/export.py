@@ -7,7 +7,7 @@ it: see `exported.config`.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from regard.backbones.weights import MODEL_FILE
 from regard.errors import InputError
-from regard.files import write_json
+from regard.results import HeadShares, RunDescription, write_stored
 from regard.runs.exported import CONFIG_FILE, config
 from regard.runs.onnx import OPSET, OnnxModel, export_onnx
 from regard.runs.run import Run
@@ -30,7 +30,7 @@ def save_onnx(run: Run, path: str | Path, fixed: tuple[int, int] | None = None, 
     if path.suffix != ".onnx":
         raise InputError(f"{path} is no name for an ONNX file: take one that ends in .onnx")
     _refuse_existing(path)
-    return export_onnx(_model(run), path, config(run.description), run.size, fixed, opset)
+    return export_onnx(_model(run), path, config(run.description), fixed, opset)
 
 
 def save_safetensors(run: Run, folder: str | Path) -> None:
@@ -48,12 +48,10 @@ def save_pretrained(run: Run, folder: str | Path) -> None:
 
 def model_card(run: Run) -> str:
     """README.md for the hub: what it is, how to load it, its classes, its scores. The licence is left to its owner."""
-    description = run.description
-    backbone, settings = description["backbone"], description["settings"]
-    points = [point["val_miou"] for point in description.get("curve", []) if "val_miou" in point]
-    scores = (
-        [] if not points else ["", "## Scores", "", f"Best mIoU on its validation images: {100 * max(points):.1f} %."]
-    )
+    description, scores = run.description, []
+    settings = description.settings
+    if isinstance(description, RunDescription) and description.miou is not None:
+        scores = ["", "## Scores", "", f"mIoU on its validation images: {100 * description.miou:.1f} %."]
     classes = (
         f"| {i} | {name.replace('|', chr(92) + '|')} | {', '.join(map(str, colour))} |"
         for i, (name, colour) in enumerate(zip(run.classes, run.palette.tolist(), strict=False))
@@ -67,8 +65,8 @@ def model_card(run: Run) -> str:
         "",
         f"# Semantic segmentation: {len(run.classes)} classes",
         "",
-        f"Backbone {backbone['name']}, fusion {settings['fusion']}, head {settings['head']}; images are fed with a "
-        f"short side of {run.size} pixels. No licence is stated: ask the owner before you use it.",
+        f"Backbone {description.backbone['name']}, fusion {settings.fusion}, head {settings.head}; images are fed with "
+        f"a short side of {run.size} pixels. No licence is stated: ask the owner before you use it.",
         "",
         "## Use",
         "",
@@ -96,10 +94,6 @@ def _head_table(run: Run) -> list[str]:
     """Lines of a model card: which attention heads the fusion uses; none where it uses none."""
     if not run.head_weights:
         return []
-    rows = (
-        (str(level["block"]), f"{level['strength']:.3f}", _shares(level["weights"], level.get("heads")))
-        for level in run.head_weights
-    )
     return [
         "",
         "## Attention heads",
@@ -109,15 +103,16 @@ def _head_table(run: Run) -> list[str]:
         "",
         "| block | strength | shares |",
         "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *(f"| {level.block} | {level.strength:.3f} | {_shares(level)} |" for level in run.head_weights),
     ]
 
 
-def _shares(weights: Sequence[float], heads: Sequence[int] | None) -> str:
+def _shares(level: HeadShares) -> str:
     """Each share; with its head's number where they are not simply all from 0 on."""
-    if heads is None or list(heads) == list(range(len(weights))):
-        return ", ".join(f"{share:.2f}" for share in weights)
-    return ", ".join(f"head {head}: {share:.2f}" for head, share in zip(heads, weights, strict=True))
+    shares = [f"{share:.2f}" for share in level.weights]
+    if level.heads == list(range(len(shares))):
+        return ", ".join(shares)
+    return ", ".join(f"head {head}: {share}" for head, share in zip(level.heads, shares, strict=True))
 
 
 def _model(run: Run) -> Any:
@@ -130,9 +125,9 @@ def _write_model(run: Run, folder: Path) -> None:
     """Weights and `config.json`; the weights say which backbone is in them, as those of a run do."""
     made = config(run.description)
     tensors = {key: value.cpu().contiguous() for key, value in _model(run).state_dict().items()}
-    metadata = {"format": "pt", "regard": json.dumps(made["backbone"])}
+    metadata = {"format": "pt", "regard": json.dumps(made.backbone)}
     save_file(tensors, folder / MODEL_FILE, metadata=metadata)
-    write_json(folder / CONFIG_FILE, made)
+    write_stored(folder / CONFIG_FILE, made)
 
 
 def _refuse_existing(path: Path) -> None:

@@ -1,13 +1,13 @@
 """What a run may be given besides data, network and settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 
 from regard.data.datasets.base import Dataset
+from regard.results import Origin
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Extras:
     """
 
     title: str = ""
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
     logger: str | None = None
     callbacks: Sequence[L.Callback] = ()
     cache: Cache | None = None

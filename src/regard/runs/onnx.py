@@ -12,16 +12,17 @@ constant without a word.
 import contextlib
 import copy
 import io
-import json
 import logging
 import math
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from regard.backbones import Backbone
 from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.errors import InputError
+from regard.results import ModelDescription, parse_stored
 from regard.segmentation.model import SegmentationModel
 
 INPUT, TILES, OUTPUT = "image", "tiles", "logits"
@@ -82,16 +84,15 @@ def _padded_to_tiles(backbone: Backbone, tiles: Tensor) -> Iterator[None]:
 def export_onnx(
     model: SegmentationModel,
     path: Path,
-    metadata: dict[str, Any],
-    size: int,
+    description: ModelDescription,
     fixed: tuple[int, int] | None = None,
     opset: int = OPSET,
 ) -> str | None:
     """Write a checked ONNX file; returns why height and width are fixed in it, or None where they are free.
 
-    metadata: plain values, kept in the file. size: the short side that the model is meant for, pixels.
-    fixed:    (height, width), for a runtime that wants a fixed size; otherwise they are fixed, at (size, size), only
-              where a file with free ones cannot be had.
+    description: kept in the file, as its metadata.
+    fixed: (height, width), for a runtime that wants a fixed size; otherwise they are fixed, as a square of the size
+           that the model is meant for, only where a file with free ones cannot be had.
 
     Raises InputError where packages are missing, and where no file gives what torch gives. Whole or not at all.
     """
@@ -101,17 +102,16 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     wrapped = FromBytes(copy.deepcopy(model).cpu().float()).eval()
-    reason = None if fixed is None else "as asked for"
+    size, reason = description.settings.size, None if fixed is None else "as asked for"
     try:
         if fixed is None:
             try:
-                _write(wrapped, partial, None, metadata, opset)
+                _write(wrapped, partial, description, opset)
                 check(wrapped, partial, _sizes(model.backbone, size))
             except InputError as error:
                 fixed, reason = (size, size), str(error)
         if fixed is not None:
-            noted = {**metadata, "fixed": list(fixed), "why_fixed": reason}
-            _write(wrapped, partial, fixed, noted, opset)
+            _write(wrapped, partial, replace(description, fixed=fixed, why_fixed=reason), opset)
             check(wrapped, partial, [fixed])
         partial.replace(path)
     finally:
@@ -142,11 +142,11 @@ def _sizes(backbone: Backbone, size: int) -> list[tuple[int, int]]:
     return [(size, size), (size + 7, size + backbone.multiple + 13), (max(size // 2, 8) + 1, size)]
 
 
-def _write(wrapped: FromBytes, path: Path, fixed: tuple[int, int] | None, metadata: dict[str, Any], opset: int) -> None:
+def _write(wrapped: FromBytes, path: Path, description: ModelDescription, opset: int) -> None:
     """Trace the model and write the graph, unchecked. InputError where that fails."""
     import onnx
 
-    multiple = wrapped.model.backbone.multiple
+    multiple, fixed = wrapped.model.backbone.multiple, description.fixed
     free = torch.export.Dim.DYNAMIC
     # two images, two by three tiles that are not full: the exporter takes a size of 1, or one that needs no padding,
     # for a property of all images
@@ -172,7 +172,7 @@ def _write(wrapped: FromBytes, path: Path, fixed: tuple[int, int] | None, metada
         _compute_tiles(graph, multiple)
     _name_sizes(graph, fixed)
     _forget_origin(graph)
-    graph.metadata_props.add(key=METADATA, value=json.dumps(metadata))
+    graph.metadata_props.add(key=METADATA, value=msgspec.json.encode(description).decode())
     onnx.save(graph, str(path))
 
 
@@ -245,17 +245,13 @@ class OnnxModel(SegmentationModel):
         return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear")
 
 
-def read_onnx(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
+def read_onnx(path: Path) -> tuple[OnnxModel, ModelDescription]:
     """The model of a file of `export_onnx`, and its metadata; InputError for another file, or a damaged one."""
     metadata = session(path).get_modelmeta().custom_metadata_map
     if METADATA not in metadata:
         raise InputError(f"{path} is an ONNX file of another program: regard export --format onnx makes what is read")
-    try:
-        description = json.loads(metadata[METADATA])
-        fixed = description.get("fixed")
-        return OnnxModel(path, None if fixed is None else (int(fixed[0]), int(fixed[1]))), description
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{path} is damaged (its metadata: {_first_line(error)}): export it again") from error
+    description = parse_stored(metadata[METADATA], ModelDescription, f"the metadata of {path}", "export it again")
+    return OnnxModel(path, description.fixed), description
 
 
 def session(path: Path) -> Any:

@@ -25,7 +25,7 @@ from regard.data.loading.samples import CentreCrops, Views
 from regard.data.loading.views import View
 from regard.data.loading.wrapped import SkipUnreadable, skipped
 from regard.errors import InputError, unknown
-from regard.files import write_json
+from regard.results import PretrainDescription, write_stored
 from regard.runs.checks import check_pretraining
 from regard.runs.extras import Extras
 from regard.runs.folders import SKIPPED_FILE
@@ -52,7 +52,7 @@ def pretrain_run(
     hardware: Hardware = Hardware(),
     watch: Watch = Watch(),
     extras: Extras = Extras(),
-) -> dict[str, Any]:
+) -> PretrainDescription:
     """Pre-train a backbone; writes `backbone.safetensors` and `pretrain.json` into `out` and returns the latter.
 
     dataset: labelled, for `supervised`.
@@ -97,24 +97,24 @@ def pretrain_run(
     fit(trainer, module, data, out)
     if queries is not None and (averaging or scores.epoch != settings.epochs):
         trainer.validate(module, data, verbose=False)  # what is kept: it was not scored yet
-    description = {
-        "regard": version("regard"),
-        "backbone": describe(backbone),
-        "origin": dict(extras.origin),
-        "settings": asdict(settings),
-        "seed": seed,
-        "images": len(dataset),
-        "skipped": skipped(out / SKIPPED_FILE) + skipped(out / SKIPPED_QUERIES_FILE),
-        "steps": trainer.global_step,
-        "seconds": clock.seconds,
-        "curve": curve.points,
-        "monitor": monitors[0].points if monitors else [],
-        "scores": scores.points,
-        "final": scores.final,
-    }
+    description = PretrainDescription(
+        regard=version("regard"),
+        backbone=describe(backbone),
+        origin=extras.origin,
+        settings=settings,
+        seed=seed,
+        images=len(dataset),
+        skipped=skipped(out / SKIPPED_FILE) + skipped(out / SKIPPED_QUERIES_FILE),
+        steps=trainer.global_step,
+        seconds=clock.seconds,
+        curve=curve.points,
+        monitor=[dict(point) for point in monitors[0].points] if monitors else [],
+        scores=[dict(point) for point in scores.points],
+        final=dict(scores.final),
+    )
     if trainer.is_global_zero:
         save_backbone(module.kept, out / BACKBONE_FILE)
-        write_json(out / PRETRAIN_FILE, description)
+        write_stored(out / PRETRAIN_FILE, description)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return description
 

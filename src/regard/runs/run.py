@@ -32,6 +32,15 @@ from regard.evaluation.scores import (
     expected_calibration_error,
     scores,
 )
+from regard.results import (
+    BoundaryScores,
+    Calibration,
+    Confusion,
+    FullScores,
+    HeadShares,
+    MaskScores,
+    ModelDescription,
+)
 from regard.runs.exported import RUN_FILE as RUN_FILE
 from regard.runs.exported import read_description
 from regard.runs.onnx import read_onnx
@@ -52,26 +61,16 @@ from regard.segmentation.model import SegmentationModel
 class Run:
     """A trained segmentation: `predict(image)`, `probabilities(image)`, `evaluate(dataset)`, `score(dataset)`."""
 
-    def __init__(self, model: SegmentationModel, description: dict[str, Any]) -> None:
+    def __init__(self, model: SegmentationModel, description: ModelDescription) -> None:
         self.model, self.description = model.eval(), description
-        self.classes = tuple(description["classes"])
-        self.palette = _palette(description["palette"], len(self.classes))
-        self.ignore_index = int(description["ignore_index"])
-        self.size = int(description["settings"]["size"])
+        self.classes = tuple(description.classes)
+        self.palette = np.array(description.palette, np.uint8).reshape(-1, 3)  # classes x RGB
+        self.ignore_index, self.size = description.ignore_index, description.settings.size
 
     @property
-    def head_weights(self) -> list[dict[str, Any]]:
-        """Which attention heads the fusion came to use, one entry for each level that it sees heads of.
-
-        block:    index of the backbone's block whose attention the level has.
-        strength: how much attention gets in at all, 0 for none: see `Fusion.strength`.
-        heads:    the heads of the block that the fusion sees; all of them, and not written, in older runs.
-        weights:  share of each of these, rounded; they sum to 1: see `Fusion.head_weights`. They mean nothing where the
-                  strength is near 0, and say what the decoder listens to, not what a head knows.
-
-        Empty for the fusion `none`, and for runs of versions that did not write it.
-        """
-        return self.description.get("head_weights", [])
+    def head_weights(self) -> list[HeadShares]:
+        """Which attention heads the fusion came to use, one entry for each level that it sees heads of."""
+        return self.description.head_weights
 
     def predict(self, image: ImageLike, inference: Inference = WHOLE) -> UInt8[np.ndarray, "h w"]:
         """Class indices at the image's own size. What an image may be: see `read_pixels`."""
@@ -144,15 +143,6 @@ class Run:
             yield from passes_of_each(self.model, on_device, len(self.classes), inference, batch_size)
 
 
-def _palette(colours: Any, classes: int) -> UInt8[np.ndarray, "classes 3"]:
-    """ValueError for what is not an RGB colour in 0..255 for each class."""
-    palette = np.array(colours)
-    is_whole = palette.dtype.kind in "iu" and palette.shape == (classes, 3)
-    if not is_whole or palette.min() < 0 or palette.max() > 255:
-        raise ValueError(f"its palette is not one colour in 0..255 for each of {classes} classes")
-    return palette.astype(np.uint8)
-
-
 class _ScaledPairs(TorchDataset):
     """index -> the whole image at every scale, and its mask at the mask's own size."""
 
@@ -202,14 +192,14 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
         if path.suffix == ".onnx":
             return Run(*read_onnx(path))
         description = read_description(path)
-        settings, classes = description["settings"], description["classes"]
+        settings = description.settings
         model = SegmentationModel(
-            from_description(description["backbone"]),
-            len(classes),
-            settings["fusion"],
-            settings["head"],
-            kept=description["kept"],
-            head_options=settings["head_options"],
+            from_description(description.backbone),
+            len(description.classes),
+            settings.fusion,
+            settings.head,
+            kept=description.kept,
+            head_options=settings.head_options,
         )
         model.load_state_dict(load_file(path / MODEL_FILE))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -221,37 +211,38 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
         raise InputError(f"{path} is damaged, or of another version of regard ({reason}): make it again") from error
 
 
-def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> dict[str, Any]:
-    """The scores of a run over a dataset, as JSON: classes that do not occur have no IoU (null)."""
-    return {"images": len(counts), **_summary(run, counts.sum(axis=0))}
+def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> MaskScores:
+    """The scores of a run over a dataset."""
+    return MaskScores(**_summary(run, len(counts), counts.sum(axis=0)))
 
 
-def full_summary(run: Run, found: Evaluation) -> dict[str, Any]:
+def full_summary(run: Run, found: Evaluation) -> FullScores:
     """As `summary`, with Boundary IoU, calibration, and the confusion matrix."""
     boundary = boundary_iou(found.boundaries)
     pixels, confidence, right = (part.tolist() for part in found.bins.T)
-    return {
-        "images": found.images,
-        **_summary(run, found.counts),
-        "boundary": {
-            "width": f"{BOUNDARY:g} of the diagonal of the mask",
-            "miou": None if np.isnan(boundary).all() else float(np.nanmean(boundary)),
-            "iou": _by_name(run, boundary),
-        },
-        "calibration": {
-            "expected_error": expected_calibration_error(found.bins),
-            "bins": f"{len(found.bins)} of equal width over [0, 1]",
-            "pixels": [int(count) for count in pixels],
-            "confidence": [c / n if n else None for c, n in zip(confidence, pixels, strict=True)],
-            "accuracy": [r / n if n else None for r, n in zip(right, pixels, strict=True)],
-        },
-        "confusion": {"rows": "truth", "classes": list(run.classes), "pixels": found.counts.tolist()},
-    }
+    return FullScores(
+        **_summary(run, found.images, found.counts),
+        boundary=BoundaryScores(
+            width=f"{BOUNDARY:g} of the diagonal of the mask",
+            miou=None if np.isnan(boundary).all() else float(np.nanmean(boundary)),
+            iou=_by_name(run, boundary),
+        ),
+        calibration=Calibration(
+            expected_error=expected_calibration_error(found.bins),
+            bins=f"{len(found.bins)} of equal width over [0, 1]",
+            pixels=[int(count) for count in pixels],
+            confidence=[c / n if n else None for c, n in zip(confidence, pixels, strict=True)],
+            accuracy=[r / n if n else None for r, n in zip(right, pixels, strict=True)],
+        ),
+        confusion=Confusion(classes=list(run.classes), pixels=found.counts.tolist()),
+    )
 
 
-def _summary(run: Run, matrix: Int[np.ndarray, "classes classes"]) -> dict[str, Any]:
+def _summary(run: Run, images: int, matrix: Int[np.ndarray, "classes classes"]) -> dict[str, Any]:
+    """The fields of `MaskScores`."""
     result, truth = scores(matrix), matrix.sum(axis=1)
     return {
+        "images": images,
         "miou": result.miou,
         "frequency_weighted_iou": result.frequency_weighted_iou,
         "pixel_accuracy": result.pixel_accuracy,
@@ -264,5 +255,5 @@ def _summary(run: Run, matrix: Int[np.ndarray, "classes classes"]) -> dict[str, 
 
 
 def _by_name(run: Run, values: Iterable[float]) -> dict[str, float | None]:
-    """null for nan."""
+    """None for nan."""
     return {name: None if np.isnan(x) else float(x) for name, x in zip(run.classes, values, strict=True)}

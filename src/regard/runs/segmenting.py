@@ -4,11 +4,11 @@ A run's description is written last and whole, so a folder that has one is finis
 """
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -22,8 +22,9 @@ from regard.data.datasets.base import MaskDataset
 from regard.data.loading.augment import TrainTransform
 from regard.data.loading.modules import SegmentationData
 from regard.data.survey import class_pixels
-from regard.files import write_json, write_whole
+from regard.files import write_whole
 from regard.pictures.charts import heads_chart
+from regard.results import EpochScore, HeadShares, RunDescription, write_stored
 from regard.runs.checks import check_hardware, check_settings, levels_read
 from regard.runs.choosing_heads import CHOICE_FILE, chosen_levels, remembered_choice
 from regard.runs.extras import Extras
@@ -51,7 +52,7 @@ def segment_run(
     seed: int = 0,
     hardware: Hardware = Hardware(),
     extras: Extras = Extras(),
-) -> dict[str, Any]:
+) -> RunDescription:
     """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
 
     The best epoch is the one of the highest mIoU on `val`; with the average `swa`, the last one is kept. Goes on from a
@@ -113,6 +114,8 @@ def segment_run(
         unused=hardware.processes > 1 and has_unused(model),
     )
     prepare(model, hardware)
+    if hardware.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     fit(trainer, task, data, out)
     best_epoch = None  # of `swa`, the average at the end is kept
     if settings.average != "swa":
@@ -120,30 +123,31 @@ def segment_run(
         best_epoch = checkpoint["epoch"] + 1
         task.load_state_dict(checkpoint["state_dict"])
     trainer.strategy.barrier()  # before the first process removes what all have read
-    description = {
-        "regard": version("regard"),
-        "backbone": describe(backbone),
-        "kept": kept,
-        "settings": asdict(settings),
-        "classes": list(train.classes),
-        "palette": np.asarray(train.palette).tolist(),
-        "ignore_index": train.ignore_index,
-        "seed": seed,
-        "origin": dict(extras.origin),
-        "cached": cache is not None,
-        "seconds": clock.seconds,
-        "best_epoch": best_epoch,
-        "curve": history.points,
-        "parameters": parameters(model),
-        "head_weights": head_weights(model),
-    }
+    description = RunDescription(
+        regard=version("regard"),
+        backbone=describe(backbone),
+        kept=kept,
+        settings=settings,
+        classes=list(train.classes),
+        palette=[(r, g, b) for r, g, b in np.asarray(train.palette).tolist()],
+        ignore_index=train.ignore_index,
+        head_weights=head_weights(model),
+        seed=seed,
+        origin=extras.origin,
+        cached=cache is not None,
+        seconds=clock.seconds,
+        peak_memory_mb=torch.cuda.max_memory_allocated() / 2**20 if hardware.on_gpu else None,
+        best_epoch=best_epoch,
+        curve=[EpochScore(**point) for point in history.points],
+        parameters=parameters(model),
+    )
     if not trainer.is_global_zero:
         return description
     _save_model(model, out / MODEL_FILE)
-    if description["head_weights"]:
-        chart = heads_chart(description["head_weights"], f"heads that the fusion {settings.fusion} uses")
+    if description.head_weights:
+        chart = heads_chart(description.head_weights, f"heads that the fusion {settings.fusion} uses")
         write_whole(out / HEADS_PICTURE, lambda file: chart.savefig(file, dpi=120, format="png"))
-    write_json(out / RUN_FILE, description)
+    write_stored(out / RUN_FILE, description)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     (out / CHOICE_FILE).unlink(missing_ok=True)
     return description
@@ -162,27 +166,23 @@ class Best(ModelCheckpoint):
     then keeps the best of the epochs to come.
     """
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict) -> None:
         """From a checkpoint, where what it names is still there."""
         if Path(state_dict["best_model_path"]).is_file():
             super().load_state_dict(state_dict)
 
 
-def head_weights(model: SegmentationModel) -> list[dict[str, Any]]:
-    """Which heads the fusion uses, as it learned, for each level that it sees heads of; see `Fusion.head_weights` and
-    `Fusion.strength`.
-    """
-    fusion = model.fusion
+def head_weights(model: SegmentationModel) -> list[HeadShares]:
+    """Which heads the fusion uses, for each level that it sees heads of; of weights that diverged, none."""
+    fusion, made = model.fusion, []
     found = list(zip(model.backbone.blocks, fusion.strength(), fusion.kept, fusion.head_weights(), strict=False))
-    return [
-        {
-            "block": block,
-            "strength": strength,
-            "heads": list(heads),
-            "weights": [round(share, 4) for share in weights.tolist()],
-        }
-        for block, strength, heads, weights in (found[level] for level in sorted(fusion.reads))
-    ]
+    for level in sorted(fusion.reads):
+        block, strength, heads, weights = found[level]
+        if not math.isfinite(strength) or not weights.isfinite().all():
+            return []
+        shares = [round(share, 4) for share in weights.tolist()]
+        made.append(HeadShares(block=block, strength=strength, heads=list(heads), weights=shares))
+    return made
 
 
 def _save_model(model: SegmentationModel, path: Path) -> None:

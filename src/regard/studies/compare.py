@@ -26,14 +26,14 @@ import filelock
 import numpy as np
 import torch
 
-from regard.backbones import Backbone, build_backbone, save_backbone
+from regard.backbones import Backbone, build_backbone, describe, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
 from regard.data.loading.wrapped import Fraction
 from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted
 from regard.files import read_json, write_json, write_whole
 from regard.reports.report import RESULTS_FILE, write_report
-from regard.results import VERSION, write_stored
+from regard.results import VERSION, CellResult, Origin, PretrainDescription, write_stored
 from regard.runs.extras import Cache, Extras
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, load_run, summary
@@ -45,7 +45,7 @@ from regard.studies.environment import commit, environment
 from regard.studies.gather import gather, scored_split
 from regard.studies.jobs import run_all
 from regard.studies.plan import Configuration, Plan, check_plan
-from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
+from regard.studies.study import CELL_FILE, COUNTS_FILE, Study
 from regard.studies.tasks import Failure, Task, Where
 
 MIN_IMAGES = 8  # a batch that batch statistics can be taken over
@@ -183,7 +183,7 @@ def _report(study: Study, command: str, failures: list[Failure], complete: bool)
 def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
     """Make a pre-training, from published weights where the plan names some and they come. Says what came."""
     folder = study.pretraining_folder(name, seed)
-    if study.is_pretrained(name, seed):
+    if study.pretrained(name, seed):
         return "finished before"
     choice = study.plan.pretrainings[name]
     backbone = study.plan.backbones[choice.backbone]
@@ -205,15 +205,16 @@ def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
     origin = f"pre-trained here: {epochs} of {len(train)} images, without labels"
     origin += f" ({reason})" if reason else ""
     torch.manual_seed(seed)
-    extras = Extras(title, {"said": origin})
+    extras = Extras(title, Origin(said=origin))
     made = pretrain_run(train, backbone.build(), settings, folder, seed, study.hardware, extras=extras)
-    return f"{origin}, {made['seconds']:.0f} s"
+    return f"{origin}, {made.seconds:.0f} s"
 
 
 def _keep(folder: Path, backbone: Backbone, origin: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     save_backbone(backbone, folder / BACKBONE_FILE)
-    write_json(folder / PRETRAIN_FILE, {"origin": {"said": origin}, "seconds": 0.0, "curve": []})
+    kept = PretrainDescription(regard=version("regard"), backbone=describe(backbone), origin=Origin(said=origin))
+    write_stored(folder / PRETRAIN_FILE, kept)
     return origin
 
 
@@ -223,22 +224,23 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
     One that was trained, and not scored, is not trained again; what is damaged is.
     """
     folder = study.cell_folder(configuration, seed)
-    if study.is_finished(configuration, seed):
+    if study.scored(configuration, seed):
         return "finished before"
-    if not study.is_trained(configuration, seed):
+    if not study.trained(configuration, seed):
         (folder / RUN_FILE).unlink(missing_ok=True)
         _train(study, title, configuration, seed)
     splits = require_masks(study.source)
     run, scored = load_run(folder, study.hardware.device), splits[scored_split(splits)]
     counts = run.evaluate(scored)
     write_whole(folder / COUNTS_FILE, lambda file: np.savez_compressed(file, counts=counts))
+    cell = CellResult(**vars(summary(run, counts)))
     try:
-        heads, lost = head_scores(run.model.backbone, scored, run.model.head.levels, run.size), None
+        heads = head_scores(run.model.backbone, scored, run.model.head.levels, run.size)
+        cell.heads = None if heads is None else {**heads}
     except InputError as error:  # of a run that diverged, attention is not finite: its mIoU counts all the same
-        heads, lost = None, str(error)
-    cell = {**summary(run, counts), "heads": heads, "heads_lost": lost}
-    write_json(folder / CELL_FILE, cell)
-    return f"mIoU {100 * cell['miou']:.1f}%"
+        cell.heads_lost = str(error)
+    write_stored(folder / CELL_FILE, cell)
+    return f"mIoU {100 * cell.miou:.1f}%"
 
 
 def _train(study: Study, title: str, configuration: Configuration, seed: int) -> None:
@@ -252,17 +254,13 @@ def _train(study: Study, title: str, configuration: Configuration, seed: int) ->
         backbone = build_backbone(study.pretraining_folder(configuration.pretraining, plan.pretraining_seed(seed)))
     else:
         backbone = plan.backbones[configuration.backbone].build()
-    origin = {
-        "data": study.source.root,
-        "pretraining": configuration.pretraining,
-        "label_fraction": share,
-        "commit": commit(),
-        "environment": environment() | {"precision": study.hardware.chosen_precision},
-    }
-    if study.hardware.on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    origin = Origin(
+        data=study.source.root,
+        pretraining=configuration.pretraining,
+        label_fraction=share,
+        commit=commit(),
+        environment=environment() | {"precision": study.hardware.chosen_precision},
+    )
     cache = Cache(study.out / "features", study.content) if plan.caches(settings) else None
     extras = Extras(title, origin, cache=cache)
     segment_run(train, splits["val"], backbone, settings, folder, seed, study.hardware, extras)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if study.hardware.on_gpu else None
-    write_json(folder / COST_FILE, {"peak_memory_mb": peak})

@@ -6,7 +6,7 @@ is taken to grow with its images; what fits into memory at the full batch, it do
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ from rich.table import Column, Table
 from regard.backbones import build_backbone
 from regard.data.datasets.base import Dataset
 from regard.data.source import require_masks
-from regard.files import read_json
-from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
-from regard.runs.run import RUN_FILE
+from regard.runs.pretraining import pretrain_run
 from regard.runs.segmenting import segment_run
 from regard.say import console
 from regard.scoring.chosen import Chosen
@@ -49,7 +47,7 @@ def estimate(study: Study) -> list[Cost]:
     for task in tasks_of(study):
         about, seed = task.arguments
         is_cell = isinstance(about, Configuration)
-        if study.is_finished(about, seed) if is_cell else study.is_pretrained(about, seed):
+        if study.scored(about, seed) if is_cell else study.pretrained(about, seed):
             costs.append(Cost(task.name, task.stage, None))
             continue
         kind = study.plan.cell_key(about) if is_cell else about
@@ -90,9 +88,8 @@ def spoken(seconds: float) -> str:
 def _pretraining(study: Study, name: str) -> tuple[float, str]:
     plan, choice = study.plan, study.plan.pretrainings[name]
     for seed in plan.seeds:
-        if study.is_pretrained(name, seed):
-            made = read_json(study.pretraining_folder(name, seed) / PRETRAIN_FILE)
-            return made["seconds"], f"seed {seed}"
+        if made := study.pretrained(name, seed):
+            return made.seconds, f"seed {seed}"
     if choice.settings is None:
         return 0.0, "weights of a file"
     train = study.source.split("train")
@@ -102,7 +99,7 @@ def _pretraining(study: Study, name: str) -> tuple[float, str]:
 
     def trial(epochs: int, folder: Path) -> float:
         backbone = plan.backbones[choice.backbone].build()
-        return pretrain_run(part, backbone, replace(short, epochs=epochs), folder, 0, study.hardware)["seconds"]
+        return pretrain_run(part, backbone, replace(short, epochs=epochs), folder, 0, study.hardware).seconds
 
     seconds = _epoch(trial) / len(part) * len(train) * choice.settings.epochs
     unless = f", if {choice.published} is not to be had" if choice.published else ""
@@ -112,9 +109,8 @@ def _pretraining(study: Study, name: str) -> tuple[float, str]:
 def _cell(study: Study, c: Configuration) -> tuple[float, str]:
     plan, settings = study.plan, study.plan.settings(c)
     for seed in plan.seeds:
-        if study.is_finished(c, seed):
-            made: Mapping[str, Any] = read_json(study.cell_folder(c, seed) / RUN_FILE)
-            return made["seconds"], f"seed {seed}"
+        if study.scored(c, seed) and (made := study.trained(c, seed)):
+            return made.seconds, f"seed {seed}"
     splits = require_masks(study.source)
     train, val = splits["train"], splits["val"]
     batch = min(BATCH, settings.batch_size, len(train))
@@ -124,7 +120,7 @@ def _cell(study: Study, c: Configuration) -> tuple[float, str]:
 
     def trial(epochs: int, folder: Path) -> float:
         backbone = build_backbone(choice.name, **choice.options)
-        return segment_run(few, some, backbone, replace(short, epochs=epochs), folder, 0, study.hardware)["seconds"]
+        return segment_run(few, some, backbone, replace(short, epochs=epochs), folder, 0, study.hardware).seconds
 
     image = _epoch(trial) / (len(few) + FORWARD * len(some))
     seconds = settings.epochs * image * (len(train) + FORWARD * len(val))

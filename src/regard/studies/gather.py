@@ -24,26 +24,25 @@ from regard.reports.words import plain
 from regard.results import (
     VERSION,
     ConfigurationResult,
-    EpochScore,
     FailedPart,
     LossPoint,
     Majority,
     MeanMiou,
+    PretrainDescription,
     PretrainingResult,
     RunResult,
     StudyData,
     StudyResults,
     Value,
 )
-from regard.runs.pretraining import PRETRAIN_FILE
-from regard.runs.run import RUN_FILE, load_run
+from regard.runs.run import load_run
 from regard.studies.ablate import word
 from regard.studies.environment import commit, environment, shown_path
 from regard.studies.examples import add_run, choose_examples
 from regard.studies.plan import Configuration, Plan
 from regard.studies.relations import correlations, differences
 from regard.studies.speed import milliseconds_per_image
-from regard.studies.study import CELL_FILE, COST_FILE, COUNTS_FILE, Study
+from regard.studies.study import COUNTS_FILE, Study
 from regard.studies.tasks import Failure
 
 CLASSES_FILE = "train_pixels.json"  # of each class
@@ -61,9 +60,14 @@ class _Cells:
     """
 
     def __init__(self, study: Study, configuration: Configuration) -> None:
-        self.seeds = [seed for seed in study.plan.seeds if study.is_finished(configuration, seed)]
+        found = [
+            (seed, study.scored(configuration, seed), study.trained(configuration, seed)) for seed in study.plan.seeds
+        ]
+        finished = [(seed, cell, run) for seed, cell, run in found if cell is not None and run is not None]
+        self.seeds = [seed for seed, _, _ in finished]
+        self.cells = [cell for _, cell, _ in finished]
+        self.runs = [run for _, _, run in finished]
         self.folders = [study.cell_folder(configuration, seed) for seed in self.seeds]
-        self.runs = [read_json(folder / RUN_FILE) for folder in self.folders]
         if self.folders:
             self.scored = score(self._counts(folder) for folder in self.folders)
             self.matrices: list[Matrix] = [self._counts(folder).sum(axis=0) for folder in self.folders]
@@ -78,23 +82,22 @@ class _Cells:
         """Of each seed."""
         return [
             RunResult(
-                seed=run["seed"],
+                seed=run.seed,
                 miou=float(miou),
                 pixel_accuracy=scores(matrix).pixel_accuracy,
                 iou=_iou(matrix),
-                train_seconds=run["seconds"],
-                best_epoch=run["best_epoch"],
-                curve=[EpochScore(**point) for point in run["curve"]],
-                heads=read_json(folder / CELL_FILE)["heads"],
-                commit=run["origin"].get("commit"),
+                train_seconds=run.seconds,
+                best_epoch=run.best_epoch,
+                curve=run.curve,
+                heads=cell.heads,
+                commit=run.origin.commit,
             )
-            for folder, run, matrix, miou in zip(self.folders, self.runs, self.matrices, self.scored.miou, strict=True)
+            for cell, run, matrix, miou in zip(self.cells, self.runs, self.matrices, self.scored.miou, strict=True)
         ]
 
     def peak_memory(self) -> float | None:
         """In MB; None where it was not measured."""
-        files = [folder / COST_FILE for folder in self.folders if (folder / COST_FILE).is_file()]
-        return max((peak for file in files if (peak := read_json(file)["peak_memory_mb"])), default=None)
+        return max((run.peak_memory_mb for run in self.runs if run.peak_memory_mb), default=None)
 
 
 def gather(study: Study, command: str, failures: Sequence[Failure], complete: bool) -> StudyResults:
@@ -121,7 +124,7 @@ def gather(study: Study, command: str, failures: Sequence[Failure], complete: bo
     truth = next(iter(finished.values())).matrices[0].sum(axis=1)
     root, every = shown_path(source.root), [run for cell in finished.values() for run in cell.runs]
     configurations = [_configuration(plan, c, cells[c.name], milliseconds.get(c.name)) for c in plan.configurations]
-    pretraining = [_pretraining(study, name, seed) for name, seed in _pretrainings(study)]
+    pretraining = _pretraining_results(study)
     trained = sum(run.train_seconds for c in configurations for run in c.runs)
     return StudyResults(
         schema=VERSION,
@@ -139,7 +142,7 @@ def gather(study: Study, command: str, failures: Sequence[Failure], complete: bo
         seeds=list(plan.seeds),
         pretrain_each_seed=plan.pretrain_each_seed,
         axes={axis: [_shown(value) for value in values] for axis, values in plan.axes.items()},
-        environment=_environment([run["origin"].get("environment") for run in every]),
+        environment=_environment([run.origin.environment for run in every]),
         settings=_settings(plan),
         data=StudyData(
             source=root,
@@ -203,7 +206,7 @@ def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: fl
         label_fraction=c.label_fraction,
         frozen=settings.freeze,
         at={axis: _shown(value) for axis, value in c.at.items()},
-        parameters=cells.runs[0]["parameters"] if cells.runs else None,
+        parameters=cells.runs[0].parameters if cells.runs else None,
         milliseconds_per_image=milliseconds,
         images_per_second=1000 / milliseconds if milliseconds else None,
         peak_memory_mb=cells.peak_memory(),
@@ -223,32 +226,29 @@ def _interval(scored: Scored) -> MeanMiou:
     )
 
 
-def _pretrainings(study: Study) -> list[tuple[str, int]]:
-    """(name, seed) of each that is used and finished."""
+def _pretraining_results(study: Study) -> list[PretrainingResult]:
+    """Of each pre-training that is used and finished."""
     plan = study.plan
-    used = [
-        (c.pretraining, plan.pretraining_seed(seed))
-        for c in plan.configurations
-        for seed in plan.seeds
-        if c.pretraining
+    used = [(c.pretraining, plan.pretraining_seed(seed)) for c in plan.configurations for seed in plan.seeds]
+    return [
+        _pretraining(study, name, seed, made)
+        for name, seed in dict.fromkeys(used)
+        if name and (made := study.pretrained(name, seed))
     ]
-    return [pair for pair in dict.fromkeys(used) if study.is_pretrained(*pair)]
 
 
-def _pretraining(study: Study, name: str, seed: int) -> PretrainingResult:
-    folder, plan = study.pretraining_folder(name, seed), study.plan
-    made, choice = read_json(folder / PRETRAIN_FILE), plan.pretrainings[name]
-    pictures = sorted(
-        (folder / "pictures").glob("cross-correlation-epoch-*.png"), key=lambda path: path.stat().st_mtime
-    )
+def _pretraining(study: Study, name: str, seed: int, made: PretrainDescription) -> PretrainingResult:
+    plan, choice = study.plan, study.plan.pretrainings[name]
+    pictures = (study.pretraining_folder(name, seed) / "pictures").glob("cross-correlation-epoch-*.png")
+    last = max(pictures, key=lambda path: path.stat().st_mtime, default=None)
     return PretrainingResult(
         name=plan.weights_name(name, seed),
         method=choice.settings.method if choice.settings else "weights",
         backbone=plan.backbones[choice.backbone].label,
-        origin=made["origin"]["said"],
-        seconds=made["seconds"],
-        curve=[LossPoint(step=point["step"], loss=point["loss"]) for point in made["curve"]],
-        cross_correlation=_data_uri(pictures[-1]) if pictures else None,
+        origin=made.origin.said,
+        seconds=made.seconds,
+        curve=[LossPoint(step=int(point["step"] or 0), loss=point["loss"]) for point in made.curve],
+        cross_correlation=_data_uri(last) if last else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from regard.backbones.weights import BACKBONE_FILE
 from regard.data.source import Source
 from regard.errors import InputError
-from regard.files import read_json
+from regard.results import CellResult, PretrainDescription, RunDescription, Stored, read_stored
 from regard.runs.pretraining import PRETRAIN_FILE
 from regard.runs.run import MODEL_FILE, RUN_FILE
 from regard.settings import Hardware
 from regard.studies.plan import Configuration, Plan
 
-COUNTS_FILE, CELL_FILE, COST_FILE = "counts.npz", "cell.json", "cost.json"
+COUNTS_FILE, CELL_FILE = "counts.npz", "cell.json"
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,28 @@ class Study:
         """Where a cell lies, or will."""
         return _folder(self.out / "cells", configuration.name, self.plan.cell_key(configuration)) / f"seed-{seed}"
 
-    def is_pretrained(self, name: str, seed: int) -> bool:
-        """Whether a pre-training is finished."""
+    def pretrained(self, name: str, seed: int) -> PretrainDescription | None:
+        """What a pre-training says of itself; None where it is not finished, or damaged."""
         folder = self.pretraining_folder(name, seed)
-        return _is_json(folder / PRETRAIN_FILE) and _are_tensors(folder / BACKBONE_FILE)
+        return _read(folder / PRETRAIN_FILE, PretrainDescription) if _are_tensors(folder / BACKBONE_FILE) else None
 
-    def is_trained(self, configuration: Configuration, seed: int) -> bool:
-        """Whether a cell is trained, and what came of it can be read."""
+    def trained(self, configuration: Configuration, seed: int) -> RunDescription | None:
+        """What a cell says of its training; None where it is not trained, or damaged."""
         folder = self.cell_folder(configuration, seed)
-        return _is_json(folder / RUN_FILE) and _are_tensors(folder / MODEL_FILE)
+        return _read(folder / RUN_FILE, RunDescription) if _are_tensors(folder / MODEL_FILE) else None
 
-    def is_finished(self, configuration: Configuration, seed: int) -> bool:
-        """Whether a cell is trained and scored, and all of it can be read."""
+    def scored(self, configuration: Configuration, seed: int) -> CellResult | None:
+        """What a cell came to; None where it is not trained and scored, or damaged."""
         folder = self.cell_folder(configuration, seed)
-        scored = _is_json(folder / CELL_FILE) and zipfile.is_zipfile(folder / COUNTS_FILE)
-        return scored and self.is_trained(configuration, seed)
+        if not zipfile.is_zipfile(folder / COUNTS_FILE) or self.trained(configuration, seed) is None:
+            return None
+        return _read(folder / CELL_FILE, CellResult)
 
 
-def _is_json(path: Path) -> bool:
-    try:
-        return isinstance(read_json(path), dict)
-    except InputError:
-        return False
+def _read(path: Path, kind: type[Stored]) -> Stored | None:
+    with suppress(InputError):
+        return read_stored(path, kind)
+    return None
 
 
 def _are_tensors(path: Path) -> bool:

@@ -94,9 +94,8 @@ def _score(sweep: Sweep, name: str, trial: Trial) -> float:
     made = segment_run(
         splits["train"], splits["val"], backbone, settings, folder, sweep.seed, sweep.hardware, extras
     )  # fmt: skip
-    kept = made["best_epoch"] or made["curve"][-1]["epoch"]
-    miou = next(point["val_miou"] for point in made["curve"] if point["epoch"] == kept)
-    if not math.isfinite(miou):
+    miou = made.miou
+    if miou is None or not math.isfinite(miou):
         raise TrainingStopped(f"its mIoU on val is {miou}")
     return miou
 

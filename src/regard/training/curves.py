@@ -16,7 +16,7 @@ class _Losses(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.points: list[dict[str, float]] = []
+        self.points: list[dict[str, Any]] = []
         self._sum: dict[str, torch.Tensor] = {}
         self._steps = 0
 
