@@ -33,7 +33,7 @@ def description(model: SegmentationModel, **settings) -> RunDescription:
         settings=SegmentSettings(**{"size": 32, "head": "linear"} | settings),
         head_weights=[],
         classes=list(Scenes.classes),
-        palette=np.asarray(Scenes(1).palette).tolist(),
+        palette=[tuple(colour) for colour in np.asarray(Scenes(1).palette).tolist()],
         ignore_index=255,
         seed=0,
         origin=Origin(),

@@ -8,22 +8,37 @@ from pathlib import Path
 
 import torch
 
+from regard.settings import (
+    Batches,
+    Device,
+    EmbeddingPicture,
+    Hardware,
+    Inference,
+    Model,
+    ModelToTrain,
+    PretrainSettings,
+    Scoring,
+    SurveyOptions,
+    Watch,
+)
+
+VIT = "vit_tiny_patch16_224"
 TINY: dict = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-ON_CPU: dict = {"accelerator": "cpu", "workers": 0}
 
 
 def pretrain(data: str, out: str) -> None:
     from regard.cli.train import pretrain
 
-    narrow: dict = {"widths": [32, 32]}
-    options: dict = {"backbone_options": TINY, "method_options": narrow, "epochs": 1, "knn_every": 1}
-    pretrain(data, "barlow_twins", "vit_tiny_patch16_224", out, 32, batch_size=4, **options, **ON_CPU)
+    model = ModelToTrain(backbone=VIT, backbone_options=TINY)
+    settings = PretrainSettings(size=32, epochs=1, batch_size=4, method_options={"widths": [32, 32]})
+    pretrain(data, model, settings, Watch(knn_every=1), Hardware(accelerator="cpu", workers=0), out)
 
 
 def score(data: str, out: str) -> None:
     from regard.cli.score import score
 
-    score("vit_tiny_patch16_224", data, split="train", out=out, size=32, backbone_options=TINY, **ON_CPU)
+    model, scoring = Model(backbone=VIT, backbone_options=TINY), Scoring(split="train", size=32, workers=0)
+    score(data, model, scoring, Device(accelerator="cpu"), out)
 
 
 def evaluate(data: str, out: str) -> None:
@@ -38,20 +53,20 @@ def evaluate(data: str, out: str) -> None:
     model = untrained_segmentation()
     write_stored(Path(out) / RUN_FILE, description(model))
     save_file(model.state_dict(), Path(out) / MODEL_FILE)
-    evaluate(out, data, "train", **ON_CPU)
+    evaluate(out, data, Inference(), Device(accelerator="cpu"), Batches(workers=0), "train")
 
 
 def embed(data: str, out: str) -> None:
     from regard.cli.look import embed
 
-    given: dict = {"method": "pca", "split": "train", "size": 32, "backbone_options": TINY, "accelerator": "cpu"}
-    embed("vit_tiny_patch16_224", data, out, **given)
+    model, drawing = Model(backbone=VIT, backbone_options=TINY), EmbeddingPicture(method="pca", split="train", size=32)
+    embed(data, model, drawing, Device(accelerator="cpu"), out)
 
 
 def info(data: str, out: str) -> None:
     from regard.cli.data import info
 
-    info(data)
+    info(data, SurveyOptions())
 
 
 def keep_images() -> None:

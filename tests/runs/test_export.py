@@ -372,7 +372,7 @@ def test_a_file_that_is_wrong_at_other_sizes_becomes_one_of_a_fixed_size(run: Ru
     monkeypatch.setattr(onnx, "_write", lambda wrapped, path, about, opset: path.write_text(str(about)))
     assert save_onnx(run, tmp_path / "model.onnx") == "the file does not give torch's logits at 39 x 53"
     assert checked[1:] == [[(32, 32)]]
-    assert "fixed=(32, 32), why_fixed=\"the file does" in (tmp_path / "model.onnx").read_text()
+    assert 'fixed=(32, 32), why_fixed="the file does' in (tmp_path / "model.onnx").read_text()
 
 
 def test_a_file_that_is_wrong_at_every_size_is_not_put_in_place(run: Run, tmp_path: Path, monkeypatch) -> None:

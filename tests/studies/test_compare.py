@@ -226,7 +226,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(source, tmp_path, mo
     train, plan = segment_run, micro("bt-resnet50", "random-resnet50", "random-vit-gate", seeds=2)
 
     def diverge(*args, **kwargs):
-        if args[3] == "gate" and args[6] == 0:
+        if args[3].fusion == "gate" and args[5] == 0:
             raise TrainingStopped("the loss is not finite <b>")
         return train(*args, **kwargs)
 
@@ -290,7 +290,7 @@ def test_an_interrupted_study_reports_and_keeps_what_is_finished(source, tmp_pat
     train, plan, out = segment_run, micro("bt-resnet50", seeds=2), tmp_path / "study"
 
     def interrupt_the_second(*args, **kwargs):
-        if args[6] == 1:
+        if args[5] == 1:
             raise KeyboardInterrupt
         return train(*args, **kwargs)
 
@@ -363,10 +363,10 @@ def test_published_weights_that_cannot_be_fetched_are_replaced_and_it_is_said(so
 def test_a_share_of_the_labels_and_a_frozen_backbone_reach_the_training(source, tmp_path, monkeypatch) -> None:
     seen = {}
 
-    def look(train, val, backbone, fusion, settings, out, *rest):
+    def look(train, val, backbone, settings, out, seed, hardware, extras):
         images = sorted({train.name(i) for i in range(len(train))})
-        seen[settings.freeze, len(images)] = (len(train), images, rest[3] is not None)
-        return segment_run(train, val, backbone, replace(settings, fusion=fusion), out, *rest)
+        seen[settings.freeze, len(images)] = (len(train), images, extras.cache is not None)
+        return segment_run(train, val, backbone, settings, out, seed, hardware, extras)
 
     monkeypatch.setattr(module, "segment_run", look)
     few = Configuration("few", "resnet", label_fraction=0.25)
@@ -446,7 +446,7 @@ def test_the_command_line_plans_and_reports(tmp_path, monkeypatch, capsys) -> No
     [
         (["compare", "--study", "none.yaml"], "regard compare: none.yaml: there is no such file"),
         (["compare", "--study", "x.yaml", "--size", "64"], "--study says what is compared: leave out --size"),
-        (["compare", "--seeds", "0"], "--seeds 0 is too small"),
+        (["compare", "--seeds", "0"], "seeds 0 is out of bounds: take 1 or more"),
         (["compare", "--label_fractions", "1", "0"], "label_fraction 0 is no share"),
         (["compare", "--cluster_options", "{timeout_min: 3}"], "add --cluster slurm"),
         (["ablate", "--axis", "fusoin"], "regard ablate: unknown axis 'fusoin': did you mean 'fusion'?"),
@@ -478,8 +478,8 @@ def test_a_real_pretraining_step_of_the_full_preset(key: str, tmp_path) -> None:
     made = pretrain_run(
         Scenes(2, size=256), full.backbones[choice.backbone].build(), settings, tmp_path, hardware=QUIET
     )
-    assert made["steps"] == 1
-    assert np.isfinite(made["curve"][0]["loss"])
+    assert made.steps == 1
+    assert np.isfinite(made.curve[0]["loss"])
 
 
 @pytest.mark.slow
@@ -490,5 +490,5 @@ def test_a_real_training_step_of_the_full_preset(configuration, tmp_path) -> Non
     scenes = Scenes(2, size=256)
     backbone = full.backbones[configuration.backbone].build()
     made = segment_run(scenes, scenes, backbone, settings, tmp_path, hardware=QUIET)
-    assert np.isfinite(made["curve"][0]["train_loss"])
-    assert made["settings"]["size"] == 224
+    assert np.isfinite(made.curve[0].train_loss)
+    assert made.settings.size == 224

@@ -14,6 +14,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -109,11 +110,11 @@ def test_the_best_trial_is_trained_again_by_its_config_and_no_score_is_of_test(t
     monkeypatch.setattr("regard.data.source.SCENES_COUNT", COUNTS)
     main(["segment", "--config", str(best), "--out", str(tmp_path / "again")])
     again, first = (load_run(folder, "cpu") for folder in (tmp_path / "again", max_folder(tmp_path, made)))
-    assert again.description["curve"] == first.description["curve"]  # the same seed, data and thread: to the last bit
-    assert again.description["settings"] == first.description["settings"]
+    assert again.description.curve == first.description.curve  # the same seed, data and thread: to the last bit
+    assert again.description.settings == first.description.settings
     val = open_source("scenes", scenes_size=32, scenes_count=COUNTS).splits["val"]
     assert summary(again, again.evaluate(val)) == summary(first, first.evaluate(val))
-    assert max(point["val_miou"] for point in again.description["curve"]) == made.best.miou
+    assert again.description.miou == made.best.miou
 
 
 def max_folder(tmp_path: Path, made: SweepResults) -> Path:
@@ -225,7 +226,7 @@ def test_what_a_training_stops_at_fails_its_trial_and_three_at_the_start_end_the
 
 def test_any_other_error_of_a_trial_is_its_reason_too(tmp_path, monkeypatch, capsys) -> None:
     allocator = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
-    nan = {"curve": [{"epoch": 1, "val_miou": math.nan}], "best_epoch": 1}
+    nan = SimpleNamespace(miou=math.nan)
     comes = iter([RuntimeError(allocator), nan, InputError("no such head")])
 
     def segment_run(*arguments, **options):
