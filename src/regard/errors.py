@@ -23,6 +23,12 @@ class Interrupted(TrainingStopped):
         return self.args[0]
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of others says first, without a full stop; its kind, where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `known`: the nearest ones first, all of them when they are few.
 

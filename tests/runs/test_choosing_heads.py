@@ -1,7 +1,6 @@
 """The heads that a fusion sees: which are chosen, that the choice leaves the training alone, and runs that carry it."""
 
 import json
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from regard.backbones import AttentionMap, Backbone, Features, build_backbone
+from regard.backbones import AttentionMap, Backbone, Features
 from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.backbones.weights import MODEL_FILE
 from regard.cli import main
-from regard.data.datasets.scenes import Scenes
 from regard.data.loading.wrapped import Fraction
 from regard.errors import InputError, Interrupted
 from regard.files import read_json, write_json
@@ -27,20 +24,9 @@ from regard.runs.export import save_safetensors
 from regard.runs.extras import Cache, Extras
 from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
-from regard.segmentation.model import SegmentationModel
-from regard.settings import Hardware, SegmentSettings
-from regard.training.stopping import Checkpoints
+from small_runs import HARDWARE, SETTINGS, TRAIN, VAL, VIT, cut, forward_passes, same, values, vit
 
-HARDWARE = Hardware(accelerator="cpu", bar=False)
-SETTINGS = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear", lr=0.01)
-TRAIN, VAL = Scenes(8, size=32), Scenes(4, size=32, seed=1)
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 CELL, SIDE = 8, 4  # pixels of a cell, and cells of a side
-
-
-def vit() -> Backbone:
-    torch.manual_seed(0)
-    return build_backbone("vit_tiny_patch16_224", **VIT)
 
 
 class Cells:
@@ -157,36 +143,19 @@ def train(folder: Path, fusion: str = "gate", cache: Cache | None = None, **opti
     )
 
 
-def same_weights(one: Path, two: Path) -> bool:
-    a, b = load_file(one / MODEL_FILE), load_file(two / MODEL_FILE)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def forward_passes(monkeypatch) -> list[int]:
-    """The batch of each pass of a segmentation through its backbone, from here on."""
-    seen, features = [], SegmentationModel.features
-
-    def counting(model, images, *rest, **options):
-        seen.append(len(images))
-        return features(model, images, *rest, **options)
-
-    monkeypatch.setattr(SegmentationModel, "features", counting)
-    return seen
-
-
 def test_to_keep_more_heads_than_there_are_is_to_keep_all_bit_for_bit(tmp_path, monkeypatch) -> None:
     plain = train(tmp_path / "plain")
     many = train(tmp_path / "many", heads_kept=99, layers=(0, 1, 2, -1))
     assert many.kept is plain.kept is None
     assert many.curve == plain.curve
-    assert same_weights(tmp_path / "plain", tmp_path / "many")
+    assert same(values(tmp_path / "plain"), values(tmp_path / "many"))
 
     def looked_and_kept_all(*arguments):  # scores are computed, and what comes of them is not taken
         assert choose_heads(*arguments[:4], 1, *arguments[5:]) is not None
 
     monkeypatch.setattr(choosing_heads, "choose_heads", looked_and_kept_all)
     train(tmp_path / "looked", heads_kept=99)
-    assert same_weights(tmp_path / "plain", tmp_path / "looked")
+    assert same(values(tmp_path / "plain"), values(tmp_path / "looked"))
 
 
 @pytest.mark.parametrize("fusion", ["concat", "gate", "propagate"])
@@ -214,15 +183,8 @@ def test_an_average_of_the_weights_goes_with_some_heads(tmp_path) -> None:
 
 def test_a_run_that_goes_on_has_the_heads_that_it_began_with(tmp_path, monkeypatch) -> None:
     whole = train(tmp_path / "whole", heads_kept=1)
-    start = Checkpoints.on_train_batch_start
-
-    def told(callback, trainer, *rest) -> None:
-        start(callback, trainer, *rest)
-        if trainer.current_epoch == 0 and trainer.is_last_batch:
-            callback._remember(signal.SIGTERM, None)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "on_train_batch_start", told)
+        cut(patch, 0)
         with pytest.raises(Interrupted):
             train(tmp_path / "cut", heads_kept=1)
     # what another device could make of the scores
@@ -230,7 +192,7 @@ def test_a_run_that_goes_on_has_the_heads_that_it_began_with(tmp_path, monkeypat
     others = train(tmp_path / "others", heads_kept=1)
     assert others.kept != whole.kept
     assert train(tmp_path / "cut", heads_kept=1).kept == whole.kept
-    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert same(values(tmp_path / "whole"), values(tmp_path / "cut"))
 
 
 def test_a_note_without_a_checkpoint_is_of_another_run(tmp_path) -> None:
@@ -247,7 +209,7 @@ def test_runs_of_different_heads_share_a_cache_which_holds_the_maps_of_all(tmp_p
     assert not seen
     plain = train(tmp_path / "plain", heads_kept=1, layers=(-1,), freeze=True)
     assert few.kept == plain.kept
-    ours, theirs = (load_file(tmp_path / name / MODEL_FILE) for name in ("few", "plain"))
+    ours, theirs = values(tmp_path / "few"), values(tmp_path / "plain")
     for name, value in theirs.items():  # a batch of features is computed alone, and rounds a little otherwise
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
 

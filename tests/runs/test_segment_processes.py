@@ -25,14 +25,12 @@ from regard.runs import segmenting
 from regard.runs.extras import Cache, Extras
 from regard.runs.segmenting import segment_run
 from regard.segmentation.model import SegmentationModel, has_unused
-from regard.settings import Hardware, SegmentSettings
+from regard.settings import Hardware
+from small_runs import SETTINGS, TRAIN, VAL, VIT, vit
 
 REGARD, SIGNALLED = ("-m", "regard"), Path(__file__).parents[1] / "signalled.py"
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 CONVNEXT = {"dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}
 RESNET = {"channels": [8, 16, 16, 24]}
-SETTINGS = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear", lr=0.01)
-TRAIN, VAL = Scenes(8, size=32), Scenes(4, size=32, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -166,39 +164,36 @@ def build(name: str, **options: object):
 
 
 @pytest.mark.parametrize(
-    ("hardware", "settings", "line"),
+    ("hardware", "settings", "cached", "line"),
     [
-        ({"devices": 2}, {"batch_size": 5}, "5 does not divide among 2 processes x 1 parts: take a multiple of 2"),
-        ({"nodes": 3}, {"batch_size": 9}, "8 images .* do not fill a step of 9 .* take a batch size of 6 or less"),
-        ({"checkpoint_activations": True}, {"freeze": True}, "leave out --checkpoint_activations, or --freeze"),
+        (
+            {"devices": 2},
+            {"batch_size": 5},
+            False,
+            "5 does not divide among 2 processes x 1 parts: take a multiple of 2",
+        ),
+        (
+            {"nodes": 3},
+            {"batch_size": 9},
+            False,
+            "8 images .* do not fill a step of 9 .* take a batch size of 6 or less",
+        ),
+        ({"checkpoint_activations": True}, {"freeze": True}, False, "leave out --checkpoint_activations, or --freeze"),
+        ({"devices": 2}, {"freeze": True}, True, "take --devices 1"),
+        (
+            {"checkpoint_activations": True},
+            {"fusion": "gate"},
+            False,
+            "fusion gate reads attention maps, which are gone",
+        ),
     ],
 )
-def test_what_cannot_be_is_one_line(hardware: dict, settings: dict, line: str, tmp_path) -> None:
+def test_what_cannot_be_is_one_line(hardware: dict, settings: dict, cached: bool, line: str, tmp_path) -> None:
     asked = Hardware(accelerator="cpu", bar=False, **hardware)
+    extras = Extras(cache=Cache(tmp_path, "") if cached else None)
     with pytest.raises(InputError, match=line):
-        segment_run(TRAIN, VAL, build("resnet18"), replace(SETTINGS, **settings), tmp_path, hardware=asked)
+        segment_run(TRAIN, VAL, vit(), replace(SETTINGS, **settings), tmp_path, hardware=asked, extras=extras)
     assert not any(tmp_path.iterdir())
-
-
-def test_a_cache_is_for_one_process(tmp_path) -> None:
-    asked, settings = Hardware(accelerator="cpu", bar=False, devices=2), replace(SETTINGS, freeze=True)
-    with pytest.raises(InputError, match="take --devices 1"):
-        segment_run(
-            TRAIN, VAL, build("resnet18"), settings, tmp_path, hardware=asked, extras=Extras(cache=Cache(tmp_path, ""))
-        )
-
-
-def test_a_fusion_that_reads_attention_cannot_checkpoint_activations(tmp_path) -> None:
-    asked = Hardware(accelerator="cpu", bar=False, checkpoint_activations=True)
-    with pytest.raises(InputError, match="fusion gate reads attention maps, which are gone"):
-        segment_run(
-            TRAIN,
-            VAL,
-            build("vit_tiny_patch16_224", **VIT),
-            replace(SETTINGS, fusion="gate"),
-            tmp_path / "run",
-            hardware=asked,
-        )
 
 
 @pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "resnet18"])

@@ -9,12 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from regard.backbones import build_backbone, save_backbone
-from regard.backbones.weights import MODEL_FILE
 from regard.cli import main
-from regard.data.datasets.scenes import Scenes
 from regard.data.survey import class_pixels
 from regard.errors import InputError, Interrupted
 from regard.results import RunDescription, read_stored
@@ -24,44 +21,12 @@ from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
 from regard.segmentation.model import SegmentationModel
 from regard.segmentation.task import SegmentationTask
-from regard.settings import Hardware, SegmentSettings
-from regard.training import trainer as training
-from regard.training.stopping import Checkpoints
-
-HARDWARE = Hardware(accelerator="cpu", bar=False)
-SETTINGS = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear", lr=0.01)
-TRAIN, VAL = Scenes(8, size=32), Scenes(4, size=32, seed=1)
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
-
-
-def vit():
-    torch.manual_seed(0)
-    return build_backbone("vit_tiny_patch16_224", **VIT)
+from small_runs import HARDWARE, SETTINGS, TRAIN, VAL, VIT, cut, forward_passes, same, values, vit
 
 
 def resnet():
     torch.manual_seed(0)
     return build_backbone("resnet18", channels=(8, 16, 16, 16))
-
-
-def values(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / MODEL_FILE)
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def task_of(monkeypatch) -> list[SegmentationTask]:
-    """The tasks that are trained from here on."""
-    seen: list[SegmentationTask] = []
-
-    def fit(trainer, task, *rest) -> None:
-        seen.append(task)
-        training.fit(trainer, task, *rest)
-
-    monkeypatch.setattr(segmenting, "fit", fit)
-    return seen
 
 
 def test_parts_of_a_step_add_up_to_the_step(tmp_path) -> None:
@@ -113,18 +78,6 @@ def test_patience_ends_a_training_that_gets_no_better_and_its_best_epoch_is_kept
     made = segment_run(TRAIN, VAL, vit(), settings, tmp_path, hardware=HARDWARE)
     assert [round(point.val_miou, 2) for point in made.curve] == [0.1, 0.3, 0.2, 0.3, 0.29]
     assert made.best_epoch == 2
-
-
-def cut(monkeypatch, epoch: int) -> None:
-    """Be told to stop in the last step of this epoch."""
-    start = Checkpoints.on_train_batch_start
-
-    def told(callback, trainer, *rest) -> None:
-        start(callback, trainer, *rest)
-        if trainer.current_epoch == epoch and trainer.is_last_batch:
-            callback._remember(signal.SIGTERM, None)
-
-    monkeypatch.setattr(Checkpoints, "on_train_batch_start", told)
 
 
 def test_a_run_cut_short_does_not_go_on_from_other_weights(tmp_path, monkeypatch, capsys) -> None:
@@ -242,18 +195,6 @@ def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(fusi
     curves = [read_stored(tmp_path / name / RUN_FILE, RunDescription).curve for name in ("cached", "plain")]
     for a, b in zip(*curves, strict=True):
         assert vars(a) == pytest.approx(vars(b), abs=2e-3)
-
-
-def forward_passes(monkeypatch) -> list[int]:
-    """The batch of each pass through the backbone, from here on."""
-    seen, features = [], SegmentationModel.features
-
-    def counting(model, images, *rest, **options):
-        seen.append(len(images))
-        return features(model, images, *rest, **options)
-
-    monkeypatch.setattr(SegmentationModel, "features", counting)
-    return seen
 
 
 def test_the_backbone_runs_once_for_every_crop_and_validation_image(tmp_path, monkeypatch) -> None:

@@ -11,7 +11,7 @@ import yaml
 from regard.backbones import build_backbone
 from regard.errors import InputError
 from regard.settings import SegmentSettings
-from regard.studies.space import OPTIONS, Range, build_settings, check_space, default_space, parse_space, read_space
+from regard.studies.space import OPTIONS, Range, check_space, default_space, parse_space, read_space
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 
@@ -137,15 +137,15 @@ def test_the_fusion_none_is_given_no_heads() -> None:
         assert space.suggest(Dice(0, fusion=fusion)).keys() == keys
     fixed = parse_space({"heads_kept": 2, "fusion": ["none", "gate"]})
     assert fixed.whole({"fusion": "none"}) == {"fusion": "none"}
-    assert build_settings(fixed.whole({"fusion": "gate"}), 32, 3).heads_kept == 2
+    assert SegmentSettings(**fixed.whole({"fusion": "gate"})).heads_kept == 2
 
     backbone = build_backbone("vit_tiny_patch16_224", **VIT)
-    check_space(space, backbone, fixed={"head": "linear"}, epochs=4)
+    check_space(space, backbone, SegmentSettings(head="linear"))
     for nothing in ({"heads_kept": [1, 2]}, {"heads_kept": 1, "fusion": "none", "lr": [0.1, 0.2]}):
         with pytest.raises(
             InputError, match="fusion none sees no attention heads: leave out heads_kept, or add fusion"
         ):
-            check_space(parse_space(nothing), backbone, fixed={"head": "linear"}, epochs=4)
+            check_space(parse_space(nothing), backbone, SegmentSettings(head="linear"))
 
 
 def test_the_options_come_to_the_settings_of_segment() -> None:
@@ -153,7 +153,7 @@ def test_the_options_come_to_the_settings_of_segment() -> None:
     expected = SegmentSettings(
         size=32, epochs=3, fusion="gate", lr=0.1, class_share=0.7, head="fcn", guide_diversity=0.5
     )
-    assert build_settings(options, 32, 3) == expected
+    assert SegmentSettings(**options, size=32, epochs=3) == expected
 
 
 def test_the_default_space_holds_the_defaults_and_fusions_only_where_there_is_attention() -> None:
@@ -184,8 +184,8 @@ def test_choices_that_do_not_fit_the_backbone_are_said_before_any_trial(written,
     backbone = build_backbone("resnet18", channels=(8, 16, 16, 16))
     before = torch.random.get_rng_state()
     with pytest.raises(InputError, match=message):
-        check_space(parse_space(written), backbone, fixed, 4)
-    check_space(parse_space({"lr": [0.1, 0.2], "head": ["fcn", "unet"]}), backbone, fixed={}, epochs=4)
+        check_space(parse_space(written), backbone, SegmentSettings(**{"epochs": 4} | fixed))
+    check_space(parse_space({"lr": [0.1, 0.2], "head": ["fcn", "unet"]}), backbone, SegmentSettings())
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,11 +33,11 @@ from regard.data.source import open_source
 from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.results import SweepResults, read_stored
 from regard.runs.run import load_run, summary
-from regard.settings import Hardware
+from regard.settings import Hardware, Model, SegmentSettings
 from regard.studies import sweep as sweeping
 from regard.studies.space import parse_space
 from regard.studies.sweep import run_sweep
-from regard.studies.sweep_plan import Pretrained, Sweep, claim
+from regard.studies.sweep_plan import Sweep, claim
 from regard.studies.tasks import full_disk
 from regard.studies.trials import LOCK, Pruning, Trials, importance
 
@@ -47,13 +46,13 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads"
 COUNTS = {"train": 8, "val": 4, "test": 4}
 
 
-def small(out: Path, **changes) -> Sweep:
-    source = open_source("scenes", scenes_size=32, scenes_count=COUNTS)
-    backbone = Pretrained("vit_tiny_patch16_224", options=VIT)
-    whole = Sweep(
-        source, backbone, SPACE, out, 32, 1, {"batch_size": 4}, hardware=Hardware(accelerator="cpu", bar=False)
-    )
-    return replace(whole, **changes)
+MODEL = Model(backbone="vit_tiny_patch16_224", backbone_options=VIT)
+
+
+def small(out: Path, seed: int = 0, prune: bool = True, space=SPACE, model=MODEL, train: int = 8, **settings) -> Sweep:
+    source = open_source("scenes", scenes_size=32, scenes_count=COUNTS | {"train": train})
+    settings = SegmentSettings(**{"size": 32, "epochs": 1, "batch_size": 4} | settings)
+    return Sweep(source, model, space, out, settings, seed, prune, Hardware(accelerator="cpu", bar=False))
 
 
 def scripted(monkeypatch, scores=lambda number, options: 0.1 * number, seen: list | None = None) -> None:
@@ -332,10 +331,10 @@ def test_a_signal_between_trainings_ends_the_sweep_too(tmp_path, monkeypatch) ->
         ({"space": parse_space({"lr": [0.1, 0.2]})}, "space"),
         ({"seed": 1}, "seed"),  # not the backbone, though its random weights are others
         ({"epochs": 2}, "fixed"),
-        ({"fixed": {"batch_size": 8}}, "fixed"),
+        ({"batch_size": 8}, "fixed"),
         ({"prune": False}, "prune"),
-        ({"source": open_source("scenes", scenes_size=32, scenes_count=COUNTS | {"train": 9})}, "data"),
-        ({"backbone": Pretrained("vit_tiny_patch16_224", options=VIT | {"num_heads": 2})}, "backbone"),
+        ({"train": 9}, "data"),
+        ({"model": replace(MODEL, backbone_options=VIT | {"num_heads": 2})}, "backbone"),
     ],
 )
 def test_a_folder_belongs_to_one_sweep(change: dict, named: str, tmp_path, monkeypatch) -> None:
@@ -347,7 +346,7 @@ def test_a_folder_belongs_to_one_sweep(change: dict, named: str, tmp_path, monke
 
 def test_of_two_sweeps_started_at_the_same_time_one_has_the_folder(tmp_path) -> None:
     first, second = small(tmp_path / "out"), small(tmp_path / "out", epochs=2)
-    backbone, refused = first.backbone.build(0), []
+    backbone, refused = first.build(), []
 
     def claims() -> None:
         try:
@@ -598,7 +597,7 @@ def test_results_tell_no_home_directory_and_the_config_is_good_from_anywhere(tmp
     monkeypatch.chdir(tmp_path)
     scripted(monkeypatch)
     out = tmp_path / "out"
-    run_sweep(small(out, source=open_source(root)), 1)
+    run_sweep(replace(small(out), source=open_source(root)), 1)
     assert str(tmp_path) not in (out / "results.json").read_text()
     assert str(tmp_path) not in (out / "report.html").read_text()
     made = read(out)

@@ -24,7 +24,7 @@ from regard.backbones.convnet import ConvNet
 from regard.backbones.swin import Swin
 from regard.backbones.vit import ViT, is_vit
 from regard.backbones.weights import BACKBONE_FILE, backbone_file, load_weights, read_description, without_sources
-from regard.errors import InputError, unknown
+from regard.errors import InputError, first_line, unknown
 from regard.files import write_whole
 
 __all__ = [
@@ -121,10 +121,10 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             break
         except TypeError as error:
             if not extra or "dynamic_img_size" not in str(error):
-                raise InputError(f"timm cannot build {name} with {options}: {_reason(error)}") from error
+                raise InputError(f"timm cannot build {name} with {options}: {first_line(error)}") from error
         except Exception as error:  # each model's code raises its own kinds
             remedy = "; give a local file with weights=, or pretrained=False" if pretrained else ""
-            raise InputError(f"timm cannot build {name}: {_reason(error)}{remedy}") from error
+            raise InputError(f"timm cannot build {name}: {first_line(error)}{remedy}") from error
     for module in model.modules():
         if isinstance(getattr(module, "fused_attn", None), bool):  # off by default in Swin
             setattr(module, "fused_attn", True)  # noqa: B010 (a plain attribute, which nn.Module's types do not know)
@@ -141,7 +141,7 @@ def _wrap(model: Any, name: str, options: dict[str, Any]) -> Backbone:
         _probe(backbone)
     except Exception as error:  # a model that is not what we take it for can fail in any way
         raise InputError(
-            f"timm's {name} cannot be read here ({_reason(error)}); "
+            f"timm's {name} cannot be read here ({first_line(error)}); "
             "ViT, DeiT, DINO(v2, v3), SigLIP, EVA, Swin and convnets such as ResNet and ConvNeXt can"
         ) from error
     return backbone
@@ -179,12 +179,6 @@ def _probe(backbone: Backbone) -> None:
         raise InputError(f"an image of {height} x {width} gives attention maps {found}, not {expected}")
     if seen.pooled.shape != (1, backbone.dim):
         raise InputError(f"its pooled vector is {tuple(seen.pooled.shape)}, not {(1, backbone.dim)}")
-
-
-def _reason(error: Exception) -> str:
-    """An error's own first line, or its kind where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def save_backbone(backbone: Backbone, path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from regard.cli.parser import command_line
 from regard.errors import TrainingStopped
-from regard.settings import Computing, Hardware, ModelToTrain, SegmentSettings, StudyOptions, SweepOptions, default_of
+from regard.settings import Computing, Hardware, ModelToTrain, SegmentSettings, StudyOptions, SweepOptions
 
 if TYPE_CHECKING:
     from regard.studies.plan import Plan
@@ -116,24 +116,20 @@ def sweep(
         seed: Of weights, order, crops, and of what is tried.
     """
     command = command_line(sweep, locals())
+    from regard.cli.common import built
     from regard.data.source import check_readable, open_source
-    from regard.studies.space import OPTIONS, default_space, read_space
+    from regard.studies.space import default_space, read_space
     from regard.studies.sweep import run_sweep
-    from regard.studies.sweep_plan import Pretrained, Sweep
+    from regard.studies.sweep_plan import Sweep
     from regard.studies.sweep_results import best_command
 
     # what is wrong in the space is said before anything else is read
     given = read_space(sweeping.space) if sweeping.space else None
     source = open_source(data, scenes_size=settings.size)
-    chosen = Pretrained(model.backbone, model.pretrained, model.weights, model.backbone_options)
-    space = given or default_space(chosen.build(seed))
-    fixed = {name: getattr(settings, name) for name in OPTIONS if name not in space.varied | space.fixed}
-    fixed = {name: value for name, value in fixed.items() if value != default_of(OPTIONS[name])}
+    space = given or default_space(built(model, seed))
     hardware = Hardware(accelerator=computing.accelerator, precision=computing.precision, workers=sweeping.workers)
     check_readable(source)
-    asked = Sweep(
-        source, chosen, space, Path(out), settings.size, settings.epochs, fixed, seed, sweeping.prune, hardware
-    )
+    asked = Sweep(source, model, space, Path(out), settings, seed, sweeping.prune, hardware)
     best = run_sweep(asked, sweeping.trials, sweeping.jobs, command).best
     score = f"best on val: trial {best.number}, mIoU {100 * best.miou:.1f}%"
     return f"{score}; open {Path(out) / 'report.html'}; to train it again: {best_command(Path(out))}"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from regard.backbones.weights import MODEL_FILE
-from regard.errors import InputError
+from regard.errors import InputError, first_line
 from regard.runs.exported import CONFIG_FILE
 from regard.runs.run import Run, load_run
 
@@ -22,7 +22,7 @@ def from_pretrained(name: str | Path, device: str | None = None, revision: str |
     try:
         folder = snapshot_download(str(name), revision=revision, allow_patterns=[MODEL_FILE, CONFIG_FILE])
     except Exception as error:  # the hub, the network and the file system each raise their own
-        raise InputError(f"cannot fetch {name} from the Hugging Face hub: {_reason(error)}") from error
+        raise InputError(f"cannot fetch {name} from the Hugging Face hub: {first_line(error)}") from error
     return load_run(folder, device)
 
 
@@ -48,7 +48,9 @@ def push(folder: Path, name: str) -> str:
         address = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Add a segmentation made with regard")
     except Exception as error:  # the hub and the network each raise their own
-        raise InputError(f"cannot push to {name} ({_reason(error)}); what was to be pushed is in {folder}") from error
+        raise InputError(
+            f"cannot push to {name} ({first_line(error)}); what was to be pushed is in {folder}"
+        ) from error
     return str(address)
 
 
@@ -63,8 +65,3 @@ def _check_name(name: str) -> None:
     except HFValidationError:
         pass
     raise InputError(f"{name} is neither a folder nor a name on the Hugging Face hub, which is OWNER/NAME")
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

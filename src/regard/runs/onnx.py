@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regard.backbones import Backbone
 from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
-from regard.errors import InputError
+from regard.errors import InputError, first_line
 from regard.results import ModelDescription, parse_stored
 from regard.segmentation.model import SegmentationModel
 
@@ -129,7 +129,7 @@ def check(wrapped: FromBytes, path: Path, sizes: list[tuple[int, int]]) -> None:
         try:
             (found,) = exported.run([OUTPUT], {INPUT: images.numpy()})
         except Exception as error:  # onnxruntime has no common kind
-            raise InputError(f"onnxruntime cannot run the file at {height} x {width}: {_first_line(error)}") from error
+            raise InputError(f"onnxruntime cannot run the file at {height} x {width}: {first_line(error)}") from error
         off = np.abs(found - expected).max() / np.abs(expected).max() if found.shape == expected.shape else math.inf
         if not off <= TOLERANCE:  # nan is no match either
             raise InputError(
@@ -167,7 +167,7 @@ def _write(wrapped: FromBytes, path: Path, description: ModelDescription, opset:
             assert made is not None
             graph = made.model_proto
     except Exception as error:  # the exporter raises many kinds
-        raise InputError(f"torch cannot export {wrapped.model.backbone.name}: {_first_line(error)}") from error
+        raise InputError(f"torch cannot export {wrapped.model.backbone.name}: {first_line(error)}") from error
     if fixed is None:
         _compute_tiles(graph, multiple)
     _name_sizes(graph, fixed)
@@ -269,7 +269,7 @@ def session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime has no common kind
-        raise InputError(f"{path} is damaged, or no ONNX model: {_first_line(error)}") from error
+        raise InputError(f"{path} is damaged, or no ONNX model: {first_line(error)}") from error
 
 
 def _check_packages() -> None:
@@ -292,8 +292,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(".") if lines else type(error).__name__

@@ -22,7 +22,7 @@ from regard.data.datasets.base import MaskDataset
 from regard.data.loading.augment import short_side
 from regard.data.loading.modules import loading
 from regard.data.loading.views import resize
-from regard.errors import InputError
+from regard.errors import InputError, first_line
 from regard.evaluation.scores import (
     BOUNDARY,
     boundary_counts,
@@ -207,8 +207,9 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is damaged, or of another version of regard ({reason}): make it again") from error
+        raise InputError(
+            f"{path} is damaged, or of another version of regard ({first_line(error)}): make it again"
+        ) from error
 
 
 def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> MaskScores:

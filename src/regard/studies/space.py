@@ -207,14 +207,14 @@ def _value(name: str, value: Any) -> Any:
     return value
 
 
-def check_space(space: Space, backbone: Backbone, fixed: Mapping[str, Value], epochs: int) -> None:
+def check_space(space: Space, backbone: Backbone, settings: SegmentSettings) -> None:
     """InputError for a choice that no trial could be trained with; leaves the global generators as they were.
 
-    fixed: options that are the same in all trials, where the space does not have them.
+    settings: of all trials, where the space says nothing else.
     """
 
     def choices(name: str) -> tuple[Value, ...]:
-        among = space.varied.get(name, (space.fixed.get(name, fixed.get(name, getattr(DEFAULTS, name))),))
+        among = space.varied.get(name, (space.fixed.get(name, getattr(settings, name)),))
         return among if isinstance(among, tuple) else ()
 
     with torch.random.fork_rng(devices=[]):
@@ -225,10 +225,5 @@ def check_space(space: Space, backbone: Backbone, fixed: Mapping[str, Value], ep
     if "heads_kept" in space.described() and set(choices("fusion")) == {"none"}:
         raise InputError("fusion none sees no attention heads: leave out heads_kept, or add fusion: [none, gate]")
     for average in choices("average"):
-        check_average(str(average), epochs)
+        check_average(str(average), settings.epochs)
     check_guidance(Guidance(**{name: 1.0 for name in space.described() if name.startswith("guide_")}), backbone)
-
-
-def build_settings(options: Mapping[str, Any], size: int, epochs: int) -> SegmentSettings:
-    """The settings that these options of `regard segment` come to."""
-    return SegmentSettings(size=size, epochs=epochs, **options)

@@ -24,8 +24,9 @@ from regard.results import SweepResults, write_stored
 from regard.runs.extras import Extras
 from regard.runs.segmenting import segment_run
 from regard.say import say
+from regard.settings import SegmentSettings, changed
 from regard.studies.jobs import run_all
-from regard.studies.space import build_settings, check_space
+from regard.studies.space import check_space
 from regard.studies.sweep_plan import Sweep, claim
 from regard.studies.sweep_results import collect, write_best
 from regard.studies.tasks import Task, Where
@@ -43,8 +44,8 @@ def run_sweep(sweep: Sweep, trials: int, jobs: int = 1, command: str = "regard.s
     splits = require_masks(sweep.source)
     for split in ("train", "val"):
         sweep.source.split(split)
-    backbone = sweep.backbone.build(sweep.seed)
-    check_space(sweep.space, backbone, sweep.fixed, sweep.epochs)
+    backbone = sweep.build()
+    check_space(sweep.space, backbone, sweep.settings)
     claim(sweep, backbone)
     book = _open(sweep)
     book.check_hope()
@@ -73,7 +74,7 @@ def run_sweep(sweep: Sweep, trials: int, jobs: int = 1, command: str = "regard.s
 
 
 def _open(sweep: Sweep) -> Trials:
-    return Trials(sweep.out, sweep.epochs, sweep.seed, sweep.prune)
+    return Trials(sweep.out, sweep.settings.epochs, sweep.seed, sweep.prune)
 
 
 def _trial(sweep: Sweep, name: str, number: int) -> str:
@@ -88,8 +89,8 @@ def _trial(sweep: Sweep, name: str, number: int) -> str:
 def _score(sweep: Sweep, name: str, trial: Trial) -> float:
     """The mIoU on val of the model that a training with these settings keeps."""
     splits = require_masks(sweep.source)
-    settings = build_settings(sweep.fixed | sweep.space.suggest(trial), sweep.size, sweep.epochs)
-    backbone, extras = sweep.backbone.build(sweep.seed), Extras(name, callbacks=(Pruning(trial),))
+    settings = changed(SegmentSettings(), sweep.fixed | sweep.space.suggest(trial))
+    backbone, extras = sweep.build(), Extras(name, callbacks=(Pruning(trial),))
     folder = sweep.out / TRIALS / str(trial.number)
     made = segment_run(
         splits["train"], splits["val"], backbone, settings, folder, sweep.seed, sweep.hardware, extras

@@ -1,6 +1,6 @@
 """What is swept, and the folder that belongs to it."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,60 +13,44 @@ from regard.data.source import Source, fingerprint
 from regard.errors import InputError
 from regard.files import read_json, write_json
 from regard.runs.folders import SETTINGS_FILE
-from regard.settings import Hardware
+from regard.settings import Hardware, Model, SegmentSettings, options
 from regard.studies.plan import plain
-from regard.studies.space import Space, Value
+from regard.studies.space import DEFAULTS, Space, Value
 from regard.studies.trials import DATABASE, LOCK
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """A backbone as `regard segment` is told of it."""
-
-    name: str
-    pretrained: bool = False
-    weights: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def build(self, seed: int) -> Backbone:
-        """The same one in every trial."""
-        torch.manual_seed(seed)
-        return build_backbone(self.name, self.pretrained, self.weights, **self.options)
-
-
-@dataclass(frozen=True)
 class Sweep:
-    """What is swept. fixed: options that are the same in all trials, where the space does not have them."""
+    """What is swept. settings: of all trials, where the space says nothing else."""
 
     source: Source
-    backbone: Pretrained
+    model: Model
     space: Space
     out: Path
-    size: int = 224
-    epochs: int = 50
-    fixed: dict[str, Value] = field(default_factory=dict)
+    settings: SegmentSettings = SegmentSettings()
     seed: int = 0
     prune: bool = True
     hardware: Hardware = Hardware()
 
+    def build(self) -> Backbone:
+        """The same one in every trial."""
+        torch.manual_seed(self.seed)
+        model = self.model
+        return build_backbone(model.backbone, model.pretrained, model.weights, **model.backbone_options)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The settings that are the same in all trials, and not the defaults."""
+        swept = self.space.varied | self.space.fixed
+        values = {one.name: getattr(self.settings, one.name) for one in options(SegmentSettings)}
+        return {name: value for name, value in values.items() if name not in swept and value != getattr(DEFAULTS, name)}
+
     def options(self, chosen: dict[str, Value]) -> dict[str, Any]:
         """Those of `regard segment` that train what a trial of these values trained; `out` is left to the user."""
-        backbone = self.backbone
-        given = {
-            "data": self.source.root,
-            "backbone": backbone.name,
-            "pretrained": backbone.pretrained,
-            "weights": backbone.weights,
-            "backbone_options": backbone.options,
-            "size": self.size,
-            "epochs": self.epochs,
-            "seed": self.seed,
-            "accelerator": self.hardware.accelerator,
-            "precision": self.hardware.precision,
-            "workers": self.hardware.workers,
-        }
+        hardware = {name: getattr(self.hardware, name) for name in ("accelerator", "precision", "workers")}
+        given = {"data": self.source.root, **asdict(self.model), "seed": self.seed, **hardware}
         given = {name: value for name, value in given.items() if value or name in ("seed", "workers")}
-        return given | self.fixed | self.space.whole(chosen)
+        return given | plain(self.fixed) | self.space.whole(chosen)
 
 
 def claim(sweep: Sweep, backbone: Backbone) -> None:
@@ -79,9 +63,9 @@ def claim(sweep: Sweep, backbone: Backbone) -> None:
         "kind": "sweep",
         "source": sweep.source.root,
         "data": fingerprint(sweep.source, out),
-        "backbone": [sweep.backbone.name, backbone.options, weights_digest(backbone)],
+        "backbone": [backbone.name, backbone.options, weights_digest(backbone)],
         "space": sweep.space.described(),
-        "fixed": sweep.fixed | {"size": sweep.size, "epochs": sweep.epochs},
+        "fixed": sweep.fixed,
         "seed": sweep.seed,
         "prune": sweep.prune,
         "precision": [sweep.hardware.device, sweep.hardware.chosen_precision],

@@ -56,7 +56,7 @@ def collect(sweep: Sweep, book: Trials, wanted: int, command: str) -> SweepResul
             train_images=len(splits["train"]),
             val_images=len(splits["val"]),
             test_images=len(splits.get("test", ())),
-            short_side=sweep.size,
+            short_side=sweep.settings.size,
         ),
         wanted=wanted,
         pruning=sweep.prune,

@@ -17,7 +17,7 @@ import lightning as L
 import numpy as np
 from filelock import FileLock, Timeout
 
-from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.errors import InputError, Interrupted, TrainingStopped, first_line
 from regard.studies.tasks import Hopeless, full_disk, one_line
 
 try:
@@ -59,7 +59,7 @@ class Trials:
         except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             if full := full_disk(error):
                 raise full from error
-            line = str(error).strip().splitlines()[0]
+            line = first_line(error)
             raise InputError(f"cannot use the trials in {path}: {line}; choose another --out, or delete it") from error
 
     def run(self, number: int, objective: Callable[[Trial], float], first: dict[str, Any]) -> str:
