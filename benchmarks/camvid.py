@@ -8,6 +8,7 @@ that one, once, the scores on test. Masks are scored at their own 480 x 360 pixe
 """
 
 from argparse import ArgumentParser
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ def scored(folder: Path, splits: Any) -> dict[str, Any]:
         print(folder.name, name, f"val mIoU {100 * val[name]:.1f}", flush=True)
     chosen = max(val, key=val.__getitem__)
     test = full_summary(run, run.score(splits["test"], WAYS[chosen], batch_size=4))
-    kept = ("backbone", "fusion", "settings", "seed", "seconds", "best_epoch", "parameters", "curve")
-    return {"val": val, "chosen": chosen, "test": test, "run": {key: run.description[key] for key in kept}}
+    kept, about = (
+        ("backbone", "settings", "seed", "seconds", "best_epoch", "parameters", "curve"),
+        asdict(run.description),
+    )
+    return {"val": val, "chosen": chosen, "test": asdict(test), "run": {key: about[key] for key in kept}}
 
 
 def main() -> None:

@@ -56,20 +56,31 @@ def score(data: str, out: str) -> None:
 
 def evaluate(data: str, out: str) -> None:
     """A segmentation that was not trained."""
+    from importlib.metadata import version
+
     from safetensors.torch import save_file
 
     from regard.backbones import build_backbone, describe
     from regard.backbones.weights import MODEL_FILE
     from regard.cli import main
     from regard.data.datasets.scenes import Scenes
-    from regard.runs.run import RUN_FILE
+    from regard.results import ModelDescription, write_stored
+    from regard.runs.exported import CONFIG_FILE
     from regard.segmentation.model import SegmentationModel
+    from regard.settings import SegmentSettings
 
     model = SegmentationModel(build_backbone("resnet18", channels=(8, 16, 16, 16)), len(Scenes.classes), head="linear")
-    about = {"backbone": describe(model.backbone), "kept": None, "ignore_index": 255, "head_weights": []}
-    about |= {"settings": {"size": 32, "fusion": "none", "head": "linear", "head_options": {}}}
-    about |= {"classes": list(Scenes.classes), "palette": Scenes(1).palette.tolist()}
-    Path(out, RUN_FILE).write_text(json.dumps(about))
+    about = ModelDescription(
+        regard=version("regard"),
+        backbone=describe(model.backbone),
+        kept=None,
+        settings=SegmentSettings(size=32, head="linear"),
+        classes=list(Scenes.classes),
+        palette=[(r, g, b) for r, g, b in Scenes(1).palette.tolist()],
+        ignore_index=255,
+        head_weights=[],
+    )
+    write_stored(Path(out, CONFIG_FILE), about)
     save_file(model.state_dict(), Path(out, MODEL_FILE))
     main(["evaluate", "--run", out, "--data", data, "--split", "train", *ON_CPU])
 

@@ -197,8 +197,8 @@ def test_pretraining_adds_the_terms_to_the_loss(tmp_path, method: str) -> None:
         settings = PretrainSettings(method=method, epochs=1, method_options=SMALL[method], **sizes, **guidance)
         hardware = Hardware(accelerator="cpu", bar=False)
         made = pretrain_run(Scenes(8, 32), backbone, settings, tmp_path / name, hardware=hardware)
-        losses[name] = made["curve"][0]
-        assert {key: made["settings"][key] for key in weights} == dict.fromkeys(weights, 0.0) | guidance
+        losses[name] = made.curve[0]
+        assert {key: getattr(made.settings, key) for key in weights} == dict.fromkeys(weights, 0.0) | guidance
     added = losses["with"]["loss"] - losses["without"]["loss"]
     terms = [losses["with"][f"guide_{name}"] for name in ("sharpness", "diversity", "consistency")]
     assert added == pytest.approx(0.5 * terms[0] + 0.25 * terms[1] + 2.0 * terms[2], rel=1e-4)

@@ -247,13 +247,13 @@ def test_the_loss_falls_on_two_easy_classes(name: str, loss: str, tmp_path) -> N
     made = pretrain_run(
         data, backbone, settings, tmp_path / "run", hardware=CPU, watch=Watch(knn_every=4), extras=Extras(queries=data)
     )
-    losses = [point["loss"] for point in made["curve"]]
+    losses = [point["loss"] for point in made.curve]
     assert len(losses) == 16
     assert np.mean(losses[-2:]) < 0.8 * losses[0]
-    assert [point["epoch"] for point in made["scores"]] == [4, 8]
+    assert [point["epoch"] for point in made.scores] == [4, 8]
     kinds = {"knn_top1", "knn_top5"} | (set() if loss == "angular" else {"accuracy", "accuracy_top5"})
-    assert made["final"].keys() == kinds
-    assert made["final"]["knn_top1"] >= 90
+    assert made.final.keys() == kinds
+    assert made.final["knn_top1"] >= 90
 
 
 def test_from_the_command_line(tmp_path, capsys) -> None:

@@ -263,7 +263,7 @@ def test_the_last_score_is_that_of_the_backbone_that_is_kept(average: str, tmp_p
     made = pretrain_run(
         bank, backbone, settings, tmp_path, SEED, HARDWARE, watch=Watch(knn_every=2), extras=Extras(queries=queries)
     )
-    assert [point["epoch"] for point in made["scores"]] == [2, 3]
+    assert [point["epoch"] for point in made.scores] == [2, 3]
 
     kept = build_backbone(tmp_path).eval()
     features = []
@@ -274,7 +274,7 @@ def test_the_last_score_is_that_of_the_backbone_that_is_kept(average: str, tmp_p
             pooled = kept(normalize(images)).pooled
         features += [pooled, torch.tensor([crops[i][1] for i in range(len(dataset))])]
     top1, top5 = knn(*features, k=min(20, len(bank)))
-    assert made["final"] == pytest.approx({"knn_top1": top1, "knn_top5": top5})
+    assert made.final == pytest.approx({"knn_top1": top1, "knn_top5": top5})
 
 
 @pytest.mark.slow

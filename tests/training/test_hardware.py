@@ -37,7 +37,7 @@ def losses(
     settings = PretrainSettings(size=32, epochs=3, batch_size=16, method_options=method)
     asked = Hardware(accelerator="cpu", bar=False, **hardware)
     made = pretrain_run(Scenes(16, size=32), model, settings, out, 0, asked, watch)
-    return [point["loss"] for point in made["curve"]]
+    return [point["loss"] for point in made.curve]
 
 
 def test_the_flags_reach_lightning(tmp_path) -> None:

@@ -143,7 +143,7 @@ def test_a_segmentation_logs_the_score_of_every_epoch_under_the_id_that_a_sweep_
     logged = records(file)
     rows = rows_of(logged)
     scores = [float(row["val_miou"]) for row in rows if "val_miou" in row]
-    assert scores == pytest.approx([point["val_miou"] for point in made["curve"]])
+    assert scores == pytest.approx([point.val_miou for point in made.curve])
     assert max(float(row["best_val_miou"]) for row in rows if "val_miou" in row) == pytest.approx(max(scores))
     assert capfd.readouterr().err == f"Weights & Biases: offline; send it by `wandb sync {file.parent}`\n"
     config = config_of(logged)
