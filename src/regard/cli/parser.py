@@ -8,6 +8,7 @@ import argparse
 import inspect
 import json
 import math
+import re
 import shlex
 import sys
 import types
@@ -17,8 +18,8 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from regard.errors import InputError
-from regard.settings import Settings, default_of, kinds_of, options
+from regard.errors import InputError, unknown
+from regard.settings import Settings, default_of, in_words, kinds_of, options
 
 Command = Callable[..., str]
 Commands = Mapping[str, Command | Mapping[str, Command]]
@@ -34,8 +35,13 @@ class Parser(ArgumentParser):
     rare: set[str]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit status 2."""
-        line = " ".join(message.split())
+        """Exit status 2, after one line in the words of people, not of jsonargparse's types."""
+        line, kinds = " ".join(message.split()), {one.dest: getattr(one, "_typehint", None) for one in self._actions}
+        if (wrong := re.search(r'key "(?:\w+\.)*(\w+)".*(?:Got|Given) value: (.*)', line)) and kinds.get(wrong[1]):
+            line = f"--{wrong[1]} should be {in_words(kinds[wrong[1]])}, not {wrong[2]}"
+        elif other := re.match(r"unrecognized arguments: --(\w+)", line):
+            line = str(unknown("option", f"--{other[1]}", [f"--{name}" for name in kinds]))
+        line = re.sub(r"(arguments are required: )(?:\w+\.)+(\w+)", r"\1--\2", line)
         print(f"regard: {line} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
