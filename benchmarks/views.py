@@ -71,7 +71,7 @@ def jpegs(count: int) -> tuple[Jpegs, str]:
 def published(
     size: int, scale: tuple[float, float], blur: float, solarize: float
 ) -> Callable[[Image.Image], torch.Tensor]:
-    """One view as the authors of Barlow Twins and of DINO make it; parameters as of `data.views.View`."""
+    """One view as the authors of Barlow Twins and of DINO make it; parameters as of `data.loading.views.View`."""
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(size, scale, interpolation=transforms.InterpolationMode.BICUBIC),

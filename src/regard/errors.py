@@ -1,4 +1,6 @@
-"""What the command line prints as one line: a wrong input (exit status 2), and a training that cannot go on (1)."""
+"""What the command line prints as one line: a wrong input (exit status 2), a training that cannot go on (1), a signal
+(128 + its number).
+"""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that belong to one run."""
+"""Files that are whole or not there, and YAML."""
 
 import json
 import os

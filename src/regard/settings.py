@@ -2,8 +2,8 @@
 
 The command line, config files, study files, the axes of an ablation and the space of a sweep are views of this file: a
 new setting is one field here, read where it acts. What can be chosen by name is a dict, name -> "module:attribute"; a
-new fusion, head, method, loss or preset is a file and an entry. Importing this imports no torch: `--help` answers at
-once.
+new fusion, head, method, loss or preset is a class or a function, and an entry. Importing this imports no torch, so
+`--help` answers at once.
 """
 
 import math

@@ -24,7 +24,7 @@ from regard.errors import InputError
 from regard.runs.extras import Extras
 from regard.runs.pretraining import labelled_splits, pretrain_run, scoring_interval
 from regard.settings import Hardware, PretrainSettings, Watch
-from regard.ssl.supervised import LOSSES, Supervised, build_loss
+from regard.ssl.supervised import CRITERIA, Supervised, build_loss
 from regard.training.curves import Scores
 
 BACKBONES = {
@@ -117,7 +117,7 @@ def test_angular_equals_the_paper_whatever_the_length_of_the_embeddings() -> Non
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1, 1], [0, 1, 2]], ids=["one class", "no pairs"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", CRITERIA)
 def test_any_batch_gives_a_finite_loss_and_gradient(loss: str, labels: list[int]) -> None:
     module = supervised(loss)
     x = torch.randn(len(labels), module.backbone.dim, requires_grad=True)
@@ -129,7 +129,7 @@ def test_any_batch_gives_a_finite_loss_and_gradient(loss: str, labels: list[int]
     assert loss != "angular" or (value == 0 and not x.grad.any())
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", CRITERIA)
 def test_autocast_leaves_the_loss_in_float32(loss: str) -> None:
     module, labels = supervised(loss), torch.arange(6) % 3
     x = torch.randn(6, module.backbone.dim).bfloat16()
@@ -236,7 +236,7 @@ def test_scores_survive_a_checkpoint() -> None:
 # Whole runs
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", CRITERIA)
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_loss_falls_on_two_easy_classes(name: str, loss: str, tmp_path) -> None:
     data = ClassFolders(class_folders(tmp_path / "data", {"red": 16, "blue": 16}))

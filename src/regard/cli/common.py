@@ -21,7 +21,7 @@ def opened(model: Model, device: Device) -> Backbone:
 
 
 def table(result: MaskScores, split: str) -> None:
-    """The scores of a segmentation: of `runs.summary` or `runs.full_summary`."""
+    """The scores of a segmentation: of `runs.run.summary` or `full_summary`."""
     from rich.table import Column, Table
 
     columns = {"IoU %": result.iou, "accuracy %": result.accuracy}

@@ -29,7 +29,7 @@ SHOWN_CLASSES = 24  # more are folded away, the most frequent ones first
 SHOWN = 12  # configurations, answers or examples in a row; more are folded away
 SAME = {"backbone": "backbone", "pretraining": "weights", "fusion": "fusion", "head": "head"}  # said where they do not
 GREY = 128  # of an attention value that is missing: no colour of the map of colours is grey
-METHODS = {"barlow_twins": "Barlow Twins", "dino": "DINO"}
+METHOD_NAMES = {"barlow_twins": "Barlow Twins", "dino": "DINO", "supervised": "supervised training"}
 
 
 def write_report(directory: Path) -> Path:
@@ -60,7 +60,13 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
     equal_labels = all(len({c.label_fraction for c in family.members}) < 2 for family in a.families)
     values = {
         **{"a": a, "r": r, "charts": charts, "scored": scored, "by_name": a.by_name, "titles": a.titles},
-        **{"order": classes, "shown_classes": SHOWN_CLASSES, "shown": SHOWN, "METHODS": METHODS, "varies": varying},
+        **{
+            "order": classes,
+            "shown_classes": SHOWN_CLASSES,
+            "shown": SHOWN,
+            "METHODS": METHOD_NAMES,
+            "varies": varying,
+        },
         "same": same,
         "measured": [key for key in costs if any(getattr(c, key) is not None for c in scored)],
         "few_seeds": findings.few_seeds(scored),

@@ -1,6 +1,6 @@
 """A trained segmentation in a form for others: an ONNX file, safetensors, or a folder for the Hugging Face hub.
 
-`runs.load_run` reads each of them again. A folder is whole or not there, and holds nothing of the machine that trained
+`run.load_run` reads each of them again. A folder is whole or not there, and holds nothing of the machine that trained
 it: see `exported.config`.
 """
 

@@ -1,4 +1,4 @@
-"""Training one segmentation into a folder, which `runs.load_run` reads.
+"""Training one segmentation into a folder, which `runs.run.load_run` reads.
 
 A run's description is written last and whole, so a folder that has one is finished, and one that has none is not.
 """

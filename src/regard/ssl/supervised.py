@@ -25,7 +25,7 @@ from regard.training.optimizers import adamw, parameter_groups, set_lr, sgd
 from regard.training.schedules import warmup_cosine
 
 # The options of each loss, as in the papers; angles in degrees, as version 2 of the library takes them.
-LOSSES: Mapping[str, Mapping[str, Any]] = {
+CRITERIA: Mapping[str, Mapping[str, Any]] = {
     "cross_entropy": {"label_smoothing": 0.0},  # none in He et al.; 0.1 in DeiT and other recipes since Inception-v3
     "angular": {"alpha": 40},  # the library's
     "arcface": {"margin": 28.6, "scale": 64},  # 0.5 radians
@@ -61,14 +61,14 @@ def build_loss(name: str, classes: int, dim: int, options: Mapping[str, Any]) ->
 
     Raises InputError for an unknown name or option, fewer than two classes, or when the library is not installed.
     """
-    if name not in LOSSES:
-        raise unknown("loss", name, LOSSES)
+    if name not in CRITERIA:
+        raise unknown("loss", name, CRITERIA)
     for option in options:
-        if option not in LOSSES[name]:
-            raise unknown(f"option of {name}", option, LOSSES[name])
+        if option not in CRITERIA[name]:
+            raise unknown(f"option of {name}", option, CRITERIA[name])
     if classes < 2:
         raise InputError(f"supervised training on {classes} classes: two or more, each a folder of images, would work")
-    options = {**LOSSES[name], **options}
+    options = {**CRITERIA[name], **options}
     if name == "cross_entropy":
         return CrossEntropy(classes, dim, **options)
     try:
@@ -88,7 +88,7 @@ class Supervised(Pretraining):
     of the classifier to kNN; `angular` has no classifier, so kNN is all there is. With fewer than five classes, top-5
     counts all of them, as kNN's. `training_step` gives no "embeddings": there is no second view to compare with.
 
-    loss:         a key of `LOSSES`; loss_options: any of its options there, in the place of the default.
+    loss:         a key of `CRITERIA`; loss_options: any of its options there, in the place of the default.
     optimizer:    "sgd" with momentum 0.9 (default for convnets) or "adamw" (default for transformers).
     lr:           times batch / 256; lr and weight_decay are by default those of the optimizer in `RECIPES`.
     warmup:       share of the steps before the rate peaks (about 5 of 90 epochs in Goyal et al. 2017); it ends at 0.
