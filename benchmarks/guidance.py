@@ -31,7 +31,7 @@ from regard.runs.segmenting import segment_run
 from regard.scoring.chosen import Chosen
 from regard.scoring.protocol import choose_protocol
 from regard.scoring.score import score_heads
-from regard.settings import Guidance, Hardware, Scoring
+from regard.settings import Hardware, Scoring
 from regard.studies.presets import preset
 
 TERMS = ("none", "sharpness", "diversity", "consistency")
@@ -53,22 +53,21 @@ SCORED_FILE = "scored.json"
 def trained(data: dict[str, Any], work: Path, term: str, stage: str, weight: float, seed: int) -> tuple[Path, Path]:
     """The folders of a pre-training and of the segmentation that follows it, made where they are not there yet."""
     tiny = preset("tiny")
-    guided = Guidance(**{term: weight}) if term != "none" else Guidance()
-    in_pretraining = guided if stage == "pretrain" else Guidance()
+    guided = {f"guide_{term}": weight} if term != "none" else {}
     name = f"{term}-{weight}" if term != "none" else "none"
     before = work / f"pretrain-{name if stage == 'pretrain' else 'none'}-{seed}"
     after = work / f"{stage}-{name}-segment-{seed}" if term != "none" else work / f"none-segment-{seed}"
     if not (before / PRETRAIN_FILE).is_file():
         torch.manual_seed(seed)
         settings = tiny.pretrainings["barlow_twins-swin"].settings
-        settings = replace(settings, epochs=PRETRAIN_EPOCHS, guidance=in_pretraining)
+        assert settings is not None  # made here
+        settings = replace(settings, epochs=PRETRAIN_EPOCHS, **(guided if stage == "pretrain" else {}))
         write_json(before / "commit.json", COMMIT)
         pretrain_run(data["train"], tiny.backbones["vit"].build(), settings, before, seed, HARDWARE)
     if not (after / RUN_FILE).is_file():
-        settings = replace(tiny.segment, epochs=SEGMENT_EPOCHS, guidance=guided if stage == "segment" else Guidance())
-        segment_run(
-            data["train"], data["val"], build_backbone(before), replace(settings, fusion="gate"), after, seed, HARDWARE
-        )
+        guided = guided if stage == "segment" else {}
+        settings = replace(tiny.segment, epochs=SEGMENT_EPOCHS, fusion="gate", **guided)
+        segment_run(data["train"], data["val"], build_backbone(before), settings, after, seed, HARDWARE)
     return before, after
 
 

@@ -164,6 +164,17 @@ def test_the_default_space_holds_the_defaults_and_fusions_only_where_there_is_at
         assert space.usual() == {name: OPTIONS[name].default for name in space.varied}
 
 
+def test_what_is_said_is_not_varied_too() -> None:
+    backbone, said = build_backbone("resnet18", channels=(8, 16, 16, 16)), SegmentSettings(lr=0.02)
+    assert default_space(backbone).varied.keys() - default_space(backbone, said).varied.keys() == {"lr"}
+    for space, settings, message in (
+        (parse_space({"lr": [0.1, 0.2]}), said, "the space says what lr is"),
+        (parse_space({"lr": [0.1, 0.2]}), SegmentSettings(cache_crops=2), "trials have no cache"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_space(space, backbone, settings)
+
+
 def test_only_defaults_that_a_trial_could_have_are_tried_first() -> None:
     space = parse_space(
         {"lr": {"low": 0.1, "high": 1}, "batch_size": {"low": 4, "high": 20, "step": 6}, "head": ["segformer", "fcn"]}

@@ -126,7 +126,7 @@ def sweep(
     # what is wrong in the space is said before anything else is read
     given = read_space(sweeping.space) if sweeping.space else None
     source = open_source(data, scenes_size=settings.size)
-    space = given or default_space(built(model, seed))
+    space = given or default_space(built(model, seed), settings)
     hardware = Hardware(accelerator=computing.accelerator, precision=computing.precision, workers=sweeping.workers)
     check_readable(source)
     asked = Sweep(source, model, space, Path(out), settings, seed, sweeping.prune, hardware)

@@ -123,10 +123,11 @@ def _without(options: Mapping[str, Value]) -> tuple[str, ...]:
     return (*left_out, "heads_kept") if options.get("fusion") == "none" else left_out
 
 
-def default_space(backbone: Backbone) -> Space:
+def default_space(backbone: Backbone, settings: SegmentSettings = DEFAULTS) -> Space:
     """Both rates, over the decade to either side of their defaults, as a training stands or falls with them; weight
     decay, which acts through them; whether rare classes count more, as mIoU is a mean over classes; and the fusion,
-    where there is attention. Five options: some twenty trials do not tell more apart.
+    where there is attention. Five options: some twenty trials do not tell more apart. What `settings` says is not
+    varied.
     """
     varied: dict[str, Range | tuple[Value, ...]] = {
         "lr": Range(1e-4, 1e-2, log=True),
@@ -134,7 +135,12 @@ def default_space(backbone: Backbone) -> Space:
         "weight_decay": Range(1e-3, 1e-1, log=True),
         "class_weights": ("none", "balanced"),
     }
-    return Space(varied | ({"fusion": tuple(FUSIONS)} if any(backbone.heads) else {}), {})
+    varied |= {"fusion": tuple(FUSIONS)} if any(backbone.heads) else {}
+    return Space({name: among for name, among in varied.items() if not _is_said(settings, name)}, {})
+
+
+def _is_said(settings: SegmentSettings, name: str) -> bool:
+    return getattr(settings, name) != getattr(DEFAULTS, name)
 
 
 def read_space(path: str | Path) -> Space:
@@ -217,6 +223,13 @@ def check_space(space: Space, backbone: Backbone, settings: SegmentSettings) -> 
         among = space.varied.get(name, (space.fixed.get(name, getattr(settings, name)),))
         return among if isinstance(among, tuple) else ()
 
+    if not space.varied:
+        raise InputError("all that a sweep would vary is said already: leave out --lr, or give a --space")
+    for name in space.described():
+        if _is_said(settings, name):
+            raise InputError(f"the space says what {name} is: leave it out there, or leave out --{name}")
+    if settings.cache_crops != 1:
+        raise InputError("trials have no cache: leave out --cache_crops")
     with torch.random.fork_rng(devices=[]):
         for head in choices("head"):
             levels = build_head(str(head), backbone.channels, backbone.strides, 2).levels

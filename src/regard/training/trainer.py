@@ -94,7 +94,8 @@ def make_trainer(
     for chatty in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # As meant: small data needs no workers, a loader of lists has no batch size, a frozen backbone is in eval mode.
-    # A loader that cannot resume: ours does, see `data.loading.modules._Resumable`. best-*.ckpt of the part before stay.
+    # A loader that cannot resume: ours does, see `_Resumable` in `data.loading.modules`. best-*.ckpt of the part before
+    # stay.
     for message in (
         ".*does not have many workers.*",
         ".*number of training batches.*",
