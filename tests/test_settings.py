@@ -101,8 +101,8 @@ def _unchecked_types():
         ({"window": "8"}, "window should be a whole number or null, not '8'"),
         ({"overlap": "half"}, "overlap should be a number, not 'half'"),
         ({"overlap": None}, "overlap should be a number, not None"),
-        ({"scales": 1.0}, "scales should be a list, each a number, not 1.0"),
-        ({"scales": ("1",)}, r"scales should be a list, each a number, not \('1',\)"),
+        ({"scales": 1.0}, "scales should be a list of numbers, not 1.0"),
+        ({"scales": ("1",)}, r"scales should be a list of numbers, not \('1',\)"),
     ],
 )
 def test_a_value_of_another_type_is_one_line(given, message: str) -> None:

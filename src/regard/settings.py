@@ -169,10 +169,13 @@ def typed(name: str, kind: Any, value: Any, strict: bool = False) -> Any:
 
 def in_words(kind: Any) -> str:
     """A type for people: `a whole number or null`, `numbers`."""
+    plural = {int: "whole numbers", float: "numbers", str: "words"}
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(map(in_words, get_args(kind)))
     if get_origin(kind) in (tuple, list):
-        return f"a list, each {in_words(get_args(kind)[0])}"
+        return f"a list of {plural[get_args(kind)[0]]}"
+    if get_origin(kind) is dict:
+        return f"keys with {plural.get(get_args(kind)[1], 'values')}"
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", types.NoneType: "null"}
@@ -322,10 +325,14 @@ class PretrainSettings(Guidance):
         "lars or sgd (defaults of barlow_twins and supervised for convnets), or adamw (for transformers).",
     )
     loss: str | None = setting(
-        None, "Of `supervised`: cross_entropy, or a metric loss such as arcface (regard[metric])."
+        None, "Of `supervised`: cross_entropy; or angular, arcface or subcenter_arcface, with regard[metric]."
     )
     lr: float | None = setting(
-        None, "Base rate, for a batch of 256 images; by default the method's for its optimizer.", 0, common=True
+        None,
+        "Base rate, for a batch of 256 images; by default Barlow Twins 0.2 for LARS and 5e-4 for AdamW, DINO 5e-4, "
+        "supervised 0.1 for SGD and 2.5e-4 for AdamW.",
+        0,
+        common=True,
     )
     average: Literal["none", "ema", "swa"] = setting("none", "What is kept: the last weights, or an average of them.")
     method_options: dict[str, Any] = setting(
@@ -478,7 +485,23 @@ class Batches(Settings):
     """How images go through a trained segmentation."""
 
     batch_size: int = setting(16, "Images, or windows of one image, in a forward pass.", 1)
-    workers: int = setting(4, "Processes that load images, where there are masks too.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBatches(Batches):
+    """How images with masks go through a trained segmentation."""
+
+    workers: int = setting(4, "Processes that load images.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxOptions(Settings):
+    """Of an ONNX file."""
+
+    # the antialiased resampling of position embeddings came with 18; torch's exporter writes up to 23
+    opset: int = setting(18, "Version of the ONNX operators.", 18, 23)
+    height: int | None = setting(None, "Fix the height of images, pixels; with width.", 1, MOST_PIXELS)
+    width: int | None = setting(None, "Fix the width.", 1, MOST_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,7 +526,7 @@ class SweepOptions(Settings):
     space: str | None = setting(
         None,
         "A YAML file of options of `regard segment`, each with {low, high, log, step}, a list of choices, or one "
-        "value; by default rates, weight decay, class weights and fusion.",
+        "value; by default rates, weight decay, class weights and fusion, where nothing but their defaults is said.",
         common=True,
     )
     prune: bool = setting(
@@ -517,7 +540,10 @@ class StudyOptions(Settings):
     """What a study departs from, and how its trainings are run."""
 
     preset: str = setting(
-        "tiny", "minutes on a CPU, for one GPU, or ResNet-50, Swin-T and ViT-S/16.", choices=PRESETS, common=True
+        "tiny",
+        "`tiny` takes minutes on a CPU, `small` is for one GPU, `full` has ResNet-50, Swin-T and ViT-S/16.",
+        choices=PRESETS,
+        common=True,
     )
     study: str | None = setting(
         None, "A YAML file with any configurations instead of a preset's; see docs/studies.md.", common=True

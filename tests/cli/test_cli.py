@@ -145,7 +145,15 @@ def test_wrong_data_is_one_line_and_nothing_is_written(command: str, kind, messa
         ("pretrain --data scenes --size 32 --batch_size 4096", "a batch of 4096 cannot be had"),
         ("pretrain --data scenes --size 32 --batch_size 1", "a batch of 1 cannot be had"),
         ('pretrain --data scenes --method_options {"lamda":1}', "did you mean 'lambda_'"),
-        ("pretrain --data scenes --method dino --optimizer lars", "unknown option of dino 'optimizer'"),
+        (
+            'pretrain --data scenes --method_options {"lambda_":"a"}',
+            "lambda_ of barlow_twins should be a number, not 'a'",
+        ),
+        ('pretrain --data scenes --method_options {"lambda_":NaN}', "lambda_ nan of barlow_twins is no number"),
+        (
+            "pretrain --data scenes --method dino --optimizer lars",
+            "dino has no choice of optimizer: leave",
+        ),
         ("segment --data scenes --epochs 0", "epochs 0 is out of bounds: take 1 or more"),
         ("segment --data scenes --workers -1", "workers -1 is out of bounds"),
         ("segment --data scenes --accelerator abacus", "accelerator"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from regard.pictures.charts import NUMBERED, confusion_chart, heads_chart, reliability_chart
+from regard.results import HeadShares
 
 
 def test_rows_of_the_confusion_matrix_are_shares_of_the_true_class() -> None:
@@ -41,8 +42,8 @@ def test_a_reliability_diagram_shows_the_accuracy_of_each_bin() -> None:
 def test_the_share_of_a_head_stands_below_its_number_and_heads_that_are_not_seen_are_empty() -> None:
     figure = heads_chart(
         [
-            {"block": 1, "strength": 0.5, "heads": [1, 4], "weights": [0.75, 0.25]},
-            {"block": 3, "strength": 0.25, "heads": [0, 1, 2], "weights": [0.5, 0.3, 0.2]},
+            HeadShares(block=1, strength=0.5, heads=[1, 4], weights=[0.75, 0.25]),
+            HeadShares(block=3, strength=0.25, heads=[0, 1, 2], weights=[0.5, 0.3, 0.2]),
         ],
         "title",
     )

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from regard.settings import (
-    Batches,
     Device,
     EmbeddingPicture,
     Hardware,
     Inference,
+    LoadedBatches,
     Model,
     ModelToTrain,
     PretrainSettings,
@@ -53,7 +53,7 @@ def evaluate(data: str, out: str) -> None:
     model = untrained_segmentation()
     write_stored(Path(out) / RUN_FILE, description(model))
     save_file(model.state_dict(), Path(out) / MODEL_FILE)
-    evaluate(out, data, Inference(), Device(accelerator="cpu"), Batches(workers=0), "train")
+    evaluate(out, data, Inference(), Device(accelerator="cpu"), LoadedBatches(workers=0), "train")
 
 
 def embed(data: str, out: str) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import config as jaxtyping_config
 from safetensors.torch import save_file
 from torch import nn
 
+from commands import fails
 from regard.backbones import build_backbone, describe
 from regard.backbones.weights import MODEL_FILE
 from regard.cli.use import export
@@ -25,6 +26,7 @@ from regard.runs.export import CONFIG_FILE, save_onnx, save_pretrained, save_saf
 from regard.runs.hub import from_pretrained, push
 from regard.runs.run import RUN_FILE, Run, load_run
 from regard.segmentation.model import SegmentationModel
+from regard.settings import OnnxOptions
 from untrained import description
 
 CLASSES = list(Scenes(1, size=32).classes)
@@ -246,7 +248,7 @@ def test_pushing_makes_a_private_repository_and_uploads_the_folder(run: Run, mon
 
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    said = export(str(tmp_path / "run"), "hub", str(tmp_path / "made"), push="owner/name")
+    said = export(str(tmp_path / "run"), "hub", str(tmp_path / "made"), OnnxOptions(), push="owner/name")
     assert asked == [
         ("create", "owner/name", True, True),
         ("upload", "owner/name", ["README.md", CONFIG_FILE, MODEL_FILE]),
@@ -294,13 +296,15 @@ def test_a_model_on_the_hub_is_fetched_without_what_it_does_not_need(run: Run, t
         ({"format": "onnx", "push": "a/b"}, "--push goes with --format hub"),
         ({"format": "hub", "height": 32, "width": 32}, "go with --format onnx"),
         ({"format": "onnx", "height": 32}, "--height and --width go together"),
-        ({"format": "onnx", "opset": 9}, "opset 9 is not written here: take 18 to"),
+        ({"format": "onnx", "opset": 9}, "opset 9 is out of bounds: take 18 or more, up to 23"),
+        ({"format": "onnx", "height": 0, "width": 0}, "height 0 is out of bounds: take 1 or more"),
     ],
 )
-def test_options_that_do_not_go_together_are_one_line(run: Run, tmp_path: Path, options: dict, said: str) -> None:
+def test_options_that_do_not_go_together_are_one_line(run: Run, tmp_path: Path, capsys, options, said: str) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(InputError, match=said):
-        export(str(tmp_path / "run"), out=str(tmp_path / "made.onnx"), **options)
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    line = fails(capsys, "export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "made.onnx"), *words)
+    assert said in line
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -345,7 +349,7 @@ def test_an_onnx_file_predicts_as_the_run_at_any_size(
 @pytest.mark.usefixtures("_symbols")
 def test_an_onnx_file_of_a_fixed_size_says_so_and_takes_others_all_the_same(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    said = export(str(tmp_path / "run"), "onnx", str(tmp_path / "model.onnx"), height=24, width=40)
+    said = export(str(tmp_path / "run"), "onnx", str(tmp_path / "model.onnx"), OnnxOptions(height=24, width=40))
     assert "fixed to images of 24 x 40 pixels: as asked for" in said
     again = load_run(tmp_path / "model.onnx")
     assert again.description.fixed == (24, 40)

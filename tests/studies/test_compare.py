@@ -445,7 +445,7 @@ def test_the_command_line_plans_and_reports(tmp_path, monkeypatch, capsys) -> No
     ("arguments", "line"),
     [
         (["compare", "--study", "none.yaml"], "regard compare: none.yaml: there is no such file"),
-        (["compare", "--study", "x.yaml", "--size", "64"], "--study says what is compared: leave out --size"),
+        (["compare", "--study", "x.yaml", "--size", "64"], "--study says what is trained: leave out --size"),
         (["compare", "--seeds", "0"], "seeds 0 is out of bounds: take 1 or more"),
         (["compare", "--label_fractions", "1", "0"], "label_fraction 0 is no share"),
         (["compare", "--cluster_options", "{timeout_min: 3}"], "add --cluster slurm"),

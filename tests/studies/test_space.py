@@ -164,6 +164,20 @@ def test_the_default_space_holds_the_defaults_and_fusions_only_where_there_is_at
         assert space.usual() == {name: OPTIONS[name].default for name in space.varied}
 
 
+def test_what_is_said_of_all_trials_gives_way_to_what_one_chose() -> None:
+    """A frozen backbone has no rate, and the fusion none no heads, whoever said so."""
+    backbone = build_backbone("vit_tiny_patch16_224", **VIT)
+    assert "backbone_lr" not in default_space(backbone, SegmentSettings(freeze=True)).varied
+    space = parse_space({"freeze": [True, False], "fusion": ["none", "gate"]})
+    said = {"layer_decay": 0.5, "guide_sharpness": 1.0, "layers": (0,), "heads_kept": 1}
+    frozen, learning = (space.suggest(Dice(0, freeze=freeze, fusion=fusion), said) for freeze, fusion in
+                        ((True, "none"), (False, "gate")))  # fmt: skip
+    assert frozen == {"freeze": True, "fusion": "none"}
+    assert learning == said | {"freeze": False, "fusion": "gate"}
+    rates = parse_space({"backbone_lr": [1e-3, 1e-4], "lr": [0.1, 0.2]})
+    assert "backbone_lr" not in rates.suggest(Dice(0), {"freeze": True})
+
+
 def test_what_is_said_is_not_varied_too() -> None:
     backbone, said = build_backbone("resnet18", channels=(8, 16, 16, 16)), SegmentSettings(lr=0.02)
     assert default_space(backbone).varied.keys() - default_space(backbone, said).varied.keys() == {"lr"}

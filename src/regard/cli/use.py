@@ -6,7 +6,7 @@ from typing import Literal
 from regard.errors import InputError
 from regard.pictures.targets import outputs
 from regard.say import say
-from regard.settings import Batches, Device, Inference, MaskPictures
+from regard.settings import Batches, Device, Inference, LoadedBatches, MaskPictures, OnnxOptions
 
 
 def evaluate(
@@ -14,7 +14,7 @@ def evaluate(
     data: str,
     inference: Inference,
     device: Device,
-    batches: Batches,
+    batches: LoadedBatches,
     split: str | None = None,
 ) -> str:
     """Score a trained segmentation: IoU, accuracy, Boundary IoU, calibration, and what is taken for what.
@@ -84,10 +84,8 @@ def export(
     run: str,
     format: Literal["onnx", "safetensors", "hub"],
     out: str,
+    onnx: OnnxOptions,
     push: str | None = None,
-    opset: int = 18,
-    height: int | None = None,
-    width: int | None = None,
 ) -> str:
     """Make a trained segmentation fit for other programs: one ONNX file, safetensors, or a Hugging Face hub folder.
 
@@ -98,15 +96,12 @@ def export(
         out: The file to make, ending in .onnx, or the folder.
         push: OWNER/NAME on the Hugging Face hub to upload to, with format hub; a new one is private. The token is that
             of HF_TOKEN, or of `hf auth login`.
-        opset: Version of the ONNX operators, 18 to 23.
-        height: Fix the height of images in the ONNX file, pixels; with width.
-        width: Fix the width.
     """
     if push is not None and format != "hub":
         raise InputError(f"--push goes with --format hub, not {format}")
-    if (height, width, opset) != (None, None, 18) and format != "onnx":
+    if onnx != OnnxOptions() and format != "onnx":
         raise InputError(f"--height, --width and --opset go with --format onnx, not {format}")
-    if (height is None) != (width is None):
+    if (onnx.height is None) != (onnx.width is None):
         raise InputError("--height and --width go together")
     from regard.runs.export import save_onnx, save_pretrained, save_safetensors
     from regard.runs.hub import check_push
@@ -125,8 +120,8 @@ def export(
             return f"weights, config.json and model card in {out}"
         return f"{out} pushed to {upload(Path(out), push)}"
     say("exporting, then comparing with torch at several sizes: this takes a minute or more")
-    fixed = None if height is None or width is None else (height, width)
-    reason = save_onnx(loaded, out, fixed, opset)
+    fixed = None if onnx.height is None or onnx.width is None else (onnx.height, onnx.width)
+    reason = save_onnx(loaded, out, fixed, onnx.opset)
     if reason is None:
         return f"ONNX model for images of any size in {out}"
     rows, columns = fixed or (loaded.size, loaded.size)

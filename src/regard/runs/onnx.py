@@ -35,11 +35,11 @@ from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.errors import InputError, first_line
 from regard.results import ModelDescription, parse_stored
 from regard.segmentation.model import SegmentationModel
+from regard.settings import OnnxOptions
 
 INPUT, TILES, OUTPUT = "image", "tiles", "logits"
 METADATA = "regard"
-OPSETS = (18, 23)  # the antialiased resampling of position embeddings came with 18; the exporter writes up to 23
-OPSET = 18
+OPSET = OnnxOptions.opset
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by about 1e-6, a wrong graph by 1e-1
 MISSING = "ONNX needs packages that are not here ({}): pip install 'regard[export]'"
 
@@ -97,8 +97,6 @@ def export_onnx(
     Raises InputError where packages are missing, and where no file gives what torch gives. Whole or not at all.
     """
     _check_packages()
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise InputError(f"opset {opset} is not written here: take {OPSETS[0]} to {OPSETS[1]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     wrapped = FromBytes(copy.deepcopy(model).cpu().float()).eval()

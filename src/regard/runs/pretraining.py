@@ -4,11 +4,12 @@ Its description is written last and whole, so a folder that has one is finished,
 """
 
 import inspect
+import math
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
@@ -29,7 +30,7 @@ from regard.results import PretrainDescription, write_stored
 from regard.runs.checks import check_pretraining
 from regard.runs.extras import Extras
 from regard.runs.folders import SKIPPED_FILE
-from regard.settings import METHODS, VIEWS, Hardware, PretrainSettings, Watch, find
+from regard.settings import METHODS, VIEWS, Hardware, PretrainSettings, Watch, find, typed
 from regard.ssl.method import Pretraining
 from regard.ssl.monitors import CollapseMonitor, Pictures
 from regard.training.averaging import make_averaging
@@ -176,10 +177,17 @@ def chosen_options(settings: PretrainSettings) -> dict[str, Any]:
 def check_options(settings: PretrainSettings) -> type[Pretraining]:
     """The method's class; InputError for an option that it does not have, or what it cannot do."""
     method: type[Pretraining] = find("method", settings.method, METHODS)
+    kinds = get_type_hints(method.__init__)
     known = set(inspect.signature(method).parameters) - {"backbone", "batch_size", "classes"}
-    for option in chosen_options(settings):
+    for option, value in chosen_options(settings).items():
+        if option not in known and option not in settings.method_options:
+            raise InputError(f"{settings.method} has no choice of {option}: leave out --{option}")
         if option not in known:
             raise unknown(f"option of {settings.method}", option, sorted(known))
+        typed(f"{option} of {settings.method}", kinds[option], value, strict=True)
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{option} {number} of {settings.method} is no number that can be used here")
     if method.averages and settings.average != "none":
         raise InputError(f"{settings.method} keeps an average of the weights already: leave out average")
     if method.labelled and settings.guide_consistency:

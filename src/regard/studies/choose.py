@@ -59,7 +59,7 @@ def _start(options: StudyOptions) -> Plan:
         plan = preset(options.preset, options.size)
     elif options.size or options.preset != StudyOptions.preset:
         option = "size" if options.size else "preset"
-        raise InputError(f"--study says what is compared: leave out --{option}, and say it there")
+        raise InputError(f"--study says what is trained: leave out --{option}, and say it there")
     else:
         plan = read_plan(options.study)
     plan = replace(plan, seeds=tuple(range(options.seeds))) if options.seeds else plan

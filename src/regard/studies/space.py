@@ -91,19 +91,19 @@ class Space:
             name: getattr(DEFAULTS, name) for name, among in self.varied.items() if getattr(DEFAULTS, name) in among
         }
 
-    def suggest(self, trial: Any) -> dict[str, Value]:
+    def suggest(self, trial: Any, said: Mapping[str, Any] = {}) -> dict[str, Any]:
         """The options of one trial: see `whole`."""
         chosen: dict[str, Value] = {}
         for name in sorted(self.varied, key=lambda name: name not in ("freeze", "fusion")):  # others depend on them
-            if name not in _without(self.fixed | chosen):
+            if name not in _without({**said, **self.fixed, **chosen}):
                 chosen[name] = self._suggest(trial, name)
-        return self.whole(chosen)
+        return self.whole(chosen, said)
 
-    def whole(self, chosen: Mapping[str, Value]) -> dict[str, Value]:
-        """With what is fixed; of a frozen backbone, without what only a learning one has, and of the fusion `none`,
-        which sees no attention heads, without `heads_kept`.
+    def whole(self, chosen: Mapping[str, Value], said: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """With what is fixed, and `said` of all trials; of a frozen backbone, without what only a learning one has, and
+        of the fusion `none`, which sees no attention heads, without the choice of some.
         """
-        options = self.fixed | dict(chosen)
+        options = {**said, **self.fixed, **chosen}
         left_out = _without(options)
         return {name: value for name, value in options.items() if name not in left_out}
 
@@ -120,7 +120,7 @@ class Space:
 def _without(options: Mapping[str, Value]) -> tuple[str, ...]:
     """What a training with these options does not have."""
     left_out = OF_A_LEARNING_BACKBONE if options.get("freeze") else ()
-    return (*left_out, "heads_kept") if options.get("fusion") == "none" else left_out
+    return (*left_out, "heads_kept", "layers") if options.get("fusion") == "none" else left_out
 
 
 def default_space(backbone: Backbone, settings: SegmentSettings = DEFAULTS) -> Space:
@@ -136,7 +136,8 @@ def default_space(backbone: Backbone, settings: SegmentSettings = DEFAULTS) -> S
         "class_weights": ("none", "balanced"),
     }
     varied |= {"fusion": tuple(FUSIONS)} if any(backbone.heads) else {}
-    return Space({name: among for name, among in varied.items() if not _is_said(settings, name)}, {})
+    without = OF_A_LEARNING_BACKBONE if settings.freeze else ()
+    return Space({n: among for n, among in varied.items() if not _is_said(settings, n) and n not in without}, {})
 
 
 def _is_said(settings: SegmentSettings, name: str) -> bool:

@@ -89,7 +89,7 @@ def _trial(sweep: Sweep, name: str, number: int) -> str:
 def _score(sweep: Sweep, name: str, trial: Trial) -> float:
     """The mIoU on val of the model that a training with these settings keeps."""
     splits = require_masks(sweep.source)
-    settings = changed(SegmentSettings(), sweep.fixed | sweep.space.suggest(trial))
+    settings = changed(SegmentSettings(), sweep.space.suggest(trial, sweep.fixed))
     backbone, extras = sweep.build(), Extras(name, callbacks=(Pruning(trial),))
     folder = sweep.out / TRIALS / str(trial.number)
     made = segment_run(

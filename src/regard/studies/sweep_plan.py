@@ -50,7 +50,7 @@ class Sweep:
         hardware = {name: getattr(self.hardware, name) for name in ("accelerator", "precision", "workers")}
         given = {"data": self.source.root, **asdict(self.model), "seed": self.seed, **hardware}
         given = {name: value for name, value in given.items() if value or name in ("seed", "workers")}
-        return given | plain(self.fixed) | self.space.whole(chosen)
+        return given | plain(self.space.whole(chosen, self.fixed))
 
 
 def claim(sweep: Sweep, backbone: Backbone) -> None:
