@@ -149,7 +149,7 @@ def test_wrong_data_is_one_line_and_nothing_is_written(command: str, kind, messa
             'pretrain --data scenes --method_options {"lambda_":"a"}',
             "lambda_ of barlow_twins should be a number, not 'a'",
         ),
-        ('pretrain --data scenes --method_options {"lambda_":NaN}', "lambda_ nan of barlow_twins is no number"),
+        ('pretrain --data scenes --method_options {"lambda_":.nan}', "lambda_ nan of barlow_twins is no number"),
         (
             "pretrain --data scenes --method dino --optimizer lars",
             "dino has no choice of optimizer: leave",
