@@ -100,7 +100,7 @@ class Settings:
     def __post_init__(self) -> None:
         for option in options(self):
             value = typed(option.name, kinds_of(type(self))[option.name], getattr(self, option.name), strict=True)
-            check_value(type(self), option, value)
+            check_value(option, value)
             object.__setattr__(self, option.name, value)  # a list that stands for a tuple, a 1 for 1.0
 
 
@@ -117,17 +117,10 @@ def default_of(option: Field) -> Any:
 kinds_of = cache(get_type_hints)  # the types of a class's settings, by name
 
 
-def choices_of(settings: type[Settings], option: Field) -> tuple[str, ...]:
-    """The words that it may be; none where it is something else, or any word."""
-    kind = kinds_of(settings)[option.name]
-    literals = [one for part in (kind, *get_args(kind)) if get_origin(part) is Literal for one in get_args(part)]
-    return tuple(option.metadata["choices"] or literals)
-
-
-def check_value(settings: type[Settings], option: Field, value: Any) -> None:
+def check_value(option: Field, value: Any) -> None:
     """InputError for a number out of the option's bounds, and a word that is none of its choices."""
-    choices = choices_of(settings, option)
-    if choices and isinstance(value, str) and value not in choices:
+    choices = option.metadata["choices"]
+    if choices and value is not None and value not in choices:
         raise unknown(option.name.replace("_", " "), value, choices)
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, Real) and not isinstance(number, bool):

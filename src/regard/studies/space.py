@@ -208,7 +208,7 @@ def _range(name: str, entry: Mapping[str, Any]) -> Range:
 
 def _value(name: str, value: Any) -> Any:
     value = typed(name, KINDS[name], value)
-    check_value(SegmentSettings, OPTIONS[name], value)
+    check_value(OPTIONS[name], value)
     if name == "loss":
         build_loss(value, None, 255)
     return value
