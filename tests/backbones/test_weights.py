@@ -3,12 +3,15 @@
 import argparse
 import json
 import os
+import time
+import zipfile
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,7 +19,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from commands import refused
 from regard.backbones import build_backbone, describe, from_description, save_backbone
+from regard.backbones.namings import NAMINGS, renamed
 from regard.backbones.weights import load_weights
 from regard.errors import InputError
 from regard.ssl.barlow_twins import BarlowTwins
@@ -89,6 +94,23 @@ def dino(state: State, teacher: str) -> dict[str, Any]:
     }
 
 
+def twin(prefix: str, state: State) -> State:
+    """The same names with other values: what must not be taken."""
+    return {prefix + key: torch.zeros_like(value) for key, value in state.items()}
+
+
+def chunked(state: State) -> State:
+    return {key.replace("blocks.1.", "blocks.1.1.").replace("blocks.0.", "blocks.0.0."): state[key] for key in state}
+
+
+def as_sequential(state: State) -> State:
+    return in_names("a Sequential of torchvision's ResNet", state)
+
+
+def in_names(naming: str, state: State) -> State:
+    return {renamed(key, NAMINGS[naming]): value for key, value in state.items()}
+
+
 LAYOUTS: dict[str, tuple[str, Callable[[State], Any]]] = {
     "Barlow Twins, resnet50.pth": (RESNET, dict),
     "Barlow Twins, checkpoint.pth": (RESNET, barlow_twins),
@@ -100,6 +122,26 @@ LAYOUTS: dict[str, tuple[str, Callable[[State], Any]]] = {
     "a student alone": (VIT, lambda state: {"student": under("module.backbone.", state) | dino_head()}),
     "backbone_weights": (VIT, lambda state: {"backbone_weights": state, "state_dict": {"linear.bias": torch.ones(2)}}),
     "torchvision, with a classifier": (RESNET, lambda state: state | {"fc.weight": torch.ones(5, 8)}),
+    "DINOv2's training": (VIT, lambda state: {"teacher": under("backbone.", chunked(state)) | dino_head()}),
+    "MoCo v3": (
+        VIT,
+        lambda state: {"state_dict": under("module.base_encoder.", state) | twin("module.momentum_encoder.", state)},
+    ),
+    "I-JEPA": (VIT, lambda state: {"encoder": twin("module.", state), "target_encoder": under("module.", state)}),
+    "MAE": (VIT, lambda state: {"model": state | {"decoder_embed.weight": torch.ones(2), "mask_token": torch.ones(1)}}),
+    "timm's average": (VIT, lambda state: {"state_dict": twin("", state), "state_dict_ema": state}),
+    "Lightning's, compiled": (RESNET, lambda state: {"state_dict": under("model._orig_mod.", state)}),
+    "lightly's teacher": (
+        VIT,
+        lambda state: {"state_dict": twin("student_backbone.vit.", state) | under("teacher_backbone.vit.", state)},
+    ),
+    "lightly's ResNet": (RESNET, lambda state: {"state_dict": under("backbone.", as_sequential(state))}),
+    "solo-learn": (RESNET, lambda state: {"state_dict": under("backbone.", state) | twin("momentum_backbone.", state)}),
+    "OpenMMLab's ViT": (VIT, lambda state: {"state_dict": under("backbone.", in_names("OpenMMLab's ViT", state))}),
+    "numbers of NumPy beside": (
+        VIT,
+        lambda state: {"model": state, "epoch": np.float64(3), "seen": np.arange(3), "at": Path()},
+    ),
 }
 
 
@@ -122,6 +164,112 @@ def test_all_file_formats_load(tmp_path, format: str) -> None:
     else:
         torch.save(state, path, _use_new_zipfile_serialization=format == "zip")
     assert_loads(path, VIT, state)
+
+
+@pytest.mark.parametrize(
+    ("written_as", "words"),
+    [
+        (lambda state: state, "positions taken for a grid of 4 x 4 patches"),
+        (
+            lambda state: {"state_dict": state, "state_dict_ema": state},
+            "took state_dict_ema (an average), not state_dict",
+        ),
+        (
+            lambda state: dino(state, ""),
+            "took teacher, not student, which a file of its own would give; took what is under",
+        ),
+        (
+            lambda state: under("module.encoder.", state) | dino_head(),
+            "took what is under module.encoder.; left out head",
+        ),
+        (lambda state: state | {"decoder_norm.bias": torch.ones(1)}, "left out decoder_norm"),
+        (lambda state: in_names("torchvision's ViT", state), "read by the names of torchvision's ViT"),
+    ],
+)
+def test_what_was_taken_and_left_out_is_said_in_one_line(tmp_path, capsys, written_as, words: str) -> None:
+    torch.save(written_as(tiny(VIT).state_dict()), tmp_path / "weights.pth")
+    load_weights(tiny(VIT), tmp_path / "weights.pth")
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "classifier"),
+    [
+        ("vit_base_patch32_224", "vit_b_32", "heads"),
+        ("swin_tiny_patch4_window7_224", "swin_t", "head"),
+    ],
+)
+def test_torchvisions_transformers_give_what_they_gave(tmp_path, name: str, theirs: str, classifier: str) -> None:
+    model = getattr(torchvision.models, theirs)().eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    setattr(model, classifier, nn.Identity())
+    ours = timm.create_model(name, num_classes=0).eval()
+    load_weights(ours, tmp_path / "weights.pth")
+    images = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["layers.0.blocks.0.attn.w_msa.qkv.bias", "encoder.layer.0.attention.output.bias"])
+def test_names_that_cannot_be_read_say_whose_they_are(tmp_path, key: str) -> None:
+    torch.save({key: torch.ones(3), "norm.bias": torch.ones(3)}, tmp_path / "weights.pth")
+    refused(
+        lambda: load_weights(tiny(VIT), tmp_path / "weights.pth"), "It is in the names of ", "timm's own file of it"
+    )
+
+
+def test_positions_are_resampled_from_the_grid_that_they_are_of(tmp_path, capsys) -> None:
+    """Each position holds the number of its column, of 9 in 4 rows: their number, 36, is a square all the same."""
+    small = OPTIONS[VIT] | {"depth": 1}
+    oblong = build_backbone(VIT, **small | {"img_size": (64, 144)})
+    with torch.no_grad():
+        oblong.model.pos_embed[0, 1:] = torch.arange(9.0).repeat(4)[:, None]
+    save_backbone(oblong, tmp_path / "ours.safetensors")
+    torch.save(oblong.model.state_dict(), tmp_path / "plain.pth")
+    for size, words in (((64, 144), ""), (96, "4 x 9 patches resampled to 6 x 6"), ((128, 288), "to 8 x 18")):
+        positions = build_backbone(tmp_path / "ours.safetensors", img_size=size).model.pos_embed[0, 1:, 0]
+        rows = positions.detach().view(size[0] // 16 if isinstance(size, tuple) else 6, -1)
+        assert (rows.diff(dim=1) > 0).all()
+        assert (rows.diff(dim=0).abs() < 1e-3).all()
+        assert words in (said := capsys.readouterr().err)
+        assert bool(said) == bool(words)
+    for size, words in (
+        (96, "taken for a grid of 6 x 6"),
+        ((128, 288), "of 6 x 6 patches, which the file does not say"),
+    ):
+        build_backbone(VIT, weights=tmp_path / "plain.pth", **small | {"img_size": size})
+        assert words in capsys.readouterr().err
+
+
+def test_resampled_patch_kernels_are_said(tmp_path, capsys) -> None:
+    torch.save(tiny(VIT).state_dict(), tmp_path / "plain.pth")
+    build_backbone(VIT, weights=tmp_path / "plain.pth", **OPTIONS[VIT] | {"patch_size": 8})
+    said = " ".join(capsys.readouterr().err.split())
+    assert "patch kernels resampled from 16 x 16 to 8 x 8" in said
+    assert "resampled to 8 x 8;" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_that_are_not_finite_are_one_line(tmp_path, value: float, suffix: str) -> None:
+    backbone, path = build_backbone(VIT, **OPTIONS[VIT]), tmp_path / f"weights.{suffix}"
+    with torch.no_grad():
+        backbone.model.norm.bias[3] = value
+    if suffix == "pth":
+        torch.save(backbone.model.state_dict(), path)
+    else:
+        save_backbone(backbone, path)
+    refused(lambda: load_weights(tiny(VIT), path), "not finite, in norm.bias", "an earlier checkpoint")
+
+
+def test_a_packed_file_is_not_unpacked(tmp_path) -> None:
+    torch.save(tiny(VIT).state_dict(), tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "packed.pth", "w", 8) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    refused(lambda: load_weights(tiny(VIT), tmp_path / "packed.pth"), "it is packed")
 
 
 def test_timms_resnet_has_torchvisions_names_and_shapes() -> None:
@@ -214,7 +362,7 @@ def test_a_truncated_file_is_named(tmp_path, suffix: str, kept: float) -> None:
 @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"epoch": 3}, [torch.ones(1)], torch.ones(1), None])
 def test_a_file_without_weights_says_where_they_were_looked_for(tmp_path, content: Any) -> None:
     torch.save(content, tmp_path / "none.pth")
-    with pytest.raises(InputError, match="holds no weights that are known here: expected one of teacher, student, "):
+    with pytest.raises(InputError, match="holds no weights that are known here: expected one of state_dict_ema, "):
         load_weights(tiny(VIT), tmp_path / "none.pth")
 
 
@@ -279,6 +427,28 @@ def test_a_file_that_does_not_say_what_it_holds_is_one_line(tmp_path, descriptio
     with pytest.raises(InputError, match=r"b\.safetensors does not say .* which backbone it holds") as caught:
         build_backbone(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"options": OPTIONS[VIT] | {"depth": 5000}},
+        {"options": OPTIONS[VIT] | {"depth": -1}},
+        {"options": OPTIONS[VIT] | {"img_size": 10**6}},
+        {"options": OPTIONS[VIT] | {"embed_dim": 3 * 10**6}},
+        {"options": OPTIONS[VIT] | {"embed_dim": 3 * 10**9}},
+        {"name": "resnet50", "options": {"layers": [1, 10**5, 1, 1]}},
+        {"statistics": {"mean": [0.5] * 3, "std": [0.5, 0, 0.5]}},
+        {"statistics": {"mean": [0.5] * 3, "std": [0.5]}},
+        {"statistics": {"mean": [1e300] * 3, "std": [0.5] * 3}},
+        {"statistics": {"mean": [0.5] * 3}},
+    ],
+)
+def test_a_description_that_cannot_be_of_its_file_takes_no_time_and_no_memory(tmp_path, wrong: dict[str, Any]) -> None:
+    path = crafted(tmp_path / "b.safetensors", {"name": VIT, "options": OPTIONS[VIT]} | wrong)
+    begun = time.monotonic()
+    refused(lambda: build_backbone(path), "b.safetensors", "make it again")
+    assert time.monotonic() - begun < 5
 
 
 NEARLY_ONE = {VIT, "deit_tiny_distilled_patch16_224"}

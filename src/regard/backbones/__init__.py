@@ -23,7 +23,14 @@ from regard.backbones.base import (
 from regard.backbones.convnet import ConvNet
 from regard.backbones.swin import Swin
 from regard.backbones.vit import ViT, is_vit
-from regard.backbones.weights import BACKBONE_FILE, backbone_file, load_weights, read_description, without_sources
+from regard.backbones.weights import (
+    BACKBONE_FILE,
+    backbone_file,
+    check_size,
+    load_weights,
+    read_description,
+    without_sources,
+)
 from regard.errors import InputError, first_line, unknown
 from regard.files import write_whole
 
@@ -58,8 +65,9 @@ def build_backbone(
     """
     description = read_description(Path(name))
     if description:
-        options = description["options"] | timm_options
-        return _build(description["name"], False, weights or backbone_file(Path(name)), options)
+        file = backbone_file(Path(name))
+        check_size(file, lambda: from_description(description))
+        return _build(description["name"], False, weights or file, description["options"] | timm_options)
     if "/" in str(name) or str(name).endswith((".pth", ".safetensors", ".ckpt", ".pt")):
         raise InputError(
             f"{name} is neither a timm model, nor a run of regard pretrain or regard segment, nor a {BACKBONE_FILE}; "
@@ -164,6 +172,8 @@ def _probe(backbone: Backbone) -> None:
     Leaves no trace: training modes and random states are as before.
     """
     device, stride = device_of(backbone), max(backbone.strides)
+    if device.type == "meta":  # built for its sizes alone, where no image goes through
+        return
     height, width = 2 * stride, 3 * stride
     with eval_mode(backbone), torch.random.fork_rng([device] if device.type == "cuda" else []):
         images = torch.zeros(1, 3, height, width, device=device, dtype=next(backbone.parameters()).dtype)

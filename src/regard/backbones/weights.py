@@ -1,41 +1,41 @@
-"""Reads checkpoints into timm models: the published Barlow Twins and DINO ones, torchvision's, timm's and our own.
-
-A file is read as data only (`weights_only=True`, or safetensors), so that opening it never runs code from it. The one
-class let through besides torch's own is `argparse.Namespace`, a bag of values, which DINO's full checkpoint holds.
+"""Loads checkpoints into timm models, whoever wrote them, and says what was taken of them; and what our own files say
+of themselves.
 """
 
-import argparse
 import json
-import pickle
+import math
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from regard.errors import InputError
+from regard.backbones.checkpoints import State, read_state
+from regard.backbones.namings import NAMINGS, flat_chunks, foreign, part, place, renamed
+from regard.errors import InputError, first_line
+from regard.say import say
 
 BACKBONE_FILE = "backbone.safetensors"
 MODEL_FILE = "model.safetensors"  # a whole segmentation, its backbone among the rest
 
-# Where published checkpoints keep the weights, best first: DINO's full checkpoint has both a teacher and a student, and
-# its paper evaluates the teacher (section 3.1).
-WRAPPERS = ("teacher", "student", "backbone_weights", "state_dict", "model", "model_state_dict")
-# What goes before the backbone's names beside other parts, best first: our DINO's teacher, our other methods, theirs.
-PREFIXES = ("teacher_backbone.model.", "backbone.model.", "backbone.")
 # Parts of a checkpoint that are not the backbone: classifiers, and the heads that pre-training throws away.
-HEADS = ("fc.", "head.", "head_dist.", "classifier.", "projector.", "bn.")
+HEADS = re.compile(
+    r"(fc|head|head_dist|\w*classifier|\w*projector|bn|pre_logits|decoder\w*|\w*predictor|mask_token|masked_embed|neck|"
+    r"\w+_head|heads|prototypes|queue|queue_ptr)(\.|$)"
+)
 
 # Options of a backbone that say where its first weights came from. What is described has weights of its own, and a
 # description that came from somewhere else should not make timm open or fetch others.
 SOURCES = frozenset(
     ("pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "hf_hub_id")
 )
+ARCHITECTURE = "Is it of another architecture?"
 
 
 def without_sources(description: dict[str, Any]) -> dict[str, Any]:
@@ -54,18 +54,37 @@ def read_description(path: Path) -> dict[str, Any] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("regard")
+            text, tensors = (file.metadata() or {}).get("regard"), len(file.keys())
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}") from error
     if not text:
         return None
     try:
-        description = without_sources(json.loads(text))
-        named = isinstance(description["name"], str)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        named = False
-    if not named:
-        raise InputError(f"{path} does not say in its metadata which backbone it holds: make it again")
+        return checked(json.loads(text), tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} does not say in its metadata which backbone it holds ({first_line(error)}): make it again"
+        ) from error
+
+
+def checked(description: dict[str, Any], tensors: int) -> dict[str, Any]:
+    """A backbone's description without other sources of weights, once it can be one of a file of so many tensors.
+
+    Raises KeyError, TypeError or ValueError for one that cannot.
+    """
+    description = without_sources(description)
+    if not isinstance(description["name"], str):
+        raise TypeError("its name is no text")
+    for key, value in description["options"].items():
+        layers = value if isinstance(value, list | tuple) else (value,)
+        if re.search("depth|layers", key) and not 0 <= sum(layers) <= tensors:
+            raise ValueError(f"{key} {value} in a file of {tensors} tensors")
+    statistics = description.get("statistics")
+    if statistics:
+        mean, std = ([float(value) for value in statistics[part]] for part in ("mean", "std"))
+        sane = all(abs(value) <= 255 for value in mean) and all(1e-3 <= value <= 255 for value in std)
+        if len(mean) != 3 or len(std) != 3 or not sane:
+            raise ValueError(f"mean {mean} and std {std} are no statistics of images")
     return description
 
 
@@ -76,68 +95,135 @@ def backbone_file(path: Path) -> Path:
     return next((file for name in (BACKBONE_FILE, MODEL_FILE) if (file := path / name).is_file()), path / BACKBONE_FILE)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint into a timm model, strictly.
-
-    Position embeddings, patch embeddings and bias tables of another size are resampled (timm's own filter).
-    Classifiers and pre-training heads in the file are passed over. Raises InputError that names what is missing or left
-    over; the model is then as it was.
+def check_size(path: Path, build: Callable[[], nn.Module]) -> None:
+    """InputError where the model that a description builds has more numbers than its safetensors file has: so a wrong
+    description takes no memory. What cannot be built without any is left to be built.
     """
-    state = read_state(path)
+    with safe_open(path, framework="pt") as file:
+        there = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no dict)
+    described = 0.0
+    try:
+        with torch.device("meta"):
+            described = sum(value.numel() for value in build().state_dict().values())
+    except Exception as error:  # a model may need numbers to be built; of sizes past all bounds, torch says so
+        described = math.inf if "overflow" in str(error) else described
+    if described > there:
+        raise InputError(f"{path} holds {there:,} numbers, and describes a model of {described:,.0f}: make it again")
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """InputError for weights that are not numbers, such as those of a training that diverged."""
+    broken = sorted(key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all())
+    if broken:
+        raise InputError(
+            f"{path} has weights that are not finite, in {_few(broken)}: an earlier checkpoint, or the training again "
+            "at a lower rate, would work"
+        )
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint into a timm model, strictly: of a file, or of a run folder.
+
+    Position embeddings, patch kernels and bias tables of another size are resampled. Classifiers, decoders and
+    pre-training heads in the file are passed over. What was taken, left out and resampled is said.
+
+    Raises InputError that names what is missing, left over, or not finite; the model is then as it was.
+    """
+    path = backbone_file(path)
+    found, said = read_state(path)
+    description = read_description(path)
+    own = model.state_dict()
+    state, left_out, where = _in_timms_names(found, own)
+    in_file = dict(state)
+    moved = _resample_positions(state, model, (description or {"options": {}})["options"].get("img_size"))
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         with suppress(Exception):  # it may stumble over names that are not its own; they are named below
-            state = convert(state, model)
-    own = model.state_dict()
+            state = convert(dict(state), model)
     missing = sorted(own.keys() - state.keys())
-    left_over = sorted(key for key in state.keys() - own.keys() if not key.startswith(HEADS))
-    misfits = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    left_over = sorted(key for key in state.keys() - own.keys() if not HEADS.match(key))
+    misfits = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     if missing or left_over or misfits:
-        found = "; ".join(
-            f"{what} {_few(keys)}"
-            for what, keys in (("missing", missing), ("left over", left_over), ("another shape in", misfits))
-            if keys
-        )
-        raise InputError(f"{path} does not fit {type(model).__name__}: {found}. Is it of another architecture?")
-    model.load_state_dict({key: value for key, value in state.items() if key in own})
+        wrong = {"missing": missing, "left over": left_over, "another shape in": misfits}
+        words = "; ".join(f"{what} {_few(keys)}" for what, keys in wrong.items() if keys)
+        whose = foreign(found)
+        remedy = f"It is in the names of {whose}: timm's own file of it would work" if whose else ARCHITECTURE
+        raise InputError(f"{path} does not fit {type(model).__name__}: {words}. {remedy}")
+    weights = {key: state[key] for key in own}
+    check_finite(weights, path)
+    model.load_state_dict(weights)
+    left_out += sorted({part(key) for key in in_file if HEADS.match(key)})
+    said += where + [f"left out {_few(left_out, 8)}"] * bool(left_out)
+    said = said if description is None else []  # what lies beside the backbone in a file of ours is known
+    said += [moved] * bool(moved) + _resized(in_file, weights)
+    if said:
+        say(f"{path}: {'; '.join(said)}")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The backbone's tensors in a checkpoint file, under the names that timm uses."""
-    if not path.is_file():
-        raise InputError(f"no weights file at {path}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken or an unsafe file
-        raise InputError(
-            f"cannot read weights from {path}: {_why(error)}. "
-            "It must hold tensors only (.pth, .pt, .ckpt, .safetensors)"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-            break
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no weights that are known here: expected one of {', '.join(WRAPPERS)}")
-    state = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if inside:
-            return inside
-    return state
+def _in_timms_names(found: State, own: Mapping[str, Tensor]) -> tuple[State, list[str], list[str]]:
+    """The model's tensors under timm's names, the parts that are left out, and where the model was, for people."""
+    flat = flat_chunks(list(found), own)
+    naming, prefix = place(flat.values(), own)
+    ours = {renamed(key, NAMINGS[naming]): key for key in own}
+    inside = {key: flat[key].removeprefix(prefix) for key in found if flat[key].startswith(prefix)}
+    where = [f"took what is under {prefix}"] if prefix else []
+    where += [f"read by the names of {naming}"] if naming != "timm" else []
+    return (
+        {ours.get(name, name): found[key] for key, name in inside.items()},
+        sorted({part(flat[key], prefix) for key in found.keys() - inside.keys()}),
+        where,
+    )
 
 
-def _why(error: Exception) -> str:
-    """What is wrong with a file, in our words: torch's go on to tell how to open an unsafe file all the same."""
-    unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))  # the class or function that the file asks for
-    if unsafe:
-        return f"it asks for {unsafe[1]}, which could run code"
-    if isinstance(error, pickle.UnpicklingError):
-        return "it holds objects that are not tensors, or is not a checkpoint"
-    return "it is broken, or not a checkpoint"
+def _resample_positions(state: State, model: Any, size: int | Sequence[int] | None) -> str:
+    """Bring a ViT's positions from the grid that they are of to the model's; in words, where it is another.
+
+    size: of the images that the file says they are for. Where it says none, they are taken for those of the published
+    model if their number fits, and else for a square.
+    """
+    positions, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
+    kernels, grid = (
+        state.get("patch_embed.proj.weight"),
+        getattr(getattr(model, "patch_embed", None), "grid_size", None),
+    )
+    if positions is None or positions.ndim != 3 or own is None or grid is None or kernels is None or kernels.ndim < 4:
+        return ""
+    new = (int(grid[0]), int(grid[1]))
+    ahead = own.shape[1] - math.prod(new)  # positions of tokens that are no patches
+    count = positions.shape[1] - ahead
+    published = model.pretrained_cfg.get("input_size", (3, 0, 0))[1:]
+    sizes = [published] if size is None else [(size, size) if isinstance(size, int) else tuple(size)]
+    grids = [(rows // kernels.shape[-2], columns // kernels.shape[-1]) for rows, columns in sizes]
+    grids += [new] if count == math.prod(new) else [(math.isqrt(max(count, 0)),) * 2]
+    old = next((one for one in grids if math.prod(one) == count), None)
+    if old is None:  # of no grid: the message on its shape says what there is
+        return ""
+    if old != new:
+        state["pos_embed"] = resample_abs_pos_embed(positions, list(new), list(old), ahead)
+    model.pretrained_model_args = {"img_size": model.patch_embed.img_size}  # else timm might take them for a square
+    said = f"{old[0]} x {old[1]} patches"
+    said = f"a grid of {said}, which the file does not say," if size is None and old != grids[0] else said
+    if old != new:
+        return f"positions of {said} resampled to {new[0]} x {new[1]}"
+    return f"positions taken for {said.rstrip(',')}" if size is None and old != grids[0] else ""
 
 
-def _few(keys: list[str], most: int = 3) -> str:
+def _resized(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """What else has another size than in the file, in words."""
+    said, kinds = [], {"patch_embed.proj.weight": "patch kernels", "relative_position_bias_table": "bias tables"}
+    for name, words in kinds.items():
+        there = [
+            key for key in after.keys() & before.keys() if key.endswith(name) and before[key].ndim == after[key].ndim
+        ]
+        sizes = [
+            (before[key].shape, after[key].shape) for key in sorted(there) if before[key].shape != after[key].shape
+        ]
+        if sizes:
+            old, new = (" x ".join(map(str, shape[-2:] if len(shape) > 2 else shape[:1])) for shape in sizes[0])
+            said.append(f"{words} resampled from {old} to {new}")
+    return said
+
+
+def _few(keys: Sequence[str], most: int = 3) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more

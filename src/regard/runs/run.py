@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import device_of, from_description
-from regard.backbones.weights import MODEL_FILE
+from regard.backbones.weights import MODEL_FILE, check_finite, check_size, checked
 from regard.data.datasets.base import MaskDataset
 from regard.data.loading.augment import short_side
 from regard.data.loading.modules import loading
@@ -192,16 +192,12 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
         if path.suffix == ".onnx":
             return Run(*read_onnx(path))
         description = read_description(path)
-        settings = description.settings
-        model = SegmentationModel(
-            from_description(description.backbone),
-            len(description.classes),
-            settings.fusion,
-            settings.head,
-            kept=description.kept,
-            head_options=settings.head_options,
-        )
-        model.load_state_dict(load_file(path / MODEL_FILE))
+        weights = load_file(path / MODEL_FILE)
+        checked(description.backbone, len(weights))
+        check_size(path / MODEL_FILE, lambda: _built(description))
+        check_finite(weights, path / MODEL_FILE)
+        model = _built(description)
+        model.load_state_dict(weights)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return Run(model.to(device), description)
     except InputError:
@@ -210,6 +206,15 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
         raise InputError(
             f"{path} is damaged, or of another version of regard ({first_line(error)}): make it again"
         ) from error
+
+
+def _built(description: ModelDescription) -> SegmentationModel:
+    """The model that a description describes, with random weights."""
+    settings, classes = description.settings, len(description.classes)
+    backbone, options = from_description(description.backbone), settings.head_options
+    return SegmentationModel(
+        backbone, classes, settings.fusion, settings.head, kept=description.kept, head_options=options
+    )
 
 
 def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> MaskScores:
