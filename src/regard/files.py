@@ -1,9 +1,11 @@
 """Files that are whole or not there, and YAML."""
 
+import errno
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -12,19 +14,39 @@ import yaml
 from regard.errors import InputError
 
 T = TypeVar("T")
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a bound on the size of files
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], T]) -> T:
-    """A file, whole or not at all. `write` gets it open; what it gives is given on."""
+    """A file, whole or not at all, of the mode that the umask leaves. `write` gets it open; what it gives is given on.
+
+    OSError, which names the file, where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes that train together write the same
     try:
-        with partial.open("wb") as file:
-            made = write(file)
-        partial.replace(path)
+        with on_disk(path):
+            with partial.open("wb") as file:
+                made = write(file)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return made
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """Within: what a disk refuses is an OSError that names `path`, also where a library makes another error of it."""
+    try:
+        yield
+    except Exception as error:
+        link: BaseException | None = error
+        while link is not None:
+            if isinstance(link, OSError) and link.errno in REFUSALS:
+                why = f"{link.strerror} (once there is room, the same command would work)"
+                raise OSError(link.errno, why, str(path)) from error
+            link = link.__cause__ or link.__context__
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

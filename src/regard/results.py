@@ -18,6 +18,7 @@ from regard.files import write_whole
 from regard.settings import Inference, PretrainSettings, SegmentSettings
 
 VERSION = 3  # of what is declared here
+MODEL_FILE = "model.safetensors"  # the weights of a whole segmentation, its backbone among the rest
 REMEDY = "run the command that made it again: what was finished is kept"
 Stored = TypeVar("Stored")
 Value = int | float | str  # of an axis: a number, or a word

@@ -7,12 +7,15 @@ new fusion, head, method, loss or preset is a class or a function, and an entry.
 """
 
 import math
+import re
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -58,7 +61,18 @@ PRESETS = {
 
 MOST_PIXELS = 2**15 - 1  # of a side: OpenCV resizes no further
 
+WEIGHT_FILES = (".pth", ".safetensors", ".ckpt", ".pt")
+
 S = TypeVar("S", bound="Settings")
+
+
+@cache
+def timm_models() -> tuple[str, ...]:
+    """The names of timm's models, out of its source: to import it takes seconds."""
+    spec = find_spec("timm")
+    files = sorted(Path(spec.origin).parent.glob("models/*.py")) if spec and spec.origin else []
+    found = (re.findall(r"^@register_model\ndef (\w+)\(", file.read_text(encoding="utf-8"), re.M) for file in files)
+    return tuple(sorted(name for names in found for name in names))
 
 
 def find(what: str, name: str, known: Mapping[str, str]) -> Any:
@@ -187,6 +201,19 @@ class Model(Settings):
     backbone_options: dict[str, Any] = setting(
         {}, 'Passed to timm, such as {"img_size": 64, "patch_size": 8}; `positions` of a ViT is timm or dino.'
     )
+
+    def __post_init__(self) -> None:
+        """InputError also for what is not there: said before data is read and torch imported."""
+        super().__post_init__()
+        if not Path(self.backbone).exists():
+            if "/" in self.backbone or self.backbone.endswith(WEIGHT_FILES):
+                raise InputError(
+                    f"{self.backbone}: there is no such file or folder of a backbone, and no such timm model"
+                )
+            if self.backbone.split(".")[0] not in timm_models():
+                raise unknown("backbone", self.backbone, timm_models())
+        if self.weights is not None and not Path(self.weights).exists():
+            raise InputError(f"no weights file at {self.weights}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import regard
 from commands import fails
 from models import SMALLEST_VIT
 from regard.backbones import build_backbone
@@ -26,7 +28,7 @@ from regard.pictures.targets import outputs
 from regard.results import write_stored
 from regard.runs.run import load_run
 from regard.segmentation.model import SegmentationModel
-from regard.settings import Inference
+from regard.settings import Inference, timm_models
 from trees import files, mask_tree, save
 from untrained import description, untrained_segmentation
 
@@ -131,6 +133,53 @@ def test_wrong_data_is_one_line_and_nothing_is_written(command: str, kind, messa
     line = fails(capsys, command, "--data", str(bad_data(kind, tmp_path)), "--out", str(out), *options)
     assert message in line
     assert not out.exists()
+
+
+def test_what_is_not_there_is_said_before_torch_is_imported() -> None:
+    """Paths and names, of every command."""
+    known = "--backbone resnet18"
+    wrong = {
+        "predict --run nowhere --images . --out o": "nowhere holds no finished segmentation",
+        "evaluate --run nowhere.onnx --data scenes": "no ONNX file at nowhere.onnx",
+        "export --run nowhere --format onnx --out x.onnx": "nowhere holds no finished segmentation",
+        "segment --data scenes --backbone no_such_net": "unknown backbone 'no_such_net'",
+        "pretrain --data scenes --method dino --backbone nowhere/backbone.safetensors": "backbone.safetensors: there",
+        f"segment --data scenes {known} --weights nowhere.pth": "no weights file at nowhere.pth",
+        f"attention --images nowhere.jpg {known}": "no file or folder at nowhere.jpg",
+        f"features --images nowhere.jpg {known}": "no file or folder at nowhere.jpg",
+        **{
+            f"{command} --data nowhere": "no such folder"
+            for command in (
+                *("segment", "pretrain --method dino", f"embed {known}", f"score {known}", "compare", "sweep"),
+                "ablate --axis fusion",
+            )
+        },
+    }
+    script = f"""
+import contextlib, io, json, sys
+from regard.cli import main
+found = {{}}
+for words in {list(wrong)!r}:
+    said = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(said):
+        main(words.split())
+    found[words] = said.getvalue()
+assert not {{"torch", "lightning", "timm"}} & sys.modules.keys()
+print(json.dumps(found))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words, said in json.loads(done.stdout).items():
+        assert wrong[words] in said
+        assert said.count("\n") == 1
+
+
+def test_the_names_of_backbones_are_those_of_timm() -> None:
+    assert set(timm_models()) == set(timm.list_models())
+
+
+def test_the_package_names_its_public_api() -> None:
+    assert dir(regard) == ["AttentionMap", "Features", "build_backbone", "load_run"]
 
 
 @pytest.mark.parametrize(

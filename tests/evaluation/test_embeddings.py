@@ -1,11 +1,13 @@
 """Maps of data sets and colours of tokens: planted structure comes out, seeds and order behave."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from commands import refused
 from regard.backbones import build_backbone
 from regard.errors import InputError
 from regard.evaluation.components import TokenColours, border, otsu, sample_rows
@@ -28,6 +30,13 @@ def planted(count: int = 4000, dim: int = 20) -> tuple[np.ndarray, np.ndarray]:
     signal = RANDOM.normal(size=(count, 3)) * [9, 4, 2]
     tokens = signal @ rotation[:3] + 0.05 * RANDOM.normal(size=(count, dim)) + 7
     return tokens.astype(np.float32), signal
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+@pytest.mark.parametrize(("value", "said"), [(0.0, "all one"), (3.5, "all one"), (math.nan, "not finite")])
+def test_embeddings_that_are_all_one_or_no_numbers_are_one_line(method, value: float, said: str) -> None:
+    refused(lambda: project(np.full((12, 5), value, np.float32), method), said)
+    refused(lambda: TokenColours(np.full((12, 5), value, np.float32)), said)
 
 
 def test_three_planted_components_come_back_up_to_sign() -> None:

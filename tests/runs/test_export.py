@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import config as jaxtyping_config
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from commands import fails
@@ -172,6 +173,27 @@ def damaged(folder: Path, **changes) -> None:
     )
 
 
+def option(**changes) -> Callable[[dict], dict]:
+    """A backbone's description with other options."""
+    return lambda was: was | {"options": was["options"] | changes}
+
+
+def diverge(file: Path) -> None:
+    state = load_file(file)
+    next(value for value in state.values() if value.is_floating_point()).view(-1)[0] = float("nan")
+    save_file(state, file)
+
+
+DARK = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.0, 0.5]}
+
+
+def test_every_file_has_the_mode_that_the_umask_leaves(run: Run, tmp_path: Path) -> None:
+    save_pretrained(run, tmp_path / "made")
+    (tmp_path / "plain").write_bytes(b"")
+    modes = {file.stat().st_mode for file in (*(tmp_path / "made").iterdir(), tmp_path / "plain")}
+    assert len(modes) == 1
+
+
 @pytest.mark.parametrize(
     ("breaking", "said"),
     [
@@ -182,6 +204,10 @@ def damaged(folder: Path, **changes) -> None:
         (lambda made: write_json(made / CONFIG_FILE, {}), "was made by another version of regard"),
         (lambda made: damaged(made, backbone={}), "is damaged, or of another version"),
         (lambda made: damaged(made, settings=lambda was: was | {"size": 0}), "size 0 is out of bounds"),
+        (lambda made: damaged(made, backbone=option(depth=5000)), "depth 5000 in a file of"),
+        (lambda made: damaged(made, backbone=option(img_size=10**6)), "and describes a model of"),
+        (lambda made: damaged(made, backbone=lambda was: was | {"statistics": DARK}), "are no statistics of images"),
+        (lambda made: diverge(made / MODEL_FILE), "has weights that are not finite, in"),
         (lambda made: damaged(made, classes=["one"], palette=[[1, 2, 3]]), "is damaged, or of another version"),
         (lambda made: damaged(made, palette=[]), f"a colour for each of {len(CLASSES)} classes"),
         *(

@@ -1,8 +1,10 @@
 """Training a segmentation: what its settings promise, averages of its weights, features of a frozen backbone kept."""
 
 import json
+import os
 import pickle
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +99,10 @@ def test_a_run_cut_short_does_not_go_on_from_other_weights(tmp_path, monkeypatch
             main([*command, str(tmp_path / f"{seed}.safetensors")])
         assert ended.value.code == status
     assert "holds a run with other settings (first_weights, weights)" in capsys.readouterr().err
+    (tmp_path / "out/settings.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "1.safetensors")])
+    assert "settings.json is damaged: choose another --out" in capsys.readouterr().err
 
 
 def test_a_run_that_patience_ends_is_not_cut_short_by_a_signal_in_its_last_step(tmp_path, monkeypatch) -> None:
@@ -271,6 +277,44 @@ def test_an_interrupted_cache_goes_on_behind_its_last_whole_sample(tmp_path, mon
         sorted((tmp_path / "cache").glob("*/*.bin")), sorted((tmp_path / "other").glob("*/*.bin")), strict=True
     ):
         assert one.read_bytes() == two.read_bytes()
+
+
+def flip(file: Path, place: int = -1) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def more(file: Path, content: bytes) -> None:
+    file.write_bytes(file.read_bytes() + content)
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "a bit of the last sample": lambda folder: flip(folder / feature_cache.TENSORS_FILE),
+    "a bit of the first sample": lambda folder: flip(folder / feature_cache.TENSORS_FILE, 0),
+    "a bit of a line": lambda folder: flip(folder / feature_cache.SAMPLES_FILE, -3),
+    "tensors cut short": lambda folder: os.truncate(folder / feature_cache.TENSORS_FILE, 1000),
+    "lines cut short": lambda folder: os.truncate(folder / feature_cache.SAMPLES_FILE, 100),
+    "no tensors": lambda folder: (folder / feature_cache.TENSORS_FILE).unlink(),
+    "no lines": lambda folder: (folder / feature_cache.SAMPLES_FILE).unlink(),
+    "lines of something else": lambda folder: (folder / feature_cache.SAMPLES_FILE).write_bytes(
+        b"\xff[" * 1000 + b"\n"
+    ),
+    "lines too many": lambda folder: more(folder / feature_cache.SAMPLES_FILE, b"[0, [], 0]\n"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_cache_is_computed_again_with_a_word(tmp_path, capsys, harm: str) -> None:
+    cached(tmp_path / "one", tmp_path / "cache")
+    before = {file: file.read_bytes() for file in sorted((tmp_path / "cache").glob("*/*"))}
+    capsys.readouterr()
+    for folder in {file.parent for file in before}:
+        HARMS[harm](folder)
+    cached(tmp_path / "two", tmp_path / "cache")
+    assert same(values(tmp_path / "one"), values(tmp_path / "two"))
+    assert capsys.readouterr().err.count("is damaged: what is not whole is computed again") == 2
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_a_loading_process_gets_the_path_of_the_tensors_not_the_tensors(tmp_path) -> None:

@@ -19,7 +19,7 @@ from regard.data.datasets.scenes import Scenes
 from regard.data.loading.modules import PretrainData
 from regard.data.loading.wrapped import SkipUnreadable, skipped
 from regard.errors import InputError
-from regard.training.stopping import WholeFiles, last_checkpoint
+from regard.training.stopping import WholeFiles, last_checkpoint, last_whole_checkpoint
 from regard.training.trainer import StepSeed
 from trees import save
 
@@ -130,6 +130,23 @@ def test_a_checkpoint_is_whole_or_not_there_on_any_disk(tmp_path, monkeypatch) -
         with pytest.raises(OSError, match="No space left"):
             writer.save_checkpoint({"step": 2}, path.with_name("resume-step=2.ckpt"))
     assert last_checkpoint(tmp_path) == path
+
+
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(tmp_path, capsys) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        WholeFiles().save_checkpoint({"step": torch.arange(1000)}, folder / f"resume-step={step}.ckpt")
+    content = bytearray((folder / "resume-step=3.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "resume-step=3.ckpt").write_bytes(content)
+    (folder / "resume-step=2.ckpt").write_bytes(content[:1000])
+    assert last_whole_checkpoint(tmp_path) == folder / "resume-step=1.ckpt"
+    said = capsys.readouterr().err
+    assert "step=3.ckpt is damaged, and left out\n" in said
+    assert "step=2.ckpt is damaged, and left out\n" in said
+    (folder / "resume-step=1.ckpt").write_bytes(b"")
+    with pytest.raises(InputError, match="holds no checkpoint that is whole: delete it to begin again"):
+        last_whole_checkpoint(tmp_path)
 
 
 def folder_of_images(root: Path, count: int, bad: tuple[int, ...]) -> Path:

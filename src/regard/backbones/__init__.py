@@ -33,6 +33,7 @@ from regard.backbones.weights import (
 )
 from regard.errors import InputError, first_line, unknown
 from regard.files import write_whole
+from regard.settings import WEIGHT_FILES
 
 __all__ = [
     "AttentionMap",
@@ -68,7 +69,7 @@ def build_backbone(
         file = backbone_file(Path(name))
         check_size(file, lambda: from_description(description))
         return _build(description["name"], False, weights or file, description["options"] | timm_options)
-    if "/" in str(name) or str(name).endswith((".pth", ".safetensors", ".ckpt", ".pt")):
+    if "/" in str(name) or str(name).endswith(WEIGHT_FILES):
         raise InputError(
             f"{name} is neither a timm model, nor a run of regard pretrain or regard segment, nor a {BACKBONE_FILE}; "
             "weights of another kind go with a model name: --backbone vit_small_patch16_224 --weights FILE"

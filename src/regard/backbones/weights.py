@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from regard.backbones.checkpoints import State, read_state
 from regard.backbones.namings import NAMINGS, flat_chunks, foreign, part, place, renamed
 from regard.errors import InputError, first_line
+from regard.results import MODEL_FILE as MODEL_FILE
 from regard.say import say
 
 BACKBONE_FILE = "backbone.safetensors"
-MODEL_FILE = "model.safetensors"  # a whole segmentation, its backbone among the rest
 
 # Parts of a checkpoint that are not the backbone: classifiers, and the heads that pre-training throws away.
 HEADS = re.compile(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from regard.cli.data import check, download, info, pack
 from regard.cli.look import attention, embed, features
-from regard.cli.parser import Commands, arguments_of, build_parser, parsed
+from regard.cli.parser import Commands, arguments_of, build_parser, check_there, parsed
 from regard.cli.score import score
 from regard.cli.study import ablate, compare, demo, report, sweep
 from regard.cli.train import pretrain, segment
@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     name, command, values = parsed(parser, COMMANDS, words)
     try:
-        made = command(**arguments_of(command, values))
+        arguments = arguments_of(command, values)
+        check_there(arguments)
+        made = command(**arguments)
         if is_first_process():
             print(made)
     except OSError as error:

@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
+from importlib import import_module
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -26,6 +27,7 @@ Commands = Mapping[str, Command | Mapping[str, Command]]
 
 ABOUT = {"data": "Say what a path holds, find what is wrong with it, download a published data set, pack one."}
 POSITIONAL = ("report", "info", "check", "download", "pack")  # `regard report DIR`, `regard data info SRC`
+THERE = {"data": "regard.data.source", "images": "regard.pictures.targets"}  # paths, by whose rule they are there
 NOT_REPEATED = ("jobs", "devices", "workers", "dry_run", "cluster", "cluster_options")  # they change no result
 
 
@@ -152,6 +154,12 @@ def arguments_of(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise InputError(f"{name} {value:g} is out of bounds: take 0 or more")
     return made
+
+
+def check_there(arguments: Mapping[str, Any]) -> None:
+    """InputError for data or images that are not there: said before torch is imported, which takes seconds."""
+    for name in THERE.keys() & arguments.keys():
+        import_module(THERE[name]).check_there(arguments[name])
 
 
 def command_line(command: Command, given: Mapping[str, Any]) -> str:

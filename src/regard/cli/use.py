@@ -5,6 +5,7 @@ from typing import Literal
 
 from regard.errors import InputError
 from regard.pictures.targets import outputs
+from regard.runs.exported import check_run
 from regard.say import say
 from regard.settings import Batches, Device, Inference, LoadedBatches, MaskPictures, OnnxOptions
 
@@ -26,6 +27,7 @@ def evaluate(
         data: `scenes`, a path or a pack's URL, with masks of the same classes.
         split: train, val or test; by default test where there is one, else val.
     """
+    check_run(Path(run))
     from regard.cli.common import table
     from regard.data.source import open_source, require_masks
     from regard.pictures.charts import confusion_chart, reliability_chart, save_figure
@@ -70,6 +72,7 @@ def predict(
         images: Files, folders of images at any depth, or patterns such as "photos/**/*.jpg".
         out: Folder for the masks.
     """
+    check_run(Path(run))
     from regard.runs.masks import OVERLAY, PROBABILITIES, segment_files
     from regard.runs.run import load_run
 
@@ -103,6 +106,7 @@ def export(
         raise InputError(f"--height, --width and --opset go with --format onnx, not {format}")
     if (onnx.height is None) != (onnx.width is None):
         raise InputError("--height and --width go together")
+    check_run(Path(run))
     from regard.runs.export import save_onnx, save_pretrained, save_safetensors
     from regard.runs.hub import check_push
     from regard.runs.hub import push as upload

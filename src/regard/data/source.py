@@ -72,6 +72,12 @@ def open_source(
     return Source("images", str(root), datasets, words="plain image folder")
 
 
+def check_there(src: str) -> None:
+    """InputError where there is nothing at a path at all; what is there is left for `open_source` to read."""
+    if src != "scenes" and not is_remote(src):
+        _folder(src)
+
+
 def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     """The splits of a source that has masks; InputError, with what would work, for one that has none."""
     if not source.has_masks:

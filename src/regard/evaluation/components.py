@@ -22,6 +22,16 @@ from regard.errors import InputError
 Tokens = Float[np.ndarray, "tokens dim"]
 
 
+def check_varied(features: Float[np.ndarray, "_ dim"], what: str) -> None:
+    """InputError for features that are not finite, and for those that are all one: there is nothing to draw."""
+    if not np.isfinite(features).all():
+        raise InputError(f"the {what} are not finite: weights of a training that did not diverge would work")
+    if np.ptp(features, axis=0).max() <= 1e-6 * np.abs(features).max():
+        raise InputError(
+            f"the {what} are all one (collapsed): weights of another training, or other images, would work"
+        )
+
+
 class TokenColours:
     """Three components of tokens as RGB in 0..1; fitted once, then used for every image.
 
@@ -32,6 +42,7 @@ class TokenColours:
     """
 
     def __init__(self, tokens: Tokens, on_border: Bool[np.ndarray, "tokens"] | None = None) -> None:
+        check_varied(tokens, "features")
         self._first, self._threshold, self._side = None, 0.0, 1
         if on_border is not None:
             self._first = _fit(tokens, 1)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from regard.backbones.base import Backbone, eval_mode
 from regard.errors import InputError
+from regard.evaluation.components import check_varied
 from regard.files import write_whole
 
 Method = Literal["pca", "tsne", "umap"]
@@ -59,9 +60,10 @@ def project(features: Float[np.ndarray, "images dim"], method: Method = "tsne", 
           perplexity is 30, or a third of the images where they are few. Distances between far groups mean nothing.
     umap: UMAP (McInnes et al. 2018) with its own settings, and fewer neighbours where there are few images.
 
-    Raises InputError as `check_method`.
+    Raises InputError as `check_method`, and for features that are all one.
     """
     check_method(method, len(features))
+    check_varied(features, "embeddings")
     if method == "pca":
         pca = PCA(2, svd_solver="full").fit(features)
         shares = " and ".join(f"{share:.0%}" for share in pca.explained_variance_ratio_)

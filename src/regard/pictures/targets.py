@@ -21,16 +21,15 @@ def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bo
     """
     from regard.data.listing import list_images
 
+    check_there(paths)
     made: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
             found = {path / name: name for name in list_images(path)}
         elif path.is_file():
             found = {path: path.name}
-        elif glob.has_magic(str(path)):
-            found = _matches(path, videos)
         else:
-            raise InputError(f"no file or folder at {path}")
+            found = _matches(path, videos)
         made |= {file: (Path(out) / name).with_suffix(".png") for file, name in found.items()}
     if not made:
         raise InputError(f"no images in {', '.join(paths)}")
@@ -47,6 +46,13 @@ def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bo
                 )
             targets[target] = file
     return made
+
+
+def check_there(paths: Sequence[str]) -> None:
+    """InputError for a path that is not there, and no pattern."""
+    for path in map(Path, paths):
+        if not (path.is_dir() or path.is_file() or glob.has_magic(str(path))):
+            raise InputError(f"no file or folder at {path}")
 
 
 def _matches(pattern: Path, videos: bool) -> dict[Path, str]:

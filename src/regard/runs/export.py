@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from regard.backbones.weights import MODEL_FILE
 from regard.errors import InputError
+from regard.files import on_disk, write_whole
 from regard.results import HeadShares, RunDescription, write_stored
 from regard.runs.exported import CONFIG_FILE, config
 from regard.runs.onnx import OPSET, OnnxModel, export_onnx
@@ -126,7 +127,7 @@ def _write_model(run: Run, folder: Path) -> None:
     made = config(run.description)
     tensors = {key: value.cpu().contiguous() for key, value in _model(run).state_dict().items()}
     metadata = {"format": "pt", "regard": json.dumps(made.backbone)}
-    save_file(tensors, folder / MODEL_FILE, metadata=metadata)
+    write_whole(folder / MODEL_FILE, lambda file: file.write(save(tensors, metadata=metadata)))
     write_stored(folder / CONFIG_FILE, made)
 
 
@@ -143,7 +144,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
-        yield partial
-        partial.replace(folder)
+        with on_disk(folder):
+            yield partial
+            partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -3,9 +3,8 @@
 from dataclasses import fields
 from pathlib import Path
 
-from regard.backbones.weights import MODEL_FILE, without_sources
 from regard.errors import InputError
-from regard.results import ModelDescription, RunDescription, read_stored
+from regard.results import MODEL_FILE, ModelDescription, RunDescription, read_stored
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.json"
 REMEDY = "make it again"
@@ -13,10 +12,20 @@ REMEDY = "make it again"
 
 def config(description: ModelDescription) -> ModelDescription:
     """Of a run's description, or of an export's, what it takes to use the model again: nothing of its machine."""
+    from regard.backbones.weights import without_sources  # it imports torch, and what only reads here need not wait
+
     kept = {one.name: getattr(description, one.name) for one in fields(ModelDescription)}
     return ModelDescription(
         **kept | {"backbone": without_sources(description.backbone), "fixed": None, "why_fixed": None}
     )
+
+
+def check_run(path: Path) -> None:
+    """InputError where there is no run, nor what was exported of one; without torch, so that it is said at once."""
+    if path.suffix != ".onnx":
+        read_description(path)
+    elif not path.is_file():
+        raise InputError(f"no ONNX file at {path}")
 
 
 def read_description(folder: Path) -> ModelDescription:

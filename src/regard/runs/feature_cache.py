@@ -6,16 +6,19 @@ the first epochs of an uncached training with the same seed see. Whole images, f
 A folder of caches: KEY/, named by all that the features depend on, holds
 
     tensors.bin    the tensors of all samples one after the other, as float32 or uint8
-    samples.txt    a line each: where a sample starts, and the types and shapes of its tensors
+    samples.txt    a line each: where a sample starts, the types and shapes of its tensors, and the CRC-32 of its bytes
 
-A cache that is being filled is KEY.partial/: an interrupted one goes on behind its last whole sample. Caches that are
+A cache that is being filled is KEY.partial/: an interrupted one goes on behind its last whole sample, and so does one
+that is found damaged when it is opened: then all of it is read once. Caches that are
 of no use any more are not removed: delete the folder at will.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -37,6 +40,8 @@ from regard.backbones.base import weights_digest
 from regard.data.loading.modules import SegmentationData, loading
 from regard.data.loading.samples import WholePairs
 from regard.errors import InputError
+from regard.files import on_disk
+from regard.say import say
 from regard.segmentation.model import SegmentationModel
 
 TENSORS_FILE, SAMPLES_FILE = "tensors.bin", "samples.txt"
@@ -77,11 +82,11 @@ class TensorFile:
         starts, numbers = array("q"), array("i")
         with (folder / SAMPLES_FILE).open() as lines:
             for line in lines:
-                start, layout = line[1:].split(", ", 1)
+                start, layout = line[1:].rpartition(", ")[0].split(", ", 1)
                 starts.append(int(start))
                 numbers.append(number_of.setdefault(layout, len(number_of)))
         self.starts, self.numbers = np.array(starts), np.array(numbers)
-        self.layouts = [json.loads(f"[0, {layout}")[1] for layout in number_of]
+        self.layouts = [json.loads(layout) for layout in number_of]
         self._mapped: np.memmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,6 +201,10 @@ class _Filling:
         done, partial = folder / key, folder / f"{key}.partial"
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"{key}.lock"):  # another process may be filling it
+            if done.is_dir() and not _is_whole(done, count):
+                say(f"{done} is damaged: what is not whole is computed again")
+                shutil.rmtree(partial, ignore_errors=True)
+                done.rename(partial)
             if not done.is_dir():
                 partial.mkdir(parents=True, exist_ok=True)
                 self._fill(partial, dataset, count, whole)
@@ -212,17 +221,22 @@ class _Filling:
         batches = track(
             loader, what, -(-len(rest) // self.batch), transient=True, console=console, disable=not self.bar
         )
-        with tensors.open("ab") as data, samples.open("a") as lines, eval_mode(self.model):
+        with (
+            on_disk(tensors),
+            tensors.open("ab") as data,
+            samples.open("a", encoding="utf-8") as lines,
+            eval_mode(self.model),
+        ):
             for pairs in batches:
                 for arrays in self._computed(pairs, whole):
                     lengths = [[str(array.dtype), array.shape] for array in arrays]
                     needed = sum(array.nbytes for array in arrays)
                     if data.tell() == 0:
                         _check_room(folder, needed * count)
-                    for array in arrays:
-                        data.write(array.tobytes())
+                    content = b"".join(array.tobytes() for array in arrays)
+                    data.write(content)
                     data.flush()
-                    lines.write(json.dumps([end, lengths]) + "\n")
+                    lines.write(json.dumps([end, lengths, zlib.crc32(content)]) + "\n")
                     end += needed
                 lines.flush()
 
@@ -239,26 +253,46 @@ class _Filling:
                 yield [*(array[i] for array in arrays), *size, mask.numpy().astype(np.uint8)]
 
 
+def _is_whole(folder: Path, count: int) -> bool:
+    """Whether a finished cache has all its samples, with the bytes that they had."""
+    try:
+        lines, end = _sound(folder / SAMPLES_FILE, folder / TENSORS_FILE)
+        is_all = (folder / SAMPLES_FILE).stat().st_size == sum(map(len, lines))
+        return is_all and len(lines) == count and (folder / TENSORS_FILE).stat().st_size == end
+    except OSError:
+        return False
+
+
 def _whole_samples(samples: Path, tensors: Path) -> tuple[int, int]:
     """How many samples an interrupted filling left whole, and where they end; what is behind them is cut off."""
-    if not samples.is_file():
+    if not samples.is_file() or not tensors.is_file():
+        samples.unlink(missing_ok=True)
         tensors.write_bytes(b"")
         return 0, 0
-    lines, end = samples.read_text().splitlines(keepends=True), 0
-    size, kept = tensors.stat().st_size, []
-    for line in lines:
-        if not line.endswith("\n"):
-            break
-        start, layout = json.loads(line)
-        after = start + sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in layout)
-        if after > size:
-            break
-        kept.append(line)
-        end = after
-    samples.write_text("".join(kept))
+    kept, end = _sound(samples, tensors)
+    samples.write_bytes(b"".join(kept))
     with tensors.open("r+b") as file:
         file.truncate(end)
     return len(kept), end
+
+
+def _sound(samples: Path, tensors: Path) -> tuple[list[bytes], int]:
+    """The lines of the samples up to the first that is not whole, and where they end."""
+    kept, end = [], 0
+    with samples.open("rb") as lines, tensors.open("rb") as data:
+        for line in lines:
+            try:
+                start, layout, crc = json.loads(line)
+                size = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in layout)
+            except (ValueError, TypeError, RecursionError):
+                break
+            if not line.endswith(b"\n") or start != end or not 0 <= size <= os.fstat(data.fileno()).st_size - end:
+                break
+            if zlib.crc32(data.read(size)) != crc:
+                break
+            kept.append(line)
+            end += size
+    return kept, end
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -38,6 +38,8 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str, may_re
         raise InputError(f"{folder} holds a run that was cut short: --resume auto would go on with it")
     else:
         before = read_json(folder / SETTINGS_FILE)
+        if not isinstance(before, dict):
+            raise InputError(f"{folder / SETTINGS_FILE} is damaged: choose another --out, or delete {folder}")
         differs = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
         if differs:
             raise InputError(

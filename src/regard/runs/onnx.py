@@ -33,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from regard.backbones import Backbone
 from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.errors import InputError, first_line
+from regard.files import on_disk
 from regard.results import ModelDescription, parse_stored
 from regard.segmentation.model import SegmentationModel
 from regard.settings import OnnxOptions
@@ -171,7 +172,8 @@ def _write(wrapped: FromBytes, path: Path, description: ModelDescription, opset:
     _name_sizes(graph, fixed)
     _forget_origin(graph)
     graph.metadata_props.add(key=METADATA, value=msgspec.json.encode(description).decode())
-    onnx.save(graph, str(path))
+    with on_disk(path):
+        onnx.save(graph, str(path))
 
 
 def _compute_tiles(graph: Any, multiple: int) -> None:
@@ -258,8 +260,6 @@ def session(path: Path) -> Any:
         import onnxruntime
     except ImportError as error:
         raise InputError(MISSING.format("onnxruntime")) from error
-    if not path.is_file():
-        raise InputError(f"no ONNX file at {path}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # an error is raised too
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")

@@ -42,7 +42,7 @@ from regard.results import (
     ModelDescription,
 )
 from regard.runs.exported import RUN_FILE as RUN_FILE
-from regard.runs.exported import read_description
+from regard.runs.exported import check_run, read_description
 from regard.runs.onnx import read_onnx
 from regard.runs.pixels import ImageLike, read_pixels
 from regard.segmentation.inference import (
@@ -189,6 +189,7 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
     """
     path = Path(path)
     try:
+        check_run(path)
         if path.suffix == ".onnx":
             return Run(*read_onnx(path))
         description = read_description(path)

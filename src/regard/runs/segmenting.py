@@ -37,7 +37,7 @@ from regard.settings import Hardware, SegmentSettings
 from regard.training.averaging import make_averaging
 from regard.training.curves import Clock, History
 from regard.training.logs import wandb_logger
-from regard.training.stopping import CHECKPOINTS
+from regard.training.stopping import CHECKPOINTS, is_whole
 from regard.training.trainer import StepSeed, count_once, fit, make_trainer, prepare
 
 HEADS_PICTURE = "heads.png"
@@ -167,8 +167,8 @@ class Best(ModelCheckpoint):
     """
 
     def load_state_dict(self, state_dict) -> None:
-        """From a checkpoint, where what it names is still there."""
-        if Path(state_dict["best_model_path"]).is_file():
+        """From a checkpoint, where what it names is still there, and whole."""
+        if is_whole(Path(state_dict["best_model_path"])):
             super().load_state_dict(state_dict)
 
 

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import threading
+import zipfile
+import zlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,8 +17,9 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from regard.errors import Interrupted, TrainingStopped
+from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.files import write_whole
+from regard.say import say
 
 CHECKPOINTS = "checkpoints"  # the folder in that of a run that is not finished
 
@@ -30,6 +33,7 @@ class FiniteLoss(L.Callback):
     def __init__(self, every: int | None = None) -> None:
         self.every = every
         self._unread: list[tuple[int, torch.Tensor]] = []
+        self.last: float | None = None  # the loss that was read last
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Remember; read now and then."""
@@ -52,7 +56,9 @@ class FiniteLoss(L.Callback):
         if not unread:
             return
         losses = trainer.strategy.reduce(torch.stack([loss for _, loss in unread]), reduce_op="mean")  # all ranks stop
-        bad = [step for (step, _), loss in zip(unread, losses.tolist(), strict=True) if not math.isfinite(loss)]
+        losses = losses.tolist()
+        self.last = losses[-1]
+        bad = [step for (step, _), loss in zip(unread, losses, strict=True) if not math.isfinite(loss)]
         if not bad:
             return
         # The loss of a step is that of the weights before it: those saved one step earlier made the bad loss.
@@ -200,3 +206,24 @@ def step_of(checkpoint: Path) -> int:
 def last_checkpoint(out: Path) -> Path | None:
     """What a run goes on from."""
     return next(reversed(checkpoints(out)), None)
+
+
+def last_whole_checkpoint(out: Path) -> Path | None:
+    """The last checkpoint that is not damaged; those that are, are said. InputError where all of them are."""
+    found = checkpoints(out)
+    for path in reversed(found):
+        if is_whole(path):
+            return path
+        say(f"{path} is damaged, and left out")
+    if found:
+        raise InputError(f"{out} holds no checkpoint that is whole: delete it to begin again, or choose another --out")
+    return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a file of torch.save has all its bytes, by the sums in it."""
+    try:
+        with zipfile.ZipFile(checkpoint) as file:
+            return file.testzip() is None
+    except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return False

@@ -30,7 +30,7 @@ from regard.training.stopping import (
     FiniteLoss,
     WholeFiles,
     ignore_time_limit,
-    last_checkpoint,
+    last_whole_checkpoint,
 )
 
 
@@ -71,6 +71,11 @@ class _Progress(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"{self.name}, epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+    def get_metrics(self, trainer, pl_module) -> dict[str, str]:
+        """The loss, as it was last read: to read it here, the steps would wait."""
+        loss = next((one.last for one in cast(Any, trainer).callbacks if isinstance(one, FiniteLoss)), None)
+        return {} if loss is None else {"loss": f"{loss:.4g}"}
 
 
 def make_trainer(
@@ -139,11 +144,11 @@ def make_trainer(
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:
     """Train, from the last checkpoint in `out` where there is one. A run that was cut short must not look finished.
 
-    Raises InputError where a GPU has too little memory for it.
+    Raises InputError where a GPU has too little memory for it, and where no checkpoint is whole.
     """
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+        trainer.fit(module, data, ckpt_path=last_whole_checkpoint(out), weights_only=True)
     except SIGTERMException as stop:
         raise Interrupted("SIGTERM while the data was made ready: the same command goes on", signal.SIGTERM) from stop
     except SystemExit as stop:  # what Lightning makes of Ctrl-C, deaf to the next one

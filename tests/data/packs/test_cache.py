@@ -79,9 +79,9 @@ def test_a_chunk_is_fetched_once(site) -> None:
 def test_a_local_store_gives_its_own_files(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("REGARD_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a").write_bytes(b"12345")
-    store = Store(tmp_path)
-    assert bytes(mapped(store, "a", 5, "")) == b"12345"
-    prefetch(store, [("a", 5, "")])
+    store, sha256 = Store(tmp_path), hashlib.sha256(b"12345").hexdigest()
+    assert bytes(mapped(store, "a", 5, sha256)) == b"12345"
+    prefetch(store, [("a", 5, sha256)])
     assert not (tmp_path / "cache").exists()
     for name, size in (("a", 6), ("b", 5)):
         said = line(mapped, store, name, size, "")
@@ -93,6 +93,15 @@ def test_what_a_killed_process_left_is_mended(site, folder) -> None:
     folder.mkdir(parents=True)
     (folder / f"{chunk[2]}-1000").write_bytes(b"\1" * 10)
     assert bytes(mapped(opened(site), *chunk)) == site.files["pack/0.bin"]
+
+
+def test_a_copy_with_other_bytes_is_fetched_again(site, folder, capsys) -> None:
+    (chunk,) = chunks(site, 1)
+    folder.mkdir(parents=True)
+    (folder / f"{chunk[2]}-1000").write_bytes(b"\1" * 1000)
+    assert bytes(mapped(opened(site), *chunk)) == site.files["pack/0.bin"]
+    assert "is damaged: 0.bin is fetched again" in capsys.readouterr().err
+    assert (folder / f"{chunk[2]}-1000").read_bytes() == site.files["pack/0.bin"]
 
 
 def test_a_pack_made_anew_is_not_taken_for_the_old_one(site) -> None:

@@ -358,8 +358,7 @@ def test_a_pack_that_is_broken_is_named(tmp_path, capsys):
     content = (tmp_path / "pack/train/chunk-0-1.bin").read_bytes()
     (tmp_path / "pack/train/chunk-0-1.bin").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "1 of 5 chunks are wrong" in fails(capsys, "data", "check", here)
-    (tmp_path / "pack/train/chunk-0-1.bin").write_bytes(bytes(len(content)))
-    refused(lambda: everything(open_source(here), "train"), "chunk-0-1.bin is broken")
+    refused(lambda: everything(open_source(here), "train"), "chunk-0-1.bin is damaged: its SHA-256 is another")
     (tmp_path / "pack/train/chunk-0-1.bin").write_bytes(content[:-1])
     for harm in ((tmp_path / "pack/train/chunk-0-1.bin").unlink, lambda: None):
         with pytest.raises(InputError, match=f"chunk-0-1.bin is not there, or has not the {len(content):,} bytes"):

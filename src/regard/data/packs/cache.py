@@ -6,6 +6,7 @@ bound holds for several processes at any time. A chunk is called by its SHA-256 
 was made anew is never taken for the old one.
 """
 
+import hashlib
 import mmap
 import os
 import re
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from regard.data.packs.store import Store
 from regard.errors import InputError
+from regard.say import say
 
 OPEN = 24  # maps that a process keeps: the 16 chunks that an epoch is shuffled within at a time, and some of the next
 THREADS = 3  # that fetch ahead
@@ -30,12 +32,24 @@ GB = 1_000_000_000
 Wanted = tuple[str, int, str]  # of a chunk: name, bytes, SHA-256
 
 
+_sound: set[tuple[str, str]] = set()  # stores and sums of chunks whose bytes this process has seen to be theirs
+
+
 @lru_cache(OPEN)  # unmapped when nobody reads from it any more
 def mapped(store: Store, name: str, size: int, sha256: str) -> mmap.mmap:
-    """A chunk, read-only. InputError where it can't be had: it is not there, or other than listed, or has no room."""
+    """A chunk, read-only; its sum is compared where a process maps it first, and what was fetched is fetched again
+    where it is another. InputError where it can't be had: it is not there, or other than listed, or has no room.
+    """
     while True:  # it may be given up for others before it is open; then it stays readable
         with suppress(FileNotFoundError), _on_disk(store, name, size, sha256).open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            chunk = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if (store.shown, sha256) in _sound or hashlib.sha256(chunk).hexdigest() == sha256:
+                _sound.add((store.shown, sha256))
+                return chunk
+            if not store.remote:
+                raise InputError(f"{store.path(name)} is damaged: its SHA-256 is another; packing it again would work")
+            say(f"{file.name} is damaged: {name} is fetched again")
+            Path(file.name).unlink(missing_ok=True)
 
 
 def prefetch(store: Store, chunks: Sequence[Wanted]) -> None:
