@@ -241,6 +241,8 @@ class OnnxModel(SegmentationModel):
         if self.fixed is not None and size != self.fixed:
             pixels = F.interpolate(pixels, self.fixed, mode="bilinear", align_corners=False, antialias=True)
         (logits,) = self.session.run([OUTPUT], {INPUT: pixels.float().cpu().numpy()})
+        if not np.isfinite(logits).all():
+            raise InputError("the ONNX file gives logits that are not finite: export a run that did not diverge")
         logits = torch.from_numpy(logits).to(images.device)
         return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear")
 
