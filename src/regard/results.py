@@ -104,7 +104,10 @@ class ModelDescription:
 
 @dataclass(kw_only=True)
 class RunDescription(ModelDescription):
-    """`run.json`: a finished segmentation. peak_memory_mb: of the GPU; best_epoch: None for an average over epochs."""
+    """`run.json`: a finished segmentation. peak_memory_mb: of the GPU; best_epoch: None for an average over epochs.
+
+    trained_on: `name_digest` of the images that it was trained on.
+    """
 
     seed: int
     origin: Origin
@@ -114,6 +117,7 @@ class RunDescription(ModelDescription):
     best_epoch: int | None
     curve: list[EpochScore]
     parameters: int
+    trained_on: list[str] = field(default_factory=list)
 
     @property
     def miou(self) -> float | None:
@@ -367,8 +371,9 @@ class Difference:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval excludes 0."""
-        return not self.low <= 0 <= self.high
+        """The one verdict: the interval leaves out 0 in tenths of a point, as it is shown; a question's after Holm."""
+        excludes = round(100 * self.low, 1) > 0 or round(100 * self.high, 1) < 0
+        return bool(excludes and (self.holm or not self.question))
 
 
 @dataclass(kw_only=True)

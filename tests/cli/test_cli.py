@@ -407,6 +407,16 @@ def test_a_pattern_that_nothing_matches_is_one_line(segmentation, photos, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_what_an_earlier_call_made_below_the_images_is_left_out(tmp_path, capsys) -> None:
+    out = tmp_path / "made"
+    out.mkdir()
+    for file in (tmp_path / "1.jpg", out / "1.png"):
+        file.touch()
+    for path in (tmp_path, tmp_path / "**" / "*.*g"):
+        assert outputs([str(path)], str(out)) == {tmp_path / "1.jpg": out / "1.png"}
+        assert "1 images in" in capsys.readouterr().err
+
+
 def test_patterns_come_in_natural_order(tmp_path) -> None:
     for name in ("frame10.png", "frame2.png", "frame1.png", "b.mp4", "c.txt"):
         (tmp_path / name).touch()

@@ -133,3 +133,15 @@ def test_held_out_twins_stay_together() -> None:
     assert len(train) + len(val) == 100
     assert not set(train) & set(val)
     assert held_out(paths).sum() == len(val)
+
+
+def test_the_folders_of_runs_are_left_out_and_that_is_said(tree, capsys) -> None:
+    before = list_images(tree)
+    touch(tree / "b" / "run" / "pictures" / "1.png")
+    touch(tree / "b" / "run" / "settings.json")
+    touch(tree / "made" / "overlay.png")
+    touch(tree / "made" / "run.json")
+    assert list_images(tree) == before
+    assert capsys.readouterr().err.count("is a run's own folder, and left out of the images") == 2
+    assert list_images(tree / "made") == ["overlay.png"]  # where it is asked for itself
+    assert "made" not in listing.subfolders(tree)

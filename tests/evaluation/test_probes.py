@@ -11,7 +11,10 @@ from regard.evaluation.probes import knn
 def test_accuracies_equal_the_recorded_ones(recorded, k: int) -> None:
     data = recorded("knn")
     ours = knn(data["train_features"], data["train_labels"], data["val_features"], data["val_labels"], k)
-    assert ours == (float(data[f"top1_{k}"]), float(data[f"top5_{k}"]))
+    assert ours[0] == float(data[f"top1_{k}"])
+    # With 10 neighbours some images have fewer than five classes among them; DINO's code then counts classes without a
+    # vote, as its sort happens to order them: one image of 200 here.
+    assert ours[1] == (99.5 if k == 10 else float(data[f"top5_{k}"]))
 
 
 def test_scale_does_not_matter_and_near_neighbours_outvote_many_far_ones() -> None:
@@ -20,6 +23,13 @@ def test_scale_does_not_matter_and_near_neighbours_outvote_many_far_ones() -> No
     query = torch.tensor([[7.0, 0.1]])  # close to the first, far from the three others
     assert knn(train, labels, query, torch.tensor([0]), k=4) == (100.0, 100.0)
     assert knn(train * 9, labels, query, torch.tensor([1]), k=4) == (0.0, 100.0)
+
+
+def test_a_class_that_no_neighbour_has_is_no_answer() -> None:
+    train, labels = torch.eye(4), torch.arange(4)
+    query, of_another = torch.eye(4)[:1], torch.tensor([3])
+    assert knn(train, labels, query, of_another, k=1) == (0.0, 0.0)
+    assert knn(train, labels, query, of_another, k=4) == (0.0, 100.0)
 
 
 def test_too_many_neighbours_is_an_error() -> None:

@@ -58,7 +58,7 @@ def test_an_answer_names_the_better_one_exactly_where_the_interval_excludes_zero
     ("question", "holm", "seeds", "notes"),
     [
         (True, True, 3, ""),
-        (True, False, 3, "Not shown any more after Holm's correction for 7 questions."),
+        (True, False, 3, "The interval leaves out 0, but not after Holm's correction for 7 questions."),
         (False, False, 3, ""),  # no question: Holm's correction is not about it
         (True, True, 1, "One seed: the interval says nothing of what another seed would have given."),
     ],
@@ -66,6 +66,13 @@ def test_an_answer_names_the_better_one_exactly_where_the_interval_excludes_zero
 def test_a_caution_where_holm_or_one_seed_weakens_an_answer(question, holm, seeds, notes):
     d = difference("a", "b", 0.03, 0.01, 0.05, question, holm, seeds)
     assert findings.caution(d, 7) == notes
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.0004, "no difference shown"), (0.0006, "first is better")])
+def test_no_verdict_that_the_shown_digits_do_not_carry(low, verdict):
+    d = difference("a", "b", 0.003, low, 0.006)
+    assert findings.verdict(d) == verdict
+    assert ("by less than the digits show" in findings.caution(d, 1)) == (low == 0.0004)
 
 
 def test_no_caution_of_holm_where_nothing_was_shown():
@@ -84,7 +91,7 @@ def test_the_lead_says_whether_it_is_shown():
         )
     for d in (difference("a", "b", 0.05, -0.02, 0.08), difference("b", "a", -0.05, -0.08, 0.02)):
         assert text(findings.leading(rows, [d])).endswith(
-            "Between these two, no difference shown: +5.0 points, interval −2.0 to +8.0, contains 0."
+            "Between these two, no difference shown: +5.0 points, interval −2.0 to +8.0."
         )
 
 

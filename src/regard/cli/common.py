@@ -36,7 +36,7 @@ def table(result: MaskScores, split: str) -> None:
             table.add_row(name, *(_percent(values[name]) for values in columns.values()))
     console().print(table)
     scores: dict[str, float | None] = {
-        "mIoU": result.miou,
+        "mIoU (classes of the masks)": result.miou,
         "frequency-weighted IoU": result.frequency_weighted_iou,
         "pixel accuracy": result.pixel_accuracy,
         "mean accuracy": result.mean_accuracy,

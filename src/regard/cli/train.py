@@ -31,7 +31,7 @@ def pretrain(
     from regard.cli.common import built
     from regard.data.source import open_source
     from regard.runs.extras import Extras
-    from regard.runs.folders import run_folder
+    from regard.runs.folders import data_settings, run_folder
     from regard.runs.pretraining import PRETRAIN_FILE, check_options, labelled_splits, pretrain_run
     from regard.training.hardware import check_processes
 
@@ -47,7 +47,7 @@ def pretrain(
     backbone = built(model, seed)
     check_processes(hardware)
     started = {"data": source.root, "backbone": backbone.name, "options": backbone.options, "seed": seed}
-    started |= asdict(settings) | {"first_weights": weights_digest(backbone)}
+    started |= asdict(settings) | {"first_weights": weights_digest(backbone)} | data_settings(source, Path(out))
     with run_folder(out, started, PRETRAIN_FILE, may_resume=resume == "auto" or not is_first_process()) as folder:
         extras = Extras(queries=queries)
         made = pretrain_run(train, backbone, settings, folder, seed, hardware, watch, extras)
@@ -84,7 +84,7 @@ def segment(
     from regard.results import Origin
     from regard.runs.checks import check_hardware, check_settings
     from regard.runs.extras import Cache, Extras
-    from regard.runs.folders import run_folder
+    from regard.runs.folders import data_settings, run_folder
     from regard.runs.run import RUN_FILE, load_run, summary
     from regard.runs.segmenting import segment_run
     from regard.training.hardware import check_processes
@@ -105,6 +105,7 @@ def segment(
     origin = Origin(data=source.root, backbone=model.backbone, weights=model.weights, pretrained=model.pretrained)
     started = {"data": source.root, "seed": seed, "cached": kept is not None, **asdict(model), **asdict(settings)}
     started |= {"backbone_options": backbone.options, "first_weights": weights_digest(backbone)}
+    started |= data_settings(source, Path(out), *([Path(cache)] if cache else []))
     with run_folder(out, started, RUN_FILE) as folder:
         extras = Extras(origin=origin, logger=logger, cache=kept)
         made = segment_run(splits["train"], splits["val"], backbone, settings, folder, seed, hardware, extras)

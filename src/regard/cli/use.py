@@ -31,17 +31,23 @@ def evaluate(
     from regard.cli.common import table
     from regard.data.source import open_source, require_masks
     from regard.pictures.charts import confusion_chart, reliability_chart, save_figure
-    from regard.results import EvaluationResult, write_stored
+    from regard.results import EvaluationResult, RunDescription, write_stored
     from regard.runs.masks import evaluation_file, name_evaluation
-    from regard.runs.run import full_summary, load_run
+    from regard.runs.run import full_summary, load_run, name_digests
 
     loaded = load_run(run, device.device)
     source = open_source(data, scenes_size=loaded.size)
     splits = require_masks(source)
     split = split or ("test" if "test" in splits else "val")
     source.split(split)
-    folder = Path(run) if Path(run).is_dir() else Path(run).parent  # of an exported file, beside it
-    name = name_evaluation(folder, "-".join(filter(None, (split, inference.label))), source)
+    described = loaded.description
+    met = set(described.trained_on if isinstance(described, RunDescription) else ()) & {*name_digests(splits[split])}
+    if met:
+        say(f"{len(met):,} of {len(splits[split]):,} images have names of images that the run was trained on")
+    is_file = not Path(run).is_dir()
+    folder = Path(run).parent if is_file else Path(run)  # of an exported file, beside it and under its name
+    label = "-".join(filter(None, (Path(run).stem if is_file else "", split, inference.label)))
+    name = name_evaluation(folder, label, source)
     found = loaded.score(splits[split], inference, batches.batch_size, batches.workers)
     result = full_summary(loaded, found)
     table(result, split)

@@ -1,5 +1,6 @@
 """Which images there are below a folder, by their names alone."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from jaxtyping import Bool
 
 from regard.data.compact import Names
 from regard.data.reading import readable
+from regard.say import say
 
+RUN_FILES = ("settings.json", "run.json")  # a folder with one of them is a run's own
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -19,6 +22,7 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
 
     Hidden files and folders are left out. Folders that are links are followed, but what was met before isn't listed
     again; a link with the name of an image counts as one. Each folder is read once, and its files not looked at.
+    What a run wrote below root/folder is left out, and that is said once: its pictures are nothing to learn from.
 
     by_class: what was met below another of the folders directly in root/folder is: they may share images by links.
     """
@@ -28,7 +32,7 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
     met: dict[str, set[str]] = {}  # by the folder directly in root/folder, or all together
     for below, real in folders:  # which grow while they are walked
         here, start = (os.path.join(root, below), f"{below}/") if below else (os.fspath(root), "")
-        inner = []
+        inner, images, is_run = [], [], False
         with readable(here), os.scandir(here) as entries:
             for entry in entries:
                 name = entry.name
@@ -38,7 +42,13 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
                 if entry.is_dir(follow_symlinks=not is_named_so):
                     inner.append((name, entry.is_symlink()))
                 elif is_named_so:
-                    found.append(start + name)
+                    images.append(start + name)
+                elif name in RUN_FILES:
+                    is_run = below != folder
+        if is_run:
+            _leave_out(here)
+            continue
+        found += images
         for name, is_link in sorted(inner):
             path = os.path.join(real, name)
             path = os.path.realpath(path) if is_link else path  # of others it is known without a look at the disk
@@ -48,6 +58,11 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
                 seen.add(path)
                 folders.append((start + name, path))
     return Names(sorted(found))
+
+
+@functools.cache  # of a source that is listed twice
+def _leave_out(folder: str) -> None:
+    say(f"{folder} is a run's own folder, and left out of the images")
 
 
 def is_image(name: str) -> bool:
@@ -62,9 +77,10 @@ def holds_images(folder: str | Path) -> bool:
 
 
 def subfolders(root: str | Path) -> list[str]:
-    """The names of the folders directly in `root`, hidden ones left out, sorted."""
+    """The names of the folders directly in `root`, hidden ones and those of runs left out, sorted."""
     with readable(root), os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [name for name in names if not any(os.path.exists(os.path.join(root, name, file)) for file in RUN_FILES)]
 
 
 def with_val(paths: Mapping[str, Sequence[str]]) -> tuple[dict[str, Sequence[str]], tuple[str, ...]]:

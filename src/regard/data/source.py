@@ -200,7 +200,10 @@ def fingerprint(source: Source, *besides: Path) -> str:
         for folder, folders, files in os.walk(root, followlinks=True):
             folders[:] = sorted(name for name in folders if Path(folder, name).resolve() not in left_out)
             for file in sorted(files):
-                status = os.stat(os.path.join(folder, file))
+                try:
+                    status = os.stat(os.path.join(folder, file))
+                except OSError:  # a link to nothing
+                    status = os.lstat(os.path.join(folder, file))
                 path = os.path.relpath(os.path.join(folder, file), root)
                 digest.update(os.fsencode(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()

@@ -22,7 +22,9 @@ def knn(
     """Weighted kNN accuracy, (top-1, top-5) in percent, as DINO's `knn_classifier` (Wu et al. 2018, section 3.4).
 
     The k nearest training images by cosine similarity s vote for their class with weight exp(s / temperature).
-    With fewer than five classes, top-5 counts all of them. Raises InputError when k exceeds the training images.
+    Top-5 are the five classes with the most votes, or those with any: a class that no neighbour has is no answer, which
+    DINO's code counts, in an order of its sort, where neighbours are of fewer than five classes.
+    Raises InputError when k exceeds the training images.
     """
     if k > len(train_features):
         raise InputError(f"k = {k} neighbours asked of {len(train_features)} training images: choose a smaller k")
@@ -33,7 +35,8 @@ def knn(
         similarity, nearest = (queries @ train_features.T).topk(k, dim=1)  # (chunk, k)
         votes = queries.new_zeros(len(queries), classes)
         votes.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp())
-        ranked = votes.topk(min(5, classes), dim=1).indices == truth.unsqueeze(1)
+        most, answers = votes.topk(min(5, classes), dim=1)
+        ranked = (answers == truth.unsqueeze(1)) & (most > 0)
         top1 += int(ranked[:, 0].sum())
         top5 += int(ranked.any(dim=1).sum())
     return 100 * top1 / len(features), 100 * top5 / len(features)

@@ -34,7 +34,9 @@ def confusion(
 class Scores:
     """Of a confusion matrix; all are in [0, 1].
 
-    miou:           mean over the classes that occur, in truth or prediction.
+    miou:           mean over the classes of the truth. One that is only predicted lowers the IoU of those whose pixels
+                    it took, and is no term of its own: models are means over the same classes, and one false pixel is
+                    not a class lost. (torchmetrics' `MulticlassJaccardIndex` counts it as a term of 0.)
     pixel_accuracy: share of the labelled pixels.
     iou:            per class; nan for a class that occurs in neither, 0 for one that is only predicted.
     frequency_weighted_iou: mean of the IoU, each class weighted by its share of the labelled pixels.
@@ -58,7 +60,7 @@ def scores(counts: Num[np.ndarray, "classes classes"] | Int[Tensor, "classes cla
     iou, truth = per_class_iou(matrix), matrix.sum(axis=1)
     accuracy = _divide(np.diagonal(matrix), truth)
     return Scores(
-        miou=float(np.nanmean(iou)),
+        miou=float(iou[truth > 0].mean()),
         pixel_accuracy=float(np.trace(matrix) / matrix.sum()),
         iou=tuple(iou.tolist()),
         frequency_weighted_iou=float(np.nansum(iou * truth) / truth.sum()),

@@ -77,10 +77,7 @@ class Scored:
 def score(counts: Iterable[OneSeed]) -> Scored:
     """The mIoU of a configuration, from the confusion counts of its seeds, which need not all be in memory at once.
 
-    It is the mean over the classes of the ground truth of all these images. `evaluation.scores` also counts, as 0, a
-    class that is predicted and nowhere true, as is usual; but then configurations would be means over different
-    classes, and one with a single false pixel could fall behind a worse one.
-
+    It is that of `evaluation.scores`, the mean over the classes of the ground truth of all these images.
     Raises InputError where every pixel of the masks is void.
     """
     found, occurs = [], None

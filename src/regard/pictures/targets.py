@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from regard.errors import InputError
+from regard.say import say
 
 
 def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bool = True) -> dict[Path, Path]:
@@ -23,13 +24,17 @@ def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bo
 
     check_there(paths)
     made: dict[Path, Path] = {}
+    place = Path(out).resolve()
     for path in map(Path, paths):
         if path.is_dir():
-            found = {path / name: name for name in list_images(path)}
+            found = _outside(place, path, {path / name: name for name in list_images(path)})
         elif path.is_file():
             found = {path: path.name}
         else:
-            found = _matches(path, videos)
+            plain = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+            found = _outside(place, plain, _matches(path, plain, videos))
+            if not found:
+                raise InputError(f"no images in {path}")
         made |= {file: (Path(out) / name).with_suffix(".png") for file, name in found.items()}
     if not made:
         raise InputError(f"no images in {', '.join(paths)}")
@@ -55,12 +60,21 @@ def check_there(paths: Sequence[str]) -> None:
             raise InputError(f"no file or folder at {path}")
 
 
-def _matches(pattern: Path, videos: bool) -> dict[Path, str]:
+def _outside(place: Path, root: Path, found: dict[Path, str]) -> dict[Path, str]:
+    """Those that do not lie in the folder of the pictures, where that lies below `root`: an earlier call made them."""
+    if root.resolve() not in place.parents:
+        return found
+    kept = {file: name for file, name in found.items() if place not in file.resolve().parents}
+    if len(kept) < len(found):
+        say(f"{len(found) - len(kept)} images in {place} are left out: the pictures go there")
+    return kept
+
+
+def _matches(pattern: Path, plain: Path, videos: bool) -> dict[Path, str]:
     """The images, and videos if wanted, that match, and their paths below the part of the pattern that is plain."""
     from regard.data.listing import is_image
     from regard.pictures.video import is_video
 
-    plain = Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
     return {
         file: file.relative_to(plain).as_posix()

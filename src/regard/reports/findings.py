@@ -1,9 +1,10 @@
 """What a study found, in words: sentences that are right for any study, from checked results.
 
-A difference is shown where its 95% interval excludes 0. Where a sentence picks its pair after looking (the first, the
-best and the lowest of an axis), it is shown only where it also survives Holm's correction for all pairs that might have
-been picked. Correction for the pairs of the first alone would not do: who is first was seen in the same scores, and of
-12 equal configurations something would be claimed in 15% of the studies.
+A difference is shown where its 95% interval excludes 0 in the digits that the page gives, and, of one that was asked
+for, where it also survives Holm's correction for all that were. Where a sentence picks its pair after looking (the
+first, the best and the lowest of an axis), it is shown only where it also survives Holm's correction for all pairs that
+might have been picked. Correction for the pairs of the first alone would not do: who is first was seen in the same
+scores, and of 12 equal configurations something would be claimed in 15% of the studies.
 
 Nothing is estimated here: where results.json holds no estimate of a pair, a sentence says that it was not tested.
 Sentences are Markup: names in them are escaped.
@@ -73,8 +74,10 @@ def answer(d: Difference, titles: Titles) -> Markup:
 def caution(d: Difference, questions: int) -> str:
     """What weakens an answer; "" where nothing does."""
     notes = []
-    if d.is_shown and d.question and not d.holm:
-        notes.append(f"Not shown any more after Holm's correction for {questions} questions.")
+    if not d.is_shown and not d.low <= 0 <= d.high:
+        corrected = d.question and not d.holm
+        why = f"not after Holm's correction for {questions} questions" if corrected else "by less than the digits show"
+        notes.append(f"The interval leaves out 0, but {why}.")
     if d.seeds == 1:
         notes.append("One seed: the interval says nothing of what another seed would have given.")
     return " ".join(notes)
@@ -103,7 +106,7 @@ def leading(scored: Sequence[Shown], differences: Sequence[Difference]) -> Marku
     if points(d.mean) != gap:
         found += f" {shared}"
     if not d.is_shown:
-        return text + f"Between these two, no difference shown: {found}, contains 0."
+        return text + f"Between these two, no difference shown: {found}."
     pairs = comb(len(scored), 2)
     if frozenset((d.a, d.b)) in surviving(differences, pairs):
         return text + f"That difference is shown: {found}."

@@ -1,5 +1,7 @@
 """A trained segmentation, read from the folder that `segmenting.segment_run` made: predict, evaluate."""
 
+import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import device_of, from_description
 from regard.backbones.weights import MODEL_FILE, check_finite, check_size, checked
-from regard.data.datasets.base import MaskDataset
+from regard.data.datasets.base import Dataset, MaskDataset
 from regard.data.loading.augment import short_side
 from regard.data.loading.modules import loading
 from regard.data.loading.views import resize
@@ -216,6 +218,11 @@ def _built(description: ModelDescription) -> SegmentationModel:
     return SegmentationModel(
         backbone, classes, settings.fusion, settings.head, kept=description.kept, head_options=options
     )
+
+
+def name_digests(dataset: Dataset) -> list[str]:
+    """Of each image, the first 12 hex digits of the SHA-256 of its name, to know it again."""
+    return [hashlib.sha256(os.fsencode(dataset.name(i))).hexdigest()[:12] for i in range(len(dataset))]
 
 
 def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> MaskScores:

@@ -29,7 +29,7 @@ from regard.runs.checks import check_hardware, check_settings, levels_read
 from regard.runs.choosing_heads import CHOICE_FILE, chosen_levels, remembered_choice
 from regard.runs.extras import Extras
 from regard.runs.feature_cache import cached_data
-from regard.runs.run import RUN_FILE
+from regard.runs.run import RUN_FILE, name_digests
 from regard.segmentation.losses import balanced_weights, build_loss
 from regard.segmentation.model import SegmentationModel, has_unused
 from regard.segmentation.task import SegmentationTask
@@ -140,6 +140,7 @@ def segment_run(
         best_epoch=best_epoch,
         curve=[EpochScore(**point) for point in history.points],
         parameters=parameters(model),
+        trained_on=name_digests(train),
     )
     if not trainer.is_global_zero:
         return description
