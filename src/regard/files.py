@@ -11,10 +11,12 @@ from typing import Any, BinaryIO, TypeVar
 
 import yaml
 
-from regard.errors import InputError
+from regard.errors import InputError, first_line
 
 T = TypeVar("T")
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a bound on the size of files
+TOO_DEEP = "brackets within brackets, too deep to be read"
+MOST_VALUES, MOST_DIGITS = 100_000, 30  # of YAML that people write
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], T]) -> T:
@@ -54,27 +56,69 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that people may have written; InputError for what is not UTF-8."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: save it as UTF-8") from error
+    if "\0" in text:  # UTF-16 without its mark
+        raise InputError(f"{path} is not UTF-8 text: save it as UTF-8")
+    return text
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; InputError when it is not whole."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise InputError(f"cannot read {path}: {TOO_DEEP}") from error
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"cannot read {path}: {error}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file, in which 1e-3 is a number, as in YAML 1.2; InputError for what has none."""
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+        found = parse_yaml(read_text(path))
+    except RecursionError as error:
+        raise InputError(f"{path}: {TOO_DEEP}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(found, dict) or not found:
         raise InputError(f"{path}: should hold keys with values, such as `lr: 1e-3`")
     return found
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML says. YAMLError where it is none, or says too much: anchors that repeat each other without end."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _count(node, {})
+        return None if node is None else loader.construct_document(node)
+    except ValueError as error:
+        raise yaml.YAMLError(first_line(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _count(node: Any, known: dict[int, int]) -> int:
+    """How many values a node stands for, with each use of a name for it; YAMLError for more than `MOST_VALUES`."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # while it is counted: a part of itself has no end
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
+            raise yaml.YAMLError(f"a number of {len(node.value):,} digits: {MOST_DIGITS} at most would work")
+    if known[id(node)] > MOST_VALUES:
+        raise yaml.YAMLError(f"its anchors stand for more than {MOST_VALUES:,} values: fewer would work")
+    return known[id(node)]
 
 
 class _Loader(yaml.SafeLoader):

@@ -712,13 +712,13 @@ def parse_stored(content: bytes | str, kind: type[Stored], where: str, remedy: s
         if schema == VERSION:
             return msgspec.json.decode(content, type=kind)
         wrong = f"was made by another version of regard (format {schema}, and this one reads {VERSION})"
-    except msgspec.DecodeError as error:  # also of what is no JSON
+    except (msgspec.DecodeError, RecursionError) as error:  # also of what is no JSON
         wrong = str(error)
     raise InputError(f"{where}: {wrong}; {remedy}")
 
 
 def kind_of(path: Path) -> str | None:
     """What a file says that it is of, such as "compare"; None where it cannot be told."""
-    with suppress(OSError, msgspec.DecodeError):
+    with suppress(OSError, msgspec.DecodeError, RecursionError):
         return msgspec.json.decode(path.read_bytes(), type=_Opening).kind
     return None

@@ -59,6 +59,7 @@ PRESETS = {
     "full": "regard.studies.presets:full",
 }
 
+MOST_SEEDS = 1000  # of a study: each is a training of every configuration
 MOST_PIXELS = 2**15 - 1  # of a side: OpenCV resizes no further
 
 WEIGHT_FILES = (".pth", ".safetensors", ".ckpt", ".pt")
@@ -569,7 +570,7 @@ class StudyOptions(Settings):
         None, "A YAML file with any configurations instead of a preset's; see docs/studies.md.", common=True
     )
     seeds: int | None = setting(
-        None, "How many seeds each configuration is trained with; by default the preset's.", 1, common=True
+        None, "How many seeds each configuration is trained with; by default the preset's.", 1, MOST_SEEDS, common=True
     )
     size: int | None = setting(
         None, "Short side of the images in pixels; by default the preset's.", 1, MOST_PIXELS, common=True

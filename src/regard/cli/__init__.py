@@ -11,7 +11,7 @@ from regard.cli.study import ablate, compare, demo, report, sweep
 from regard.cli.train import pretrain, segment
 from regard.cli.use import evaluate, export, predict
 from regard.errors import InputError, Interrupted, TrainingStopped
-from regard.say import is_first_process
+from regard.say import is_first_process, shown
 
 # A command, or a word with commands behind it: `regard data info`.
 COMMANDS: Commands = {
@@ -46,19 +46,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_there(arguments)
         made = command(**arguments)
         if is_first_process():
-            print(made)
+            print(shown(made))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"{name}: {error.strerror or error}{where}", file=sys.stderr)
+        print(shown(f"{name}: {error.strerror or error}{where}"), file=sys.stderr)
         raise SystemExit(2) from None
     except InputError as error:
-        # an error from a loading process comes with its traceback; the last line is the message
-        line = str(error).strip().splitlines()[-1].removeprefix("regard.errors.InputError: ")
-        print(f"{name}: {line}", file=sys.stderr)
+        # an error from a loading process comes with its traceback, and what is behind that is the message
+        line = str(error).strip().rpartition("\nregard.errors.InputError: ")[2]
+        print(shown(f"{name}: {line}"), file=sys.stderr)
         raise SystemExit(2) from None
     except TrainingStopped as error:
         if is_first_process():
-            print(f"{name}: {error}", file=sys.stderr)
+            print(shown(f"{name}: {error}"), file=sys.stderr)
         raise SystemExit(128 + error.signum if isinstance(error, Interrupted) else 1) from None
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what was finished is kept", file=sys.stderr)

@@ -4,7 +4,7 @@ import torch
 
 from regard.backbones import Backbone, build_backbone
 from regard.results import FullScores, MaskScores
-from regard.say import console
+from regard.say import console, say, shown
 from regard.settings import Device, Model
 
 
@@ -33,7 +33,7 @@ def table(result: MaskScores, split: str) -> None:
         table.add_column(heading, justify="right")
     for name in result.iou:
         if name not in result.absent:
-            table.add_row(name, *(_percent(values[name]) for values in columns.values()))
+            table.add_row(shown(name), *(_percent(values[name]) for values in columns.values()))
     console().print(table)
     scores: dict[str, float | None] = {
         "mIoU (classes of the masks)": result.miou,
@@ -49,7 +49,7 @@ def table(result: MaskScores, split: str) -> None:
         totals.add_row(name, _percent(value))
     console().print(totals)
     if result.absent:
-        console().print(f"classes that do not occur in these images: {', '.join(result.absent)}")
+        say(f"classes that do not occur in these images: {', '.join(result.absent)}")
 
 
 def _percent(value: float | None) -> str:

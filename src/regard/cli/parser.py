@@ -8,6 +8,7 @@ import argparse
 import inspect
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -15,11 +16,15 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from regard.errors import InputError, unknown
+from regard.files import TOO_DEEP, read_yaml
+from regard.say import shown
 from regard.settings import Settings, default_of, in_words, kinds_of, options
 
 Command = Callable[..., str]
@@ -44,7 +49,7 @@ class Parser(ArgumentParser):
         elif other := re.match(r"unrecognized arguments: --(\w+)", line):
             line = str(unknown("option", f"--{other[1]}", [f"--{name}" for name in kinds]))
         line = re.sub(r"(arguments are required: )(?:\w+\.)+(\w+)", r"\1--\2", line)
-        print(f"regard: {line} (see {self.prog} --help)", file=sys.stderr)
+        print(shown(f"regard: {line} (see {self.prog} --help)"), file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -135,12 +140,27 @@ def _summary(command: Command) -> str:
 
 def parsed(parser: Parser, commands: Commands, words: list[str]) -> tuple[str, Command, dict[str, Any]]:
     """What is asked for: the words that name the command, its function, and all of its options."""
-    found = parser.parse_args(_as_parsed(words, commands))
+    arguments = _as_parsed(words, commands)
+    try:
+        for file in _config_files(arguments):
+            read_yaml(file)  # which is careful with what is deep, or stands for very much
+        found = parser.parse_args(arguments)
+    except InputError as error:
+        parser.error(str(error))
+    except RecursionError:
+        parser.error(f"an option has {TOO_DEEP}")
     name, command = "regard", commands
     while isinstance(command, Mapping):
         word = found.subcommand
         name, command, found = f"{name} {word}", command[word], found[word]
     return name, command, found.as_dict()
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    """The files of options among the arguments; what is no file is left to the parser to refuse."""
+    named = [value for option, value in pairwise(arguments) if option == "--config"]
+    named += [one.removeprefix("--config=") for one in arguments if one.startswith("--config=")]
+    return [Path(name) for name in named if os.path.isfile(name)]
 
 
 def arguments_of(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regard.errors import InputError
-from regard.say import console
+from regard.say import console, say
 from regard.settings import Device, Model, Scoring
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
     if scoring.importance:
         require_masks(source)
     scorecard.check_folder(Path(out))
-    console().print(source.describe())
+    say(source.describe())
 
     found = importance(run, chosen, rules.blocks) if run and scoring.importance else None
     models = {"given": backbone}

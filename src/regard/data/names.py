@@ -27,6 +27,7 @@ from jaxtyping import Int16, UInt8
 from msgspec import Meta, Struct
 
 from regard.errors import InputError
+from regard.files import read_text
 
 VOID = 255  # the label of pixels that belong to no class, in VOC and in nearly every data set since
 UNKNOWN = -1  # of a value or a colour that no class has
@@ -116,19 +117,21 @@ def numbered(classes: Sequence[str], values: Sequence[int] | None = None, void: 
     return Legend(tuple(classes), {**dict.fromkeys(void, VOID), **label_of})
 
 
-def read_text(file: Path) -> Legend:
-    """classes.txt: InputError for blank lines, and for none or more than 255 names."""
-    names = tuple(line.strip() for line in file.read_text("utf-8-sig").strip().splitlines())
+def read_names(file: Path) -> Legend:
+    """classes.txt: InputError for blank lines, for a name twice, and for none or more than 255 names."""
+    names = tuple(line.strip() for line in read_text(file).strip().splitlines())
     if not all(names) or not 0 < len(names) <= VOID:
         raise InputError(f"{file} has {len(names)} lines: 1 to {VOID} names, one a line, none blank, would work")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise InputError(f"{file} names {twice[0]!r} twice: each class once, or classes.json for one of two values")
     return numbered(names)
 
 
 def read_json(file: Path) -> Legend:
     """classes.json: InputError for what is no such file, and for classes that cannot be told apart."""
     try:
-        entries = msgspec.json.decode(file.read_text("utf-8-sig"), type=list[Entry])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        entries = msgspec.json.decode(read_text(file), type=list[Entry])
+    except (msgspec.MsgspecError, RecursionError) as error:
         one = '{"name": "road", "color": [128, 64, 128] or "#804080", "value": 7}'
         raise InputError(f"{file}: {error}: a list of {one} would work") from error
     return from_entries(entries, file)
@@ -137,7 +140,7 @@ def read_json(file: Path) -> Legend:
 def read_labelmap(file: Path) -> Legend:
     """labelmap.txt: InputError for a line that is not name:r,g,b:parts:actions. "void" and "ignored" are no classes."""
     entries = []
-    for line in file.read_text("utf-8-sig").splitlines():
+    for line in read_text(file).splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         found = re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:.*)?", line.strip())

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import track
+
+from regard.say import console
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -30,4 +31,4 @@ def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], doing:
             while begun:
                 yield begun.popleft().result()
 
-        yield from track(results(), doing, len(tasks), transient=True, console=Console(stderr=True))
+        yield from track(results(), doing, len(tasks), transient=True, console=console())

@@ -29,7 +29,6 @@ from typing import Any
 import filelock
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -41,7 +40,7 @@ from regard.data.loading.modules import SegmentationData, loading
 from regard.data.loading.samples import WholePairs
 from regard.errors import InputError
 from regard.files import on_disk
-from regard.say import say
+from regard.say import console, say
 from regard.segmentation.model import SegmentationModel
 
 TENSORS_FILE, SAMPLES_FILE = "tensors.bin", "samples.txt"
@@ -217,9 +216,9 @@ class _Filling:
         before, end = _whole_samples(samples, tensors)
         rest = range(before, count)
         loader = DataLoader(dataset, self.batch, sampler=rest, collate_fn=list, **loading(self.workers))
-        console, what = Console(stderr=True), f"features of {'validation images' if whole else 'crops'}"
+        what = f"features of {'validation images' if whole else 'crops'}"
         batches = track(
-            loader, what, -(-len(rest) // self.batch), transient=True, console=console, disable=not self.bar
+            loader, what, -(-len(rest) // self.batch), transient=True, console=console(), disable=not self.bar
         )
         with (
             on_disk(tensors),

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.progress import track
 
 from regard.data.loading.wrapped import Cached
 from regard.evaluation.statistics import Estimate, difference, score
 from regard.results import ImportanceSetting
 from regard.runs.run import Run
+from regard.say import console
 from regard.scoring.chosen import Chosen
 
 
@@ -24,7 +24,7 @@ def importance(
     whole = score([run.evaluate(kept)])
     heads = [(block, head) for block in blocks for head in range(run.model.backbone.block_heads[block])]
     found = {}
-    for block, head in track(heads, "leaving out heads", transient=True, console=Console(stderr=True)):
+    for block, head in track(heads, "leaving out heads", transient=True, console=console()):
         with run.model.backbone.without_head(block, head):
             found[block, head] = difference(whole, score([run.evaluate(kept)]))
     return ImportanceSetting(miou=whole.estimate().mean, images=len(data), size=run.size), found

@@ -16,7 +16,7 @@ from regard.files import read_json, write_whole
 from regard.pictures.targets import beside
 from regard.runs.pixels import read_pixels
 from regard.runs.run import Run
-from regard.say import console
+from regard.say import console, say
 from regard.segmentation.inference import BATCH, Inference, classes_at, probabilities_at
 
 OVERLAY, PROBABILITIES = "-overlay.png", ".npz"  # endings of what is written beside NAME.png
@@ -68,7 +68,7 @@ def segment_files(
         raise InputError(f"{unread[0]}{others}")
     if unread:
         for error in unread:
-            console().print(str(error), markup=False)
+            say(str(error))
         raise InputError(
             f"{len(unread)} of {len(files)} could not be read: mend or leave out the files named above; "
             "the masks of the others are there"

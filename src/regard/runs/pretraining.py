@@ -13,7 +13,6 @@ from typing import Any, get_type_hints
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 
 from regard.attention.guidance import check_guidance
 from regard.backbones import Backbone, describe, save_backbone
@@ -30,6 +29,7 @@ from regard.results import PretrainDescription, write_stored
 from regard.runs.checks import check_pretraining
 from regard.runs.extras import Extras
 from regard.runs.folders import SKIPPED_FILE
+from regard.say import say
 from regard.settings import METHODS, VIEWS, Hardware, PretrainSettings, Watch, find, typed
 from regard.ssl.method import Pretraining
 from regard.ssl.monitors import CollapseMonitor, Pictures
@@ -132,7 +132,7 @@ def _probed(dataset: Dataset, shuffled: bool = False) -> range:
 
 def _warn(line: str) -> None:
     if rank_zero_only.rank == 0:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold]warning[/]  {line}")
+        say(line, "warning")
 
 
 def scoring_interval(epochs: int) -> int:

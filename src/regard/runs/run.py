@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, UInt8
-from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -47,6 +46,7 @@ from regard.runs.exported import RUN_FILE as RUN_FILE
 from regard.runs.exported import check_run, read_description
 from regard.runs.onnx import read_onnx
 from regard.runs.pixels import ImageLike, read_pixels
+from regard.say import console
 from regard.segmentation.inference import (
     BATCH,
     WHOLE,
@@ -111,7 +111,7 @@ class Run:
         """
         classes, void, images, found = len(self.classes), self.ignore_index, 0, []
         loader = self._loader(dataset, inference, batch_size, workers)
-        batches = track(loader, "scoring", transient=True, console=Console(stderr=True))
+        batches = track(loader, "scoring", transient=True, console=console())
         for passes, mask in self._answer(batches, inference, batch_size):
             answer, confidence = confidence_at(passes, mask.shape)
             counts = (

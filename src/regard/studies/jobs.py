@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rich.markup import escape
-
 from regard.errors import Interrupted
 from regard.files import write_whole
 from regard.say import say
@@ -74,8 +72,8 @@ def _teller(tasks: Sequence[Task], folder: Path) -> Callable[[Task, Outcome], No
 
     def tell(task: Task, outcome: Outcome) -> None:
         come[task.stage] += 1
-        came = f"[red]{escape(outcome.error)}[/]" if outcome.error else escape(outcome.said)
-        say(f"[bold]{task.stage:8}[/] {come[task.stage]}/{totals[task.stage]}  {escape(task.name)}: {came}")
+        said = f"{come[task.stage]}/{totals[task.stage]}  {task.name}: {outcome.error or outcome.said}"
+        say(said, task.stage, "red" if outcome.error else "")
         path = folder / f"{quote(task.name, safe=' ,=')[:200]}.txt"  # a name may hold what no file name may
         if outcome.traceback:
             write_whole(path, lambda file: file.write(outcome.traceback.encode(errors="backslashreplace")))

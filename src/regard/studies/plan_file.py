@@ -7,7 +7,7 @@ from typing import Any
 
 from regard.errors import InputError, unknown
 from regard.files import read_yaml
-from regard.settings import PretrainSettings, SegmentSettings, changed, typed
+from regard.settings import MOST_SEEDS, PretrainSettings, SegmentSettings, changed, typed
 from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice, spread, within
 from regard.studies.presets import preset
 
@@ -66,6 +66,8 @@ def _plan(found: dict[str, Any], stem: str) -> Plan:
     names = {c.name for c in configurations}
     questions = found.get("questions", [pair for pair in base.questions if set(pair) <= names])
     chosen = found.get("seeds", base.seeds)
+    if (chosen if isinstance(chosen, int) else len(chosen)) > MOST_SEEDS:
+        raise InputError(f"seeds: more than {MOST_SEEDS:,} are asked for: 3 to 10 are usual")
     plan = Plan(
         found.get("name", stem),
         backbones,

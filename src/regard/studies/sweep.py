@@ -49,11 +49,9 @@ def run_sweep(sweep: Sweep, trials: int, jobs: int = 1, command: str = "regard.s
     claim(sweep, backbone)
     book = _open(sweep)
     book.check_hope()
-    say(f"[bold]data[/]     {sweep.source.describe()}")
-    say(
-        f"[bold]sweep[/]    {trials} trials of {', '.join(sweep.space.varied)}, scored on {len(splits['val'])} images "
-        f"of val, into {sweep.out}"
-    )
+    say(sweep.source.describe(), "data")
+    on = f"scored on {len(splits['val'])} images of val, into {sweep.out}"
+    say(f"{trials} trials of {', '.join(sweep.space.varied)}, {on}", "sweep")
     over = {trial.number for trial in book.over()}
     tasks = [Task(f"trial {n}", "trials", _trial, (n,)) for n in range(trials) if n not in over]
     results = None

@@ -16,11 +16,13 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.markup import escape
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regard.backbones import Backbone
 from regard.errors import InputError, Interrupted, TrainingStopped
+from regard.say import shown
 from regard.settings import Hardware, PretrainSettings, SegmentSettings
 from regard.training.distributed import SharedBatchStatistics
 from regard.training.logs import make_loggers
@@ -67,7 +69,7 @@ class _Progress(RichProgressBar):
 
     def __init__(self, name: str) -> None:
         super().__init__(refresh_rate=5, leave=False, console_kwargs={"stderr": True})
-        self.name = name
+        self.name = escape(shown(name))  # the bar reads markup
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"{self.name}, epoch {current_epoch + 1}/{self.trainer.max_epochs}"

@@ -20,6 +20,7 @@ from regard.data.datasets.base import Source
 from regard.data.listing import is_image, list_images
 from regard.data.names import VOID
 from regard.errors import InputError, unknown
+from regard.files import read_text
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,15 @@ def read_mat(path: Path, name: str, pick: Callable[[dict[str, Any]], np.ndarray]
 
 def listed(file: Path, columns: bool = False) -> list[str]:
     """The images in a list, a line each, without suffix; none where the file isn't there.
+    InputError for one that leads out of the tree.
 
     columns: only the first word of a line names the image, by its name or a path such as /JPEGImages/2007_000032.jpg.
     """
-    lines = file.read_text("utf-8-sig").splitlines() if file.is_file() else ()
+    lines = read_text(file).splitlines() if file.is_file() else ()
     lines = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     names = [line.split()[0].rpartition("/")[2] for line in lines] if columns else lines
+    if outside := next((name for name in names if name.startswith("/") or ".." in name.split("/")), ""):
+        raise InputError(f"{file} names {outside!r}, which is outside of its folder: names without / before and ..")
     return [os.path.splitext(name)[0] if is_image(name) else name for name in names]
 
 

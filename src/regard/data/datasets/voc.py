@@ -36,7 +36,7 @@ class VOC2012(PairedImages):
         file = found / "ImageSets/Segmentation" / f"{split}.txt"
         if not file.is_file():
             raise InputError(f"{file} is missing: unpack the whole of VOCtrainval_11-May-2012.tar")
-        stems = file.read_text().split()
+        stems = listed(file)
         masks = {f"JPEGImages/{stem}.jpg": f"SegmentationClass/{stem}.png" for stem in stems}
         super().__init__(found, masks, numbered(self.names.split()))
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from regard.data.datasets.published import Archive, Published
@@ -21,7 +20,7 @@ from regard.data.download.archives import unpack
 from regard.data.download.transfer import partial_of, transfer
 from regard.errors import InputError
 from regard.files import read_json, write_json
-from regard.say import say
+from regard.say import console, say
 
 NOTES = "downloads.json"
 CHUNK = 1 << 20  # bytes read at a time for a checksum
@@ -51,7 +50,7 @@ def download(data: Published, out: Path, keep_archives: bool = False) -> Downloa
     try:
         missing = [archive for archive in data.archives if not _is_there(archive, out)]
         _check_room(missing, out, keep_archives)
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True) as progress:
             for archive in missing:
                 _get(archive, out, keep_archives, progress)
     finally:
