@@ -39,7 +39,7 @@ def pretrain(
     source = open_source(data, scenes_size=settings.size)
     say(source.describe())
     queries = source.splits.get("val", source.splits.get("test")) if source.has_labels else None
-    train = source.split("train")
+    train = source.images("train")
     if method.labelled:
         train, queries = labelled_splits(source)
         if "val" not in source.splits:
@@ -68,6 +68,7 @@ def segment(
     cache: str | None = None,
     seed: int = 0,
     logger: Literal["wandb"] | None = None,
+    label_fraction: float = 1.0,
 ) -> str:
     """Train a segmentation on images with masks, and score the best epoch.
 
@@ -77,9 +78,11 @@ def segment(
         cache: Folder for the features of a frozen backbone: they are computed once, for other runs too.
         seed: Of weights, order and crops.
         logger: `wandb` (Weights & Biases), beside CSV and TensorBoard.
+        label_fraction: Share of the training masks to learn from, such as 0.1; as many steps are taken as with all.
     """
     from regard.backbones.base import weights_digest
     from regard.cli.common import built, table
+    from regard.data.loading.wrapped import Fraction, check_share
     from regard.data.source import check_readable, fingerprint, open_source, require_masks
     from regard.results import Origin
     from regard.runs.checks import check_hardware, check_settings
@@ -91,6 +94,7 @@ def segment(
 
     if settings.freeze and settings.backbone_lr != SegmentSettings.backbone_lr:
         raise InputError("a frozen backbone does not learn, at no rate: leave out --backbone_lr, or --freeze")
+    check_share(label_fraction)
     source = open_source(data, scenes_size=settings.size)
     splits = require_masks(source)
     for split in ("train", "val"):
@@ -102,13 +106,16 @@ def segment(
     kept = Cache(Path(cache), fingerprint(source, Path(cache), Path(out))) if cache else None
     say(source.describe())
     check_readable(source)
-    origin = Origin(data=source.root, backbone=model.backbone, weights=model.weights, pretrained=model.pretrained)
+    asked = {"backbone": model.backbone, "weights": model.weights, "pretrained": model.pretrained}
+    origin = Origin(data=source.root, label_fraction=label_fraction, **asked)
+    train = splits["train"] if label_fraction == 1 else Fraction(splits["train"], label_fraction, seed)
     started = {"data": source.root, "seed": seed, "cached": kept is not None, **asdict(model), **asdict(settings)}
     started |= {"backbone_options": backbone.options, "first_weights": weights_digest(backbone)}
     started |= data_settings(source, Path(out), *([Path(cache)] if cache else []))
+    started |= {"label_fraction": label_fraction} if label_fraction < 1 else {}
     with run_folder(out, started, RUN_FILE) as folder:
         extras = Extras(origin=origin, logger=logger, cache=kept)
-        made = segment_run(splits["train"], splits["val"], backbone, settings, folder, seed, hardware, extras)
+        made = segment_run(train, splits["val"], backbone, settings, folder, seed, hardware, extras)
     line = f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."
     if not is_first_process():
         return line

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from regard.backbones import Backbone, build_backbone
+from regard.data.loading.wrapped import check_share
 from regard.errors import InputError, unknown
 from regard.runs.checks import check_settings, levels_read
 from regard.runs.pretraining import check_options
@@ -266,8 +267,7 @@ def _check_configuration(plan: Plan, c: Configuration, backbone: Backbone) -> No
         if plan.pretrainings[c.pretraining].backbone != c.backbone:
             theirs = plan.pretrainings[c.pretraining].backbone
             raise InputError(f"pretraining {c.pretraining} is of backbone {theirs}, not of {c.backbone}")
-    if not 0 < c.label_fraction <= 1:
-        raise InputError(f"label_fraction {c.label_fraction:g} is no share: take one above 0, up to 1")
+    check_share(c.label_fraction)
     check_settings(settings, backbone, plan.caches(settings))
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from commands import refused
 from regard.data.datasets.scenes import Scenes
 from regard.data.loading.wrapped import Fraction
 
@@ -49,3 +50,8 @@ def test_each_image_once() -> None:
     assert len(once) == len({once.name(i) for i in range(len(once))}) == 4
     assert {once.name(i) for i in range(4)} == {part.name(i) for i in range(len(part))}
     assert len(part) == 40
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_what_is_no_share_is_refused(share: float) -> None:
+    refused(lambda: Fraction(WHOLE, share, 0), "label_fraction", "above 0, up to 1")

@@ -57,6 +57,12 @@ class Cached(_Around):
         return array
 
 
+def check_share(share: float) -> None:
+    """InputError for what is no share of the training masks."""
+    if not 0 < share <= 1:
+        raise InputError(f"label_fraction {share:g} is no share: take one above 0, up to 1")
+
+
 class Fraction(_Around):
     """A share of a dataset with masks, fixed by the seed, repeated up to the length of the whole.
 
@@ -67,6 +73,7 @@ class Fraction(_Around):
     dataset: MaskDataset
 
     def __init__(self, dataset: MaskDataset, share: float, seed: int) -> None:
+        check_share(share)
         super().__init__(dataset)
         order = draws(LABELS, seed).permutation(len(dataset))
         count = math.ceil(round(share * len(dataset), 6))  # 7% of 100 is 7, though 0.07 * 100 is above it
