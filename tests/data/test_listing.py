@@ -101,7 +101,7 @@ def test_recognising_a_layout_lists_its_images_once(tmp_path, monkeypatch) -> No
         listed.append(root / folder)
         return list_images(root, folder, by_class)
 
-    for module in ("source", "datasets.folders", "datasets.masks"):
+    for module in ("source", "datasets.folders", "layouts"):
         monkeypatch.setattr(f"regard.data.{module}.list_images", counted)
     source = open_source(tmp_path)
     assert source.layout == "class folders"

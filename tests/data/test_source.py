@@ -133,7 +133,7 @@ def test_flat_split_folders_are_splits_and_not_classes(tmp_path):
 
 
 def test_pictures_beside_images_are_not_images(tmp_path):
-    source = open_source(write(tmp_path, "images/1.jpg", "labels/1.png"))
+    source = open_source(write(tmp_path, "images/1.jpg", "depth/1.png"))
     assert counts(source) == {"train": 1}
 
 
@@ -188,6 +188,109 @@ def test_files_whose_names_are_not_utf_8_count_like_others(tmp_path):
     assert fingerprint(source) != before
     noted = dataclasses.replace(source, notes=(f"{odd} is ignored",))
     assert fingerprint(noted) != fingerprint(source)
+
+
+PAIRS = {  # the images of a tree and its masks, and what is said of it
+    "train/images/1.png train/images/2.png val/images/3.png train/masks/1.png train/masks/2.png val/masks/3.png":
+        "train/images/ + train/masks/ tree",
+    "photos/1.jpg photos/2.jpg photos/3.jpg labels/1.png labels/2.png labels/3.png": "photos/ + labels/ tree",
+    "img_dir/train/1.jpg img_dir/train/2.jpg img_dir/val/3.jpg "
+    "ann_dir/train/1.png ann_dir/train/2.png ann_dir/val/3.png":
+        "img_dir/ + ann_dir/ tree",
+    "image/Train/1.jpg image/Train/2.jpg image/VAL/3.jpg mask/train/1.png mask/train/2.png mask/val/3.png":
+        "image/ + mask/ tree",
+    "train_images/1.jpg train_images/2.jpg val_images/3.jpg train_masks/1.png train_masks/2.png val_masks/3.png":
+        "train_images/ + train_masks/ tree",
+    "images/train2017/1.jpg images/train2017/2.jpg images/val2017/3.jpg "
+    "masks/train2017/1_mask.png masks/train2017/2_mask.png masks/val2017/3_mask.png": "images/ + masks/ tree",
+    "rgb/1.jpg rgb/2.jpg rgb/3.jpg masks/1.png masks/2.png masks/3.png": "rgb/ + masks/ tree",
+    "1.jpg 2.jpg 3.jpg masks/1.png masks/2.png masks/3.png": "images + masks/ tree",
+    "1.jpg 2.jpg 3.jpg 1_mask.png 2_mask.png 3_mask.png": "tree of images x beside masks x_mask",
+    "a/1.jpg a/2.jpg b/3.jpg a/1_mask.png a/2_mask.png b/3_mask.png": "tree of images x beside masks x_mask",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "words"), PAIRS.items(), ids=PAIRS.values())
+def test_images_and_their_masks_are_found_in_the_layouts_in_use(tmp_path, names, words):
+    files = names.split()
+    write(tmp_path, *files[:3])
+    write(tmp_path, *files[3:], value=1)
+    source = open_source(tmp_path)
+    assert source.describe().startswith(f"{words} at {tmp_path}: 2 train, 1 val images; 2 classes")
+    images = [of.name(i) for of in source.splits.values() for i in range(len(of))]
+    assert sorted(images) == sorted(files[:3])
+    assert all((of.mask(i) == 1).all() for of in require_masks(source).values() for i in range(len(of)))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("images/1.png annotations/1.png labels/1.png", ("annotations/ and labels/", "one, as masks/")),
+        ("imgs/1.png photos/1.png masks/1.png", ("imgs/ and photos/", "one, as images/")),
+        ("cat/1.png dog/1.png mask/1.png", ("mask/ but no images/, and 2 other folders",)),
+        ("images/train/1.png images/holdout/2.png masks/train/1.png", ("images/holdout is none of the splits",)),
+        ("train/images/1.png train/masks/1.png holdout/images/2.png", ("holdout is none of the splits",)),
+        ("images/1.png masks/1_mask.png masks/1_gt.png", ("two masks of 1", "masks/1_gt.png", "masks/1_mask.png")),
+        ("photos/a.png photos/b.png labels/x.png", ("2 of 2 images have no mask", "such as labels/x.png")),
+    ],
+)
+def test_a_tree_that_could_be_read_in_two_ways_is_refused(tmp_path, names, said):
+    refused(lambda: open_source(write(tmp_path, *names.split())), *said)
+
+
+def test_a_class_of_photos_called_mask_is_a_class(tmp_path):
+    source = open_source(write(tmp_path, "mask/1.jpg", "no_mask/1.jpg"))
+    assert (source.layout, source.classes) == ("class folders", ("mask", "no_mask"))
+
+
+def test_folders_that_are_no_split_are_named(tmp_path):
+    flat = open_source(write(tmp_path / "flat", "Train/1.png", "TEST/2.png", "holdout/3.png"))
+    assert counts(flat) == {"train": 2, "test": 1}
+    assert "holdout/ is no split, so its images are for training" in flat.describe()
+    classes = open_source(write(tmp_path / "classes", "Train/a/1.png", "Train/b/2.png", "more/a/3.png"))
+    assert counts(classes) == {"train": 2}
+    assert "more/ is ignored: it is no split" in classes.describe()
+
+
+def test_of_partly_labelled_images_those_with_masks_are_used_and_all_to_learn_without(tmp_path):
+    write(tmp_path / "images", *(f"{i:02}.jpg" for i in range(12)))
+    write(tmp_path / "masks", *(f"{i:02}.png" for i in range(3)), value=1)
+    source = open_source(tmp_path)
+    assert counts(source) == {"train": 2, "val": 1}
+    assert "3 of 12 images have a mask: the others are for pretrain alone" in source.describe()
+    every = source.images("train")
+    held_out = source.splits["val"].name(0)
+    assert sorted([held_out, *(every.name(i) for i in range(len(every)))]) == [f"images/{i:02}.jpg" for i in range(12)]
+
+
+@pytest.mark.parametrize("raw", ["Straße\nb\n".encode("latin-1"), "sky\nroad\n".encode("utf-16"), b"s\0k\0y\0"])
+@pytest.mark.parametrize("name", ["classes.txt", "classes.json"])
+def test_text_that_is_not_utf_8_is_one_line(tmp_path, raw, name):
+    write(tmp_path, "images/1.png")
+    write(tmp_path, "masks/1.png", value=1)
+    (tmp_path / name).write_bytes(raw)
+    refused(lambda: open_source(tmp_path), f"{name} is not UTF-8 text: save it as UTF-8")
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("classes.json", "[" * 100_000, "classes.json"),
+    ("classes.txt", "sky\nroad\nroad", "names 'road' twice"),
+])  # fmt: skip
+def test_files_of_classes_that_cannot_be_meant_are_one_line(tmp_path, name, text, said):
+    write(tmp_path, "images/1.png")
+    write(tmp_path, "masks/1.png", value=1)
+    (tmp_path / name).write_text(text)
+    refused(lambda: open_source(tmp_path), said)
+
+
+@pytest.mark.parametrize("outside", ["../../secret", "/etc/secret", "a/../../b"])
+def test_a_list_that_leads_out_of_its_tree_is_refused(tmp_path, outside):
+    write(tmp_path, "JPEGImages/1.jpg")
+    write(tmp_path, "SegmentationClass/1.png", value=1)
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text(f"1\n{outside}\n")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("1\n")
+    refused(lambda: open_source(tmp_path), "train.txt", repr(outside), "outside of its folder")
 
 
 # ---- the held-out fifth
@@ -245,7 +348,9 @@ def test_masks_and_images_that_do_not_fit(tmp_path):
     (tmp_path / "images").mkdir()
     refused(lambda: open_source(tmp_path), str(tmp_path / "images"), "no images")
     write(tmp_path / "images", "1.jpg", "2.jpg", "3.jpg")
-    refused(lambda: open_source(tmp_path), "2 of 3 images have no mask", "images/2.jpg", "masks/2.png")
+    save(tmp_path / "masks/x.png", grid(1))
+    wrong = "2 of 3 images have no mask", "images/2.jpg", "masks/2.png", "1 masks have no image, such as masks/x.png"
+    refused(lambda: open_source(tmp_path), *wrong)
 
 
 def test_class_folders_that_do_not_fit(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 
 from regard.data.datasets import DATASETS
 from regard.errors import InputError
-from regard.say import console, say
+from regard.say import console, say, shown
 from regard.settings import PackOptions, SurveyOptions
 
 
@@ -16,7 +16,7 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
         source: A path, `scenes`, or the s3://, gs:// or https:// URL of a pack.
         out: Folder for info.json and contact-sheet.png (images of each split, and their masks over them).
     """
-    from regard.data.source import open_source
+    from regard.data.source import open_source, unseen
     from regard.data.survey import survey as surveyed
     from regard.files import write_json
 
@@ -25,6 +25,8 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
     _sizes_table(found)
     if opened.classes:
         _classes_table(found, opened.classes, opened.has_masks)
+    if opened.has_masks and "train" in found and (line := unseen(opened.classes, found["train"].pixels)):
+        say(line if survey.limit is None else f"of the images looked at: {line}")
     if broken := sum(split.broken for split in found.values()):
         say(f"{broken:,} images or masks could not be read: regard data check {opened.root} lists them")
     if out is None:
@@ -61,12 +63,17 @@ def check(source: str, out: str | None = None) -> str:
     what = found.unit
     if out:
         listed = [asdict(problem) for problem in found.problems]
-        write_json(Path(out), {"data": found.data, what: found.count, "wrong": found.wrong, "problems": listed})
+        write_json(
+            Path(out),
+            {"data": found.data, what: found.count, "wrong": found.wrong, "problems": listed, "notes": found.notes},
+        )
+    for line in found.notes:
+        say(line)
     if not found.problems:
         return f"nothing is wrong with the {found.count:,} {what} of {found.data}"
     table = Table("split", what.removesuffix("s"), "what is wrong")
     for problem in found.problems:
-        table.add_row(problem.split, problem.name, problem.what)
+        table.add_row(problem.split, shown(problem.name), shown(problem.what))
     console().print(table)
     raise InputError(f"{found.wrong:,} of {found.count:,} {what} are wrong")
 
@@ -149,7 +156,7 @@ def _classes_table(found: dict[str, Any], classes: tuple[str, ...], has_masks: b
         for split in found.values():
             share, holders = f"{100 * split.shares[number]:.2f}", f"{split.holders[number]:,}"
             cells += [share, holders] if has_masks else [holders]
-        table.add_row(label, *cells)
+        table.add_row(shown(label), *cells)
     if has_masks:
         table.add_section()
         voids = [cell for split in found.values() for cell in (f"{100 * split.void_share:.2f}", "")]

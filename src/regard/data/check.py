@@ -2,15 +2,19 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from regard.data.datasets.base import Dataset, MaskDataset
 from regard.data.datasets.masks import MaskFolder
-from regard.data.listing import list_images, with_val
+from regard.data.layouts import Pairs, find_pairs, split_of
+from regard.data.listing import with_val
 from regard.data.names import VOID, Legend
 from regard.data.packs.packed import Packed
-from regard.data.source import Source, open_source, tree_splits
+from regard.data.source import Source, open_source, unseen
 from regard.data.threads import in_threads
 from regard.errors import InputError
 
@@ -36,13 +40,15 @@ class Checked:
     """What a check found.
 
     data: what the source is. count: the images that were checked, and the masks without one; or the chunks of a pack.
-    unit: what was counted: "images", "pairs" of an image and a mask, or "chunks".
+    unit: what was counted: "images", "pairs" of an image and a mask, or "chunks". notes: what is not wrong, but as well
+    known: images without a mask, and classes without a pixel.
     """
 
     data: str
     count: int
     unit: str
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def wrong(self) -> int:
@@ -66,10 +72,10 @@ def check(src: str) -> Checked:
     try:
         source = open_source(src)
     except InputError:
-        root = Path(src).expanduser().resolve()
-        is_tree = (root / "masks").is_dir() and (root / "images").is_dir() and list_images(root, "images")
-        if is_tree and (checked := _check_unopened(root)).problems:
-            return checked
+        with suppress(InputError):
+            found = find_pairs(Path(src).expanduser().resolve())
+            if found and (checked := _check_unopened(found)).problems:
+                return checked
         raise
     return _check_chunks(source) or check_source(source)
 
@@ -80,15 +86,22 @@ def check_source(source: Source) -> Checked:
     read = in_threads(_read, [(dataset, i) for _, dataset, i in splits], "checking")
     problems: list[Problem] = []
     first: dict[bytes, tuple[str, str]] = {}
-    for (split, dataset, i), (digest, faults) in zip(splits, read, strict=True):
+    seen = np.zeros(VOID, bool)
+    for (split, dataset, i), (digest, faults, held) in zip(splits, read, strict=True):
         name = dataset.name(i)
+        seen |= held if split == "train" else False
         problems += [Problem(split, name, fault.replace(f"{source.root}{os.sep}", "")) for fault in faults]
         if digest:
             where, twin = first.setdefault(digest, (split, name))
             if where != split:
                 problems.append(Problem(split, name, f"the same image as {twin} of {where}: keep one of the two"))
     orphans, unit = _orphans(source), "pairs" if source.has_masks else "images"
-    return Checked(source.describe(), len(splits) + len(orphans), unit, (*problems, *orphans))
+    notes = [unseen(source.classes, seen)] if source.has_masks and "train" in source.splits else []
+    alone = sorted({name for dataset in source.splits.values() for name in getattr(dataset, "left_out", ())})
+    if alone:
+        notes.append(f"{len(alone):,} images have no mask: {', '.join(alone[:20])}{', ...' if len(alone) > 20 else ''}")
+    count = len(splits) + len(orphans)
+    return Checked(source.describe(), count, unit, (*problems, *orphans), tuple(filter(None, notes)))
 
 
 def _check_chunks(source: Source) -> Checked | None:
@@ -100,10 +113,12 @@ def _check_chunks(source: Source) -> Checked | None:
     return Checked(source.describe(), len(chunks), "chunks", tuple(wrong)) if wrong else None
 
 
-def _read(task: tuple[Dataset, int]) -> tuple[bytes | None, list[str]]:
-    """A digest of the image's pixels, None where it can't be read; and what is wrong with it and its mask."""
+def _read(task: tuple[Dataset, int]) -> tuple[bytes | None, list[str], np.ndarray]:
+    """A digest of the image's pixels, None where it can't be read; what is wrong with it and its mask; and which
+    classes it holds.
+    """
     dataset, i = task
-    digest, faults = None, []
+    digest, faults, held = None, [], np.zeros(VOID, bool)
     try:
         image = dataset.image(i)
         digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
@@ -111,33 +126,32 @@ def _read(task: tuple[Dataset, int]) -> tuple[bytes | None, list[str]]:
         faults.append(str(error))
     if isinstance(dataset, MaskDataset):
         try:
-            if (dataset.mask(i) == dataset.ignore_index).all():
+            held = np.bincount(dataset.mask(i).ravel(), minlength=256)[:VOID] > 0
+            if not held.any():
                 faults.append("every pixel of its mask is void: label some, or leave it out")
         except InputError as error:
             faults.append(str(error))
-    return digest, list(dict.fromkeys(faults))  # where the image can't be read, its mask may say so once more
+    return digest, list(dict.fromkeys(faults)), held  # where the image can't be read, its mask may say so once more
 
 
 def _orphans(source: Source) -> list[Problem]:
-    """The masks without an image, of an images/ + masks/ tree; in published trees such masks are of other splits."""
-    if source.layout != "masks":
-        return []
-    datasets = (dataset for dataset in source.splits.values() if isinstance(dataset, MaskFolder))
-    stems = {os.path.splitext(mask)[0] for dataset in datasets for mask in dataset.masks}
+    """The masks without an image, of a tree of one's own; in published trees such masks are of other splits."""
     what = "it has no image: one of the same name in images/ would work"
-    splits = tree_splits(Path(source.root), "masks").items()
-    return [Problem(split, path, what) for split, of in splits for path in of if os.path.splitext(path)[0] not in stems]
+    found = next((dataset.orphans for dataset in source.splits.values() if isinstance(dataset, MaskFolder)), ())
+    return [Problem(split_of(path), path, what) for path in found]
 
 
-def _check_unopened(root: Path) -> Checked:
-    """Check an images/ + masks/ tree, with the splits of `open_source`, where that has refused it."""
-    splits, _ = with_val(tree_splits(root, "images"))
+def _check_unopened(found: Pairs) -> Checked:
+    """Check a tree with masks, with the splits of `open_source`, where that has refused it."""
     try:
-        legend, unclear = MaskFolder(root, missing_ok=True).legend, ""
+        legend, unclear = MaskFolder(found.root, found, missing_ok=True).legend, ""
     except InputError as error:
-        legend, unclear = ANY, str(error).replace(f"{root}{os.sep}", "")
-    datasets = {split: MaskFolder(root, paths, legend, missing_ok=True) for split, paths in splits.items()}
-    checked = check_source(Source("masks", str(root), datasets, words="images/ + masks/ tree"))
+        legend, unclear = ANY, str(error).replace(f"{found.root}{os.sep}", "")
+    whole = MaskFolder(found.root, found, legend, missing_ok=True)
+    splits, _ = with_val(found.by_split(np.full(len(found.images), True)))
+    number_of = {path: number for number, path in enumerate(found.images)}
+    datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}
+    checked = check_source(Source("masks", str(found.root), datasets, words=found.words))
     if unclear and checked.problems and unclear not in {problem.what for problem in checked.problems}:
         return replace(checked, problems=(Problem(TREE, TREE, unclear), *checked.problems))
     return checked

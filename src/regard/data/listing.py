@@ -70,6 +70,11 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
+def is_lossy(name: str) -> bool:
+    """Whether a file is of a format that changes pixels."""
+    return name.lower().endswith((".jpg", ".jpeg"))
+
+
 def holds_images(folder: str | Path) -> bool:
     """Whether there are images directly in `folder`: no more of it is read than up to the first."""
     with readable(folder), os.scandir(folder) as entries:

@@ -4,9 +4,7 @@
 |---|---|
 | scenes | the word `scenes`: the built-in data, drawn rather than read |
 | voc, coco-stuff, ade20k, ... | a published tree, as the file of each in datasets/ says |
-| masks | images/ and masks/, of class indices or colours, with or without train/, val/ and test/ in both |
-| class folders | two or more folders with images directly in each, with or without train/, val/ and test/ above them |
-| images | anything else with images, at any depth |
+| masks, class folders, images | trees of one's own, as layouts.py says |
 | packed | regard.json: chunks of any of these, made by `regard data pack`; or the s3://, gs://, https:// URL of such |
 
 VOC has the augmented train set where its masks are there, as SegmentationClassAug/ or as SBD's .mat files, inside the
@@ -17,29 +15,30 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from regard.data.compact import Names, joined
+from regard.data.compact import Names
 from regard.data.datasets import DATASETS
 from regard.data.datasets.base import Dataset, MaskDataset, Source
 from regard.data.datasets.folders import ClassFolders, ImageFolder
 from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
 from regard.data.datasets.scenes import Scenes
+from regard.data.layouts import Pairs, check_fits, find_beside, find_pairs, meaning, split_images
 from regard.data.listing import holds_images, list_images, subfolders, with_val
+from regard.data.names import VOID
 from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
 from regard.errors import InputError
+from regard.say import say
 
 SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
-SPLIT_FOLDERS = {"train": "train training", "val": "val valid validation", "test": "test testing"}  # the names in use
-SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names.split()}
 
 
 def open_source(
@@ -57,19 +56,20 @@ def open_source(
     if is_remote(src) or is_pack(Path(src).expanduser()):
         return open_pack(src)
     root = _folder(src)
-    images, masks = (root / "images").is_dir(), (root / "masks").is_dir()
-    if found := open_published(root):
-        return found
-    if masks and not images:
-        raise InputError(f"{root} has masks/ but no images/: the images of those masks, in images/, would work")
-    if images and masks:
-        return _mask_tree(root)
-    if not images and (source := _class_folders(root)):
+    if source := open_published(root):
         return source
-    # Beside images/ there may be annotations of another kind, as PNGs: they are not images to learn from.
-    splits = tree_splits(root, "images" if images else "") or {"train": []}
-    datasets = {split: ImageFolder(root, paths) for split, paths in splits.items()}
-    return Source("images", str(root), datasets, words="plain image folder")
+    if pairs := find_pairs(root):
+        return _mask_tree(pairs)
+    alone = (root / "images").is_dir()  # beside it there may be annotations of another kind
+    if source := None if alone else _class_folders(root):
+        listed = [cast(ImageFolder, dataset).paths for dataset in source.splits.values()]
+    else:
+        splits, notes = split_images(root, "images" if alone else "")
+        datasets = {split: ImageFolder(root, paths) for split, paths in (splits or {"train": []}).items()}
+        source = Source("images", str(root), datasets, notes, "plain image folder")
+        listed = list(splits.values())
+    beside = next((pairs for paths in listed if (pairs := find_beside(root, paths))), None)
+    return _mask_tree(beside) if beside else source
 
 
 def check_there(src: str) -> None:
@@ -87,33 +87,27 @@ def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     return cast(Mapping[str, MaskDataset], source.splits)
 
 
-def tree_splits(root: Path, folder: str = "") -> dict[str, Names]:
-    """The images below root/folder by the split folder (train/, val/, test/) they are in; the others are train."""
-    paths = list_images(root, folder)
-    split_of = np.zeros(len(paths), np.int8)  # a number among the three; 0 is train
-    for name, split in SPLIT_OF.items():
-        split_of[paths.below(f"{folder}/{name}" if folder else name)] = list(SPLIT_FOLDERS).index(split)
-    splits = {split: paths[split_of == number] for number, split in enumerate(SPLIT_FOLDERS)}
-    return {split: paths for split, paths in splits.items() if paths}
-
-
-def _mask_tree(root: Path) -> Source:
-    splits, notes = with_val(tree_splits(root, "images"))
-    if not splits:
-        raise InputError(f"no images in {root / 'images'}: one for each of the masks would work")
-    # Once over all splits: the listing of the masks, the check that none is missing, and the reading of the classes.
-    whole = MaskFolder(root, joined(map(Names.of, splits.values())))
-    parts = np.split(np.arange(len(whole)), np.cumsum([len(of) for of in splits.values()])[:-1])
-    if not any((root / name).is_file() for name in ("classes.txt", "classes.json")):
+def _mask_tree(found: Pairs) -> Source:
+    check_fits(found)
+    splits, notes = with_val(found.by_split(found.has_mask))
+    whole = MaskFolder(found.root, found)  # once over all splits, since its classes may be read from all masks
+    number_of = {path: number for number, path in enumerate(whole.paths)}
+    datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}
+    every: dict[str, Dataset] = {}
+    if few := found.counts():
+        notes += (f"{few}: the others are for pretrain alone",)
+        without = found.by_split(~found.has_mask)["train"]
+        every = {"train": ImageFolder(found.root, Names(sorted([*splits.get("train", ()), *without])))}
+    if not any((found.root / name).is_file() for name in ("classes.txt", "classes.json")):
         notes += ("no classes.txt, so the classes are counted from the values in all the masks",)
-    if unused := len(list_images(root, "masks")) - len(set(whole.masks)):
-        notes += (f"masks without an image, ignored: {unused:,}",)
-    datasets = {split: whole.only(part) for split, part in zip(splits, parts, strict=True)}
-    return Source("masks", str(root), datasets, notes, "images/ + masks/ tree")
+    if found.orphans:
+        notes += (f"masks without an image, ignored: {len(found.orphans):,}",)
+    return Source("masks", str(found.root), datasets, notes, found.words, every)
 
 
 def _class_folders(root: Path) -> Source | None:
-    tops = {SPLIT_OF[name]: root / name for name in subfolders(root) if name in SPLIT_OF}
+    said = {name: meaning(name)[0] for name in subfolders(root)}
+    tops = {split: root / name for name, split in said.items() if split}
     if "train" not in tops or not _by_class(tops["train"]):
         if not _by_class(root):
             return None
@@ -124,6 +118,7 @@ def _class_folders(root: Path) -> Source | None:
         if split in tops and _by_class(tops[split]):
             splits[split] = ClassFolders(tops[split], train.classes)
     notes = tuple(f"{tops[s].name}/ is ignored: it has not two class folders" for s in tops if s not in splits)
+    notes += tuple(f"{name}/ is ignored: it is no split" for name, split in said.items() if not split)
     return Source("class folders", str(root), splits, notes, "class folders")
 
 
@@ -131,7 +126,8 @@ def _by_class(root: Path) -> bool:
     """Whether two folders or more hold images directly, no folder only further down, and `root` none itself."""
     folders = subfolders(root)
     direct = {folder for folder in folders if holds_images(root / folder)}
-    if len(direct - set(SPLIT_OF)) < 2 or holds_images(root):  # a flat train/ beside a flat val/ are not two classes
+    classes = [folder for folder in direct if not meaning(folder)[0]]  # a flat train/ beside a flat val/ are not two
+    if len(classes) < 2 or holds_images(root):
         return False
     return all(folder in direct or not list_images(root, folder) for folder in folders)
 
@@ -164,19 +160,32 @@ def check_readable(source: Source) -> None:
         return
     for split, dataset in source.splits.items():
         if source.layout == "packed":  # up to the first that is labelled
-            labelled = source.has_masks and any(_is_labelled(dataset, i) for i in range(len(dataset)))
+            seen = next((seen for i in range(len(dataset)) if (seen := _seen(dataset, i)).any()), _NOTHING)
         else:
             doing = f"checking images of {split}"
-            labelled = sum(in_threads(partial(_is_labelled, dataset), range(len(dataset)), doing)) > 0
-        if source.has_masks and not labelled:
+            seen = sum(in_threads(partial(_seen, dataset), range(len(dataset)), doing), start=_NOTHING)
+            if split == "train" and source.has_masks and (line := unseen(source.classes, seen)):
+                say(line)
+        if source.has_masks and not seen.any():
             what = f"every pixel of the {split} masks of {source.root} is void"
             raise InputError(f"{what}: there is nothing to learn or score")
 
 
-def _is_labelled(dataset: Dataset, i: int) -> bool:
-    """Whether any pixel of an image is, both having been read."""
+_NOTHING = np.zeros(VOID, bool)
+
+
+def _seen(dataset: Dataset, i: int) -> np.ndarray:
+    """Which classes an image has pixels of, (255,), image and mask having been read."""
     dataset.image(i)
-    return isinstance(dataset, MaskDataset) and bool((dataset.mask(i) != dataset.ignore_index).any())
+    return (
+        np.bincount(dataset.mask(i).ravel(), minlength=256)[:VOID] > 0 if isinstance(dataset, MaskDataset) else _NOTHING
+    )
+
+
+def unseen(classes: Sequence[str], seen: np.ndarray) -> str:
+    """What is said of the classes that no training mask has a pixel of; "" where there are none."""
+    names = [name for name, there in zip(classes, seen, strict=False) if not there]
+    return f"no training mask has a pixel of {', '.join(map(repr, names))}: it can't be learned" if names else ""
 
 
 def fingerprint(source: Source, *besides: Path) -> str:

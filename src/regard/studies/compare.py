@@ -70,13 +70,11 @@ def compare(
     study = open_study(source, plan, out, hardware)
     tasks = tasks_of(study)
     with _claimed(study):
-        say(f"[bold]data[/]     {source.describe()}")
-        say(
-            f"[bold]{plan.kind:8}[/] {len(plan.configurations)} configurations x {len(plan.seeds)} seeds "
-            f"({plan.name}), into {out}"
-        )
+        say(source.describe(), "data")
+        made_of = f"{len(plan.configurations)} configurations x {len(plan.seeds)} seeds ({plan.name})"
+        say(f"{made_of}, into {out}", plan.kind)
         if "test" not in source.splits:
-            say("[bold]note[/]     no test split: scores are those on val, which also chose each epoch")
+            say("no test split: scores are those on val, which also chose each epoch", "note")
         try:
             failures = run_all(tasks, study, where)
         except (KeyboardInterrupt, Interrupted, OSError):  # a signal; a full disk, on which there may be no room for it
@@ -191,7 +189,7 @@ def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
         made = build_backbone(backbone.name, weights=choice.weights, **backbone.options)
         return _keep(folder, made, f"weights of {choice.weights}")
     assert choice.settings is not None  # checked with the plan
-    train = study.source.split("train")
+    train = study.source.images("train")
     settings = replace(choice.settings, batch_size=min(choice.settings.batch_size, len(train)))
     reason = ""
     if choice.published:

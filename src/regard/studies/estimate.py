@@ -18,7 +18,7 @@ from regard.data.datasets.base import Dataset
 from regard.data.source import require_masks
 from regard.runs.pretraining import pretrain_run
 from regard.runs.segmenting import segment_run
-from regard.say import console
+from regard.say import console, shown
 from regard.scoring.chosen import Chosen
 from regard.studies.compare import tasks_of
 from regard.studies.plan import Configuration
@@ -62,7 +62,7 @@ def show(costs: list[Cost], jobs: int) -> str:
     table = Table("", "part", Column("about", justify="right"), "measured on")
     for cost in costs:
         table.add_row(
-            cost.stage, cost.name, "finished" if cost.seconds is None else spoken(cost.seconds), cost.measured
+            cost.stage, shown(cost.name), "finished" if cost.seconds is None else spoken(cost.seconds), cost.measured
         )
     console().print(table)
     left = [cost.seconds for cost in costs if cost.seconds is not None]
@@ -92,7 +92,7 @@ def _pretraining(study: Study, name: str) -> tuple[float, str]:
             return made.seconds, f"seed {seed}"
     if choice.settings is None:
         return 0.0, "weights of a file"
-    train = study.source.split("train")
+    train = study.source.images("train")
     batch = min(BATCH, choice.settings.batch_size, len(train))
     part: Dataset = Chosen(train, STEPS * batch)
     short = replace(choice.settings, batch_size=batch, accumulate=1, average="none")

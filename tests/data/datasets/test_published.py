@@ -382,7 +382,7 @@ def test_other_data_in_the_folders_of_ade20k_is_not_taken_for_it(tmp_path):
     jpeg(tmp_path, "images/training/1.jpg", "images/validation/2.jpg")
     grey(tmp_path / "annotations/training/1.png", 0, 1)
     grey(tmp_path / "annotations/validation/2.png", 0, 1)
-    assert open_source(tmp_path).layout == "images"
+    assert open_source(tmp_path).layout == "masks"
 
 
 # ---- Oxford-IIIT Pet

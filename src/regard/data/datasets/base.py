@@ -1,7 +1,7 @@
 """The contracts: what every dataset offers, with masks or labels where it has them, and a source, its splits."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -47,6 +47,7 @@ class Source:
     splits: Mapping[str, Dataset]  # "train", "val", "test": those there are
     notes: tuple[str, ...] = ()  # what was decided for the user, for people to read
     words: str = ""  # for the layout, for people
+    every: Mapping[str, Dataset] = field(default_factory=dict)  # also images without a mask, of splits that have some
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -82,6 +83,10 @@ class Source:
         if name not in self.splits:
             raise unknown(f"split of {self.root}", name, self.splits)
         return self.splits[name]
+
+    def images(self, split: str) -> Dataset:
+        """The images of a split to learn from without masks: those that have none, too."""
+        return self.every.get(split) or self.split(split)
 
     def describe(self) -> str:
         """One line for people: what was recognised, how many images, which classes."""

@@ -4,7 +4,7 @@ What the classes are called, and how masks tell them, is in names.py.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from PIL import Image
 
 from regard.data.compact import Names
 from regard.data.datasets.folders import ImageFolder
-from regard.data.listing import list_images
-from regard.data.names import VOID, Legend, numbered, read_json, read_text
+from regard.data.layouts import Pairs, check_fits, find_pairs
+from regard.data.names import VOID, Legend, numbered, read_json, read_names
 from regard.data.reading import image_size, read_labels, read_mask, readable
 from regard.errors import InputError
 
@@ -63,32 +63,35 @@ class PairedImages(ImageFolder):
 
 
 class MaskFolder(PairedImages):
-    """root/images/**/name.jpg with root/masks/**/name.png, of class indices or of colours; see `mask_legend`.
+    """A tree of one's own, such as root/images/**/name.jpg with root/masks/**/name.png (see layouts.py), of class
+    indices or of colours; see `mask_legend`. Images without a mask are left out.
 
     A mask may be of another lossless format; where there is no other, it may be a JPEG, whose colours are seldom exact.
-    paths: the images to use, relative to `root`; all by default. missing_ok: as of `PairedImages`.
+    found: what `find_pairs` says of the root. missing_ok: take images without a mask, too; each is an error of `mask`.
     """
 
     def __init__(
-        self,
-        root: str | Path,
-        paths: Sequence[str] | None = None,
-        legend: Legend | None = None,
-        *,
-        missing_ok: bool = False,
+        self, root: str | Path, found: Pairs | None = None, legend: Legend | None = None, *, missing_ok: bool = False
     ):
-        paths = list_images(Path(root), "images") if paths is None else paths
-        files = sorted(list_images(Path(root), "masks"), key=_preference)
-        file_of = {os.path.splitext(file)[0]: file for file in reversed(files)}
-        stems = {path: "masks/" + os.path.splitext(path.removeprefix("images/"))[0] for path in paths}
-        masks = {path: file_of.get(stem, f"{stem}.png") for path, stem in stems.items()}
+        found = found or find_pairs(Path(root))
+        if found is None:
+            raise InputError(f"{root} has no masks: images/ and masks/ would work")
+        if not missing_ok:
+            check_fits(found)
+        taken = np.full(len(found.images), True) if missing_ok else found.has_mask
+        self.orphans, self.left_out = (
+            found.orphans,
+            found.images[~taken],
+        )  # masks without an image, images without a mask
+        masks = dict(zip(found.images[taken], found.masks[taken], strict=True))
         super().__init__(root, masks, legend or numbered(()), missing_ok=missing_ok)
         if legend is None:  # after the check that no mask is missing, since this may read them all
-            self.legend = mask_legend(self.root, self.masks[0])
+            there = Names(sorted([*found.masks[found.has_mask], *found.orphans]))
+            self.legend = mask_legend(self.root, found.masks[0], there)
             self.classes = self.legend.classes
 
 
-def mask_legend(root: Path, first: str) -> Legend:
+def mask_legend(root: Path, first: str, masks: Names) -> Legend:
     """How the masks of an images/ + masks/ tree tell the classes: as classes.json or classes.txt says; see names.py.
 
     Without either the classes are "class 0" up to the largest value in any mask: every mask is read, and those that
@@ -98,16 +101,16 @@ def mask_legend(root: Path, first: str) -> Legend:
     if (root / "classes.json").is_file():
         legend = read_json(root / "classes.json")
     elif (root / "classes.txt").is_file():
-        legend = read_text(root / "classes.txt")
+        legend = read_names(root / "classes.txt")
     else:
-        legend = numbered(_counted(root))
+        legend = numbered(_counted(root, masks))
     return legend if legend.colors else replace(legend, shown=_own_palette(root / first, legend))
 
 
-def _counted(root: Path) -> tuple[str, ...]:
-    """Names for all the values up to the largest in any mask that can be read; the first error where none can be."""
+def _counted(root: Path, masks: Names) -> tuple[str, ...]:
+    """Names for all values up to the largest in any mask that can be read; the first error where none can be."""
     found, errors = [], []
-    for path in list_images(root, "masks"):
+    for path in masks:
         try:
             mask = read_mask(root / path)
             found.append(int(mask.max(initial=0, where=mask != VOID)))
@@ -117,7 +120,9 @@ def _counted(root: Path) -> tuple[str, ...]:
         raise errors[0]
     largest = max(found, default=0)
     if largest == 0:  # most often objects drawn in white: silently, all of them would be void
-        raise InputError(f"{root / 'masks'} holds only 0 and {VOID}, which is void: objects as 1, 2, ... would work")
+        raise InputError(
+            f"{(root / masks[0]).parent} holds only 0 and {VOID}, which is void: objects as 1, 2, ... would work"
+        )
     return tuple(f"class {value}" for value in range(largest + 1))
 
 
@@ -142,12 +147,6 @@ def _own_palette(path: Path, legend: Legend) -> tuple[tuple[int, int, int], ...]
 def _wanted(mask: str) -> str:
     """What would work where a mask is missing."""
     return f"a {os.path.splitext(mask)[1][1:].upper()} at {mask} would work"
-
-
-def _preference(file: str) -> tuple[int, str]:
-    """Sorts the masks of one name: a PNG before other files, and JPEGs last."""
-    suffix = os.path.splitext(file)[1].lower()
-    return (0 if suffix == ".png" else 2 if suffix in (".jpg", ".jpeg") else 1), file
 
 
 def _names(folder: Path) -> set[str]:
