@@ -121,7 +121,7 @@ def test_a_feature_cache_is_not_read_whole(tmp_path) -> None:
     """Of 1 GB in 16,384 samples, two are read: 64 kB each. The file has holes: it takes no disk."""
     count, layouts = 16_384, [[["float32", [16_000]], ["uint8", [1536]]], [["uint8", [256, 256]]]]
     with (tmp_path / SAMPLES_FILE).open("w") as lines:
-        lines.writelines(json.dumps([i * 65_536, layouts[i % 2]]) + "\n" for i in range(count))
+        lines.writelines(json.dumps([i * 65_536, layouts[i % 2], 0]) + "\n" for i in range(count))
     with (tmp_path / TENSORS_FILE).open("wb") as file:
         file.truncate(count * 65_536)
         file.seek((count - 2) * 65_536)
