@@ -7,6 +7,7 @@ new fusion, head, method, loss or preset is a class or a function, and an entry.
 """
 
 import math
+import os
 import re
 import types
 from collections.abc import Collection, Mapping
@@ -61,6 +62,7 @@ PRESETS = {
 
 MOST_SEEDS = 1000  # of a study: each is a training of every configuration
 MOST_PIXELS = 2**15 - 1  # of a side: OpenCV resizes no further
+BOUND = "REGARD_MAX_MEGAPIXELS"  # of the environment, which tasks and loading processes share with who starts them
 
 WEIGHT_FILES = (".pth", ".safetensors", ".ckpt", ".pt")
 
@@ -227,7 +229,30 @@ class ModelToTrain(Model):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device(Settings):
+class Reading(Settings):
+    """How image files are read."""
+
+    max_megapixels: float = setting(
+        178.0, "Images of more pixels than this many millions are refused before they are decoded.", above=0, most=1000
+    )
+
+    def hold(self) -> None:
+        """From here on, also in the processes that this one starts."""
+        os.environ[BOUND] = str(self.max_megapixels)
+
+
+def most_megapixels() -> float:
+    """What `Reading` holds, or its default. InputError for what the environment has in its place."""
+    return _bound(os.environ.get(BOUND, str(Reading.max_megapixels)))
+
+
+@cache
+def _bound(text: str) -> float:
+    return Reading(max_megapixels=typed(BOUND, float, text)).max_megapixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device(Reading):
     """Where it is computed."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", "`auto` takes a GPU where there is one.")

@@ -3,6 +3,7 @@ of their pixels where fewer are enough; a file that can't be used is named.
 """
 
 import io
+import os
 import struct
 import zlib
 from functools import partial
@@ -14,10 +15,12 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
 from commands import refused
-from image_files import grid, save
+from image_files import grid, painted, save
 from regard.data.datasets.scenes import Scenes
-from regard.data.names import voc_palette
-from regard.data.reading import decode_image, image_size, jpeg_size, read_image, read_mask
+from regard.data.names import Legend, voc_palette
+from regard.data.reading import bits_in_use, decode_image, image_size, read_image
+from regard.data.reading_masks import read_labels, read_mask
+from regard.settings import BOUND, Reading
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -35,6 +38,13 @@ def jpeg(image: np.ndarray, mode: str = "RGB", **options) -> bytes:
     return file.getvalue()
 
 
+def asked_size(data: bytes) -> tuple[int, int] | None:
+    """The size that a JPEG may be smaller than; None where no smaller one is asked for."""
+    asked = []
+    decode_image(data, "a.jpg", lambda size: asked.append(size) or size)
+    return asked[0] if asked else None
+
+
 def by_opencv(data: bytes) -> np.ndarray:
     return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))[..., ::-1]
 
@@ -44,7 +54,7 @@ def by_opencv(data: bytes) -> np.ndarray:
 def test_a_jpeg_has_the_pixels_that_opencv_gives(mode: str, options: dict) -> None:
     data = jpeg(smooth(75, 101), mode, **(options if mode == "RGB" else {}))
     assert np.array_equal(decode_image(data, "a.jpg"), by_opencv(data))
-    assert jpeg_size(data) == (None if mode == "CMYK" else (75, 101))
+    assert asked_size(data) == (None if mode == "CMYK" else (75, 101))
 
 
 @pytest.mark.parametrize("orientation", range(9))
@@ -54,18 +64,18 @@ def test_a_turned_jpeg_is_upright_and_has_no_size_in_advance(orientation: int) -
     exif[ExifTags.Base.Orientation] = orientation
     data = jpeg(smooth(40, 60), exif=exif)
     assert np.array_equal(decode_image(data, "a.jpg", (lambda _: (4, 4)) if orientation > 1 else None), by_opencv(data))
-    assert jpeg_size(data) == ((40, 60) if orientation == 1 else None)
+    assert asked_size(data) == ((40, 60) if orientation == 1 else None)
 
 
 def test_exif_without_an_orientation_or_that_cannot_be_read() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = "none"
     data = jpeg(smooth(40, 60), exif=exif)
-    assert jpeg_size(data) == (40, 60)
+    assert asked_size(data) == (40, 60)
     start = data.index(b"Exif\0\0") + 6
     for broken in (b"XX", data[start : start + 4] + b"\xff\xff\xff\x7f"):
         changed = data[:start] + broken + data[start + len(broken) :]
-        assert jpeg_size(changed) is None
+        assert asked_size(changed) is None
         assert np.array_equal(decode_image(changed, "a.jpg"), by_opencv(changed))
 
 
@@ -96,12 +106,10 @@ def test_other_files_come_whole_and_what_cannot_be_read_is_named() -> None:
     image = smooth(40, 60)
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
-    assert jpeg_size(file.getvalue()) is None
     assert np.array_equal(decode_image(file.getvalue(), "a.png", lambda _: (4, 4)), image)
-    for data in (b"", b"\xff\xd8\xff", b"\xff\xd8\xff none", b"none", jpeg(image)[:-900]):
-        assert jpeg_size(data) in (None, (40, 60))
+    for data in (b"", b"\xff\xd8\xff", b"\xff\xd8\xff none", b"none", jpeg(image)[:-900], b"%!PS-Adobe-3.0", b"GIF89a"):
         for least in (None, lambda _: (4, 4)):
-            refused(partial(decode_image, data, "x.jpg", least), "x.jpg can't be read: not an image, or broken")
+            refused(partial(decode_image, data, "x.jpg", least), "x.jpg can't be read: ", "JPEG or PNG")
 
 
 def test_repeated_colours_are_as_near_to_interpolated_ones_as_is_said() -> None:
@@ -124,8 +132,7 @@ def test_a_header_that_claims_too_many_pixels_allocates_nothing(least, monkeypat
         raise AssertionError("simplejpeg was asked for the pixels")
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
-    assert jpeg_size(forged) is None
-    refused(lambda: decode_image(forged, "x.jpg", least), "x.jpg can't be read")
+    refused(lambda: decode_image(forged, "x.jpg", least), "x.jpg is 65500 x 65500", "--max_megapixels 4291")
 
 
 def test_a_file_is_read_as_its_bytes_are(tmp_path) -> None:
@@ -227,15 +234,139 @@ def test_masks_packed_in_few_bits_give_their_values(tmp_path, bits, kind):
     assert read_mask(tmp_path / "a.png").tolist() == values.tolist()
 
 
-def test_masks_that_are_no_class_indices_are_refused(tmp_path):
-    save(tmp_path / "colour.png")
-    Image.new("RGBA", (6, 4)).save(tmp_path / "alpha.png")
-    for name in ("colour.png", "alpha.png"):
-        refused(partial(read_mask, tmp_path / name), name, "coloured", "indexed or grey PNG")
-    save(tmp_path / "wide.png", np.full((4, 6), 300, np.uint16))
-    refused(lambda: read_mask(tmp_path / "wide.png"), "wide.png", "300", "0 to 254")
-    (tmp_path / "text.png").write_text("hello")
-    refused(lambda: read_mask(tmp_path / "text.png"), "text.png", "can't be read")
+GREY = np.arange(24, dtype=np.uint8).reshape(4, 6)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (painted((255, 0, 0), (0, 0, 9)), "is a coloured mask, and its colours are not known: an indexed or grey PNG"),
+        (Image.fromarray(GREY).convert("LA"), "is grey with transparency"),
+        (Image.fromarray(GREY).convert("RGBA"), "is grey, but saved as RGB"),
+        (Image.merge("RGB", [Image.fromarray(GREY), *Image.new("RGB", (6, 4)).split()[1:]]), "its red channel alone"),
+        (Image.fromarray(GREY.astype(np.float32)), "holds 32-bit floats"),
+        (Image.fromarray(np.full((4, 6), 300, np.uint16)), "holds the value 300: 0 to 254, and 255 for void"),
+        (Image.fromarray(np.full((4, 6), -9999, np.int32)), "holds the value -9999"),
+        (Image.fromarray(GREY.astype(np.int32) - 256), "holds the value -256"),
+    ],
+)
+def test_masks_that_are_no_class_indices_are_refused(tmp_path, image, said):
+    refused(partial(read_mask, save(tmp_path / "a.tif", image)), "a.tif", said, "would work")
+
+
+def test_a_jpeg_is_no_mask(tmp_path):
+    path = save(tmp_path / "a.jpg", GREY)
+    for read in (partial(read_mask, path), partial(read_labels, path, Legend(("a",), colors={(0, 0, 0): 0}))):
+        refused(read, "a.jpg is a JPEG, which changes the values of a mask: one saved as PNG would work")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_turned_as_their_images_are(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = save(tmp_path / f"a.{suffix}", GREY, exif=exif)
+    assert (read_mask(path) == read_image(path)[..., 0]).all()
+    colored = Legend(tuple("ab"), colors={(value,) * 3: value > 3 for value in range(24)})
+    assert (read_labels(path, colored) == (read_mask(path) > 3)).all()
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp"])
+@pytest.mark.parametrize("read", [read_mask, read_image])
+def test_several_pages_are_refused(tmp_path, suffix, read):
+    pages = [Image.fromarray(GREY + 80 * k) for k in range(3)]
+    path = save(tmp_path / f"a.{suffix}", pages[0], save_all=True, append_images=pages[1:])
+    refused(partial(read, path), f"a.{suffix} holds 3 pages or frames: one of them")
+
+
+def tiff(bands: int, bits: int, *subfiles: int) -> bytes:
+    """A grey TIFF, 6 x 4, uncompressed, with a page of each NewSubfileType."""
+    data = b"II*\0" + struct.pack("<I", 8)
+    for subfile in subfiles:
+        values = [(254, subfile), (256, 6), (257, 4), (258, bits), (259, 1), (262, 1), (273, 0), (277, bands), (278, 4)]
+        values.append((279, 24 * bands * bits // 8))
+        behind = len(data) + 2 + 12 * len(values) + 4
+        tags = b"".join(struct.pack("<HHII", tag, 4, 1, value or (tag == 273) * behind) for tag, value in values)
+        following = 0 if subfile is subfiles[-1] else behind + values[-1][1]
+        data += struct.pack("<H", len(values)) + tags + struct.pack("<I", following) + bytes(values[-1][1])
+    return data
+
+
+def test_a_smaller_copy_within_a_tiff_is_no_page(tmp_path):
+    for subfiles, pages in (((0, 1, 4), 1), ((0, 2, 1), 2)):
+        (tmp_path / "a.tif").write_bytes(tiff(1, 8, *subfiles))
+        if pages == 1:
+            assert read_mask(tmp_path / "a.tif").shape == read_image(tmp_path / "a.tif").shape[:2] == (4, 6)
+        else:
+            refused(lambda: read_image(tmp_path / "a.tif"), "holds 2 pages")
+
+
+@pytest.mark.parametrize(("bands", "bits"), [(5, 8), (2, 16), (1, 64)])
+def test_a_tiff_of_other_bands_is_called_what_it_is(bands, bits):
+    said = f"a.tif is a TIFF of {bands} x {bits} bits: 1 or 3 bands of 8 or 16 bits would work"
+    refused(lambda: decode_image(tiff(bands, bits, 0), "a.tif"), said)
+
+
+def test_a_damaged_jpeg_is_no_image_and_a_padded_one_is(tmp_path):
+    """libjpeg fills what it can't decode with grey, and only warns."""
+    noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for options in ({}, {"exif": exif}, {"mode": "CMYK"}, {"mode": "L"}, {"progressive": True}):
+        whole = jpeg(noise, quality=90, **options)
+        half = len(whole) // 2
+        cut_off, emptied = whole[:half] + b"\xff\xd9", whole[:half] + bytes(half // 2) + whole[half + half // 2 :]
+        for least in (None, lambda _: (4, 4)):
+            for data in (cut_off, emptied):
+                refused(partial(decode_image, data, "x.jpg", least), "x.jpg can't be read", "damaged or cut off")
+        padded = whole[:-2] + b"\0" * 40 + b"\xff\xd9"
+        assert np.array_equal(decode_image(padded, "x.jpg"), decode_image(whole, "x.jpg"))
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_a_damaged_tiff_is_no_image(tmp_path, compression):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for values in (noise, noise[..., 0]):
+        path = save(tmp_path / "a.tif", values, compression=compression)
+        assert (read_image(path) == (values if values.ndim == 3 else values[..., None])).all()
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes(100) + data[len(data) // 2 + 100 :])
+        refused(partial(read_image, path), "a.tif can't be read")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.bmp"])
+def test_an_image_above_the_bound_is_refused_before_it_is_decoded(tmp_path, name, monkeypatch):
+    path = save(tmp_path / name, smooth(300, 400))
+    monkeypatch.setenv(BOUND, "0.1")
+    said = f"{name} is 400 x 300, 0.1 megapixels, and 0.1 at most are read: a smaller copy, or --max_megapixels 1"
+    for read in (read_image, image_size):
+        refused(partial(read, path), said)
+    Reading(max_megapixels=1.0).hold()
+    assert read_image(path).shape == (300, 400, 3)
+    monkeypatch.setenv(BOUND, "many")
+    refused(partial(read_image, path), BOUND)
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, image_size])
+def test_a_pipe_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "a.png")
+    refused(lambda: read(tmp_path / "a.png"), "a.png is a pipe or a device, not a file")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_the_bits_in_use_are_those_that_are_said(tmp_path, suffix):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    path = save(tmp_path / f"a.{suffix}", values)
+    assert bits_in_use(path.read_bytes(), "") == 12
+    assert (read_image(path, 12)[..., 0] == values >> 4).all()
+    refused(partial(read_image, path, 11), "holds the value 4095: --image_bits 12 would work")
+    coloured = tmp_path / f"b.{suffix}"
+    cv2.imwrite(str(coloured), np.stack([values] * 3, axis=-1))
+    assert bits_in_use(coloured.read_bytes(), "") == 12
+    assert (read_image(coloured, 12) == values[..., None] >> 4).all()
+    eight = save(tmp_path / f"c.{suffix}", values.astype(np.uint8))
+    assert bits_in_use(eight.read_bytes(), "") is None
+    assert (read_image(eight, 12) == read_image(eight)).all()
 
 
 def test_images_are_the_callers_to_change(tmp_path):

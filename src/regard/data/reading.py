@@ -1,106 +1,194 @@
-"""Reads one image or one mask file: pixels as the datasets promise them, or one line that names the file.
+"""Reads one image file: pixels as the datasets promise them, or one line that names the file. Masks: reading_masks.py.
 
-Every image comes out upright as (H, W, 3) uint8 RGB in 0..255, every mask as (H, W) class indices.
+Every image comes out upright as (H, W, 3) uint8 RGB in 0..255. A file is opened as what its first bytes say, of the
+formats in `KINDS` and no other, and its size is judged by its header, before anything is decoded.
 """
 
 import io
+import os
+import re
+import stat
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import Int16, UInt8
-from PIL import ExifTags, Image, ImageOps
+from jaxtyping import UInt8, UInt16
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from regard.data.names import UNKNOWN, VOID, Legend, pack
 from regard.errors import InputError
+from regard.settings import most_megapixels
 
-# Pillow widens 2- and 4-bit grey to 0..255: class 1 of a mask that a PNG optimiser packed into 4 bits would read as 17.
-GREY_STEPS = {"L;2": 85, "L;4": 17}
-MOST_PIXELS = 2**30  # as OpenCV's; simplejpeg has no limit, and allocates whatever a forged header says
+File = io.BytesIO | io.BufferedReader
+Least = Callable[[tuple[int, int]], tuple[int, int]]
+
+JPEG = b"\xff\xd8\xff"
+KINDS: dict[
+    bytes, Callable[[File], ImageFile.ImageFile]
+] = {  # by the first bytes: Pillow's own `open` would start Ghostscript where a file asks for it
+    JPEG: JpegImagePlugin.JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"GIF8": GifImagePlugin.GifImageFile,  # as there are in Oxford-IIIT Pet, named .jpg
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+}
+# What libjpeg warns of in whole files, too: odd headers, and a few bytes too many, as cameras pad their pictures.
+HARMLESS = re.compile(r"Invalid SOS parameters|unknown JFIF|Unknown Adobe|bad ICC marker|(\d+) extraneous bytes before")
+PADDING = 64, 0.01  # bytes, or a share of the file; more of it is what could not be decoded
+NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a smaller copy of another page, its transparency
+FLIPS = {
+    2: 1,
+    3: -1,
+    4: 0,
+    6: 1,
+    7: -1,
+    8: 0,
+}  # of EXIF's orientations, as OpenCV calls them; from 5 on, transposed first
+DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+REMEDY = "save it as JPEG or PNG, or remove it"
+ANY_DEPTH = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # what it says of a broken file would come beside our line
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB in 0..255, turned upright as EXIF says; transparency is dropped, 16-bit values keep their upper 8 bits.
+def read_image(path: str | Path, bits: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB in 0..255, turned upright as EXIF says; transparency is dropped; for `bits` see `decode_image`.
 
-    Raises InputError for a file that is missing, broken, not an image, or has 32-bit values, whose range is unknown.
+    Raises InputError for a file that is missing, damaged, not an image, of several pages or frames, of more pixels than
+    `settings.Reading` allows, or of 32-bit values, whose range is unknown.
     """
-    with readable(path):
-        return decode_image(Path(path).read_bytes(), path)
+    with opened(path) as file:
+        return decode_image(file.read(), path, bits=bits)
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[File]:
+    """A file to read from; what goes wrong within is an InputError that names it. So is a pipe: it may never end."""
+    with readable(path), open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError(f"{path} is a pipe or a device, not a file: remove it")
+        yield file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # as a pipe would be waited for; Windows has none
 
 
 def decode_image(
-    data: bytes, name: str | Path, least: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+    data: bytes, name: str | Path, least: Least | None = None, bits: int | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels that an image file of these bytes holds, as `read_image` gives them, with its errors for `name`.
 
     least: gives the (height, width) that are enough of an image of this (height, width), for pixels that are resampled
            anyway; asked of a JPEG. One of twice that or more is halved while it is decoded, up to three times, which
-           skips most of the work: its sides are then those of `jpeg_size` divided by 2, 4 or 8, rounded up. And colours
-           are repeated where they are stored at half the resolution, rather than interpolated, which saves 7% of the
-           time. It moves a value of a smooth photo by 0.15 of 255 in the mean, one of the built-in scenes (flat
-           colours, sharp edges) by 1.3, one of coloured noise by 6, and at an edge between colours by up to 50. All
-           else, and a JPEG that `jpeg_size` does not know, comes whole and interpolated.
+           skips most of the work: its sides are then divided by 2, 4 or 8, rounded up. And colours are repeated where
+           they are stored at half the resolution, rather than interpolated, which saves 7% of the time. It moves a
+           value of a smooth photo by 0.15 of 255 in the mean, one of the built-in scenes (flat colours, sharp edges) by
+           1.3, one of coloured noise by 6, and at an edge between colours by up to 50. All else comes whole and
+           interpolated: other formats, JPEGs that EXIF turns, and those of CMYK.
+    bits:  how many of 16 are in use, of images that have 16; their upper 8 are kept. InputError for a value above.
     """
     with readable(name):
-        if (size := jpeg_size(data)) is not None:
-            halvings = 0 if least is None else _halvings(size, least(size))
-            scaled = tuple(-(-side >> halvings) for side in size) if halvings else (0, 0)
-            try:
-                return simplejpeg.decode_jpeg(
-                    data, "RGB", fastupsample=least is not None, min_height=scaled[0], min_width=scaled[1]
-                )
-            except ValueError:  # damaged: OpenCV says whether anything can be had of it
-                pass
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-        if bgr is not None:
-            return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-        with Image.open(io.BytesIO(data)) as image:  # what OpenCV can't read; Pillow also knows broken from unsupported
-            if image.mode[0] in "IF":
-                raise InputError(f"{name} holds 32-bit values: 8- or 16-bit images would work")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        if data.startswith(JPEG) and (pixels := _decode_jpeg(data, name, least)) is not None:
+            return pixels
+        image = header(io.BytesIO(data), name)
+        check_pages(image, name)
+        if image.mode[0] in "IF" and not image.mode.startswith("I;16"):
+            raise InputError(f"{name} holds 32-bit values: 8- or 16-bit images would work")
+        if _is_lossless_tiff(image):
+            found = np.array(image)
+        elif (bgr := cv2.imdecode(np.frombuffer(data, np.uint8), ANY_DEPTH)) is not None:
+            found = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        else:  # what OpenCV can't read; Pillow also knows broken from unsupported
+            rgb = np.array(image.convert("RGB"))
+            found = turned(rgb, orientation(image))
+        if found.dtype == np.uint16:
+            found = upper_bits(found, bits, name)
+        return found.astype(np.uint8, copy=False) if found.ndim == 3 else cv2.merge([found] * 3)
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of an upright JPEG of RGB or grey values, from its header alone.
+def _is_lossless_tiff(image: Image.Image) -> bool:
+    """Whether Pillow reads it: a TIFF of 8 bits, compressed without loss, of which OpenCV takes damage for pixels."""
+    is_compressed = image.info.get("compression") not in (None, "raw", "jpeg")
+    return is_compressed and _is_tiff(image) and image.mode in ("L", "RGB") and _depth(image) == 8
 
-    None for all other files, and for more than `MOST_PIXELS`.
-    """
-    if not data.startswith(b"\xff\xd8\xff") or _is_turned(data):
-        return None
+
+def upper_bits(values: UInt16[np.ndarray, "..."], bits: int | None, name: str | Path) -> UInt8[np.ndarray, "..."]:
+    """The upper 8 of the `bits` (None: 16) that 16-bit values use; InputError for one that takes more."""
+    if bits is not None and (used := int(values.max()).bit_length()) > bits:
+        raise InputError(f"{name} holds the value {values.max()}: --image_bits {used} would work")
+    return (values >> ((bits or 16) - 8)).astype(np.uint8)
+
+
+def bits_in_use(data: bytes, name: str | Path) -> int | None:
+    """How many bits the values of an image use, if it has 16; None for others. InputError for a broken one."""
+    with readable(name):
+        if data.startswith(JPEG) or _depth(header(io.BytesIO(data), name)) != 16:
+            return None
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), ANY_DEPTH)
+        return int(values.max()).bit_length() if values is not None and values.dtype == np.uint16 else None
+
+
+def _depth(image: Image.Image) -> int:
+    """Bits of a value in a PNG or a TIFF, of which Pillow keeps 8 where there are several channels; 8 of others."""
+    if _is_tiff(image):
+        return image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
+    return 16 if isinstance(image, PngImagePlugin.PngImageFile) and "16" in str(image.tile[0][3]) else 8
+
+
+def _decode_jpeg(data: bytes, name: str | Path, least: Least | None) -> UInt8[np.ndarray, "h w 3"] | None:
+    """None for a JPEG of another kind than simplejpeg decodes to RGB. InputError for one of which a part is lost."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        *sides, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError:
         return None
-    size = int(height), int(width)
-    return size if colours in ("YCbCr", "Gray", "RGB") and size[0] * size[1] <= MOST_PIXELS else None
-
-
-def _is_turned(data: bytes) -> bool:
-    """Whether the EXIF data of a JPEG asks for a turn or a flip; also where they cannot be read."""
-    # No further than to the first scan: EXIF is in the header, and the pixels are long. A thumbnail inside EXIF has
-    # scans of its own, behind that mark.
-    start = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda")) + 6
-    if start < 6:
-        return False
-    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
+    height, width = (int(side) for side in sides)
+    check_size(width, height, name)
+    turn = _orientation(data[: data.find(b"\xff\xda")])  # in the header; a thumbnail within EXIF is behind the mark
+    is_rgb = colours in ("YCbCr", "Gray", "RGB")
+    least = least if is_rgb and turn == 1 else None
+    halvings = 0 if least is None else _halvings((height, width), least((height, width)))
+    scaled = {"min_height": -(-height >> halvings), "min_width": -(-width >> halvings)} if halvings else {}
+    to = "RGB" if is_rgb else "CMYK"
+    decode = partial(simplejpeg.decode_jpeg, data, to, fastupsample=least is not None, **scaled)
     try:
-        if order is None:
-            return True
-        (first,) = struct.unpack_from(f"{order}I", data, start + 4)
-        (count,) = struct.unpack_from(f"{order}H", data, start + first)
-        entries = range(start + first + 2, start + first + 2 + 12 * count, 12)
-        orientations = [
-            struct.unpack_from(f"{order}H", data, entry + 8)[0]
-            for entry in entries
-            if struct.unpack_from(f"{order}H", data, entry)[0] == ExifTags.Base.Orientation
-        ]
-    except struct.error:
-        return True
-    return any(orientation != 1 for orientation in orientations)
+        pixels = decode(strict=True)
+    except ValueError as error:
+        found = HARMLESS.search(str(error))
+        if found is None or int(found[1] or 0) > max(PADDING[0], PADDING[1] * len(data)):
+            raise InputError(f"{name} can't be read: a JPEG that is damaged or cut off: {REMEDY}") from error
+        pixels = decode(strict=False)
+    return turned(pixels, turn) if is_rgb else None  # OpenCV knows what CMYK looks like
 
 
 def _halvings(size: tuple[int, int], least: tuple[int, int]) -> int:
@@ -112,70 +200,100 @@ def _halvings(size: tuple[int, int], least: tuple[int, int]) -> int:
     return max(enough, default=0)
 
 
-def read_mask(path: str | Path) -> UInt8[np.ndarray, "h w"]:
-    """The class of each pixel: the index in an indexed PNG, the value in a grey one. Raises InputError for others."""
-    with readable(path), Image.open(path) as image:
-        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-            fits = "an indexed or grey PNG, or the classes' colours in classes.json, would work"
-            raise InputError(f"{path} is a coloured mask, and its colours are not known: {fits}")
-        step = GREY_STEPS.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
-        values = np.array(image)
-        if values.max() > VOID:
-            raise InputError(f"{path} holds the value {values.max()}: 0 to 254, and 255 for void, would work")
-        return (values // np.uint8(step)).astype(np.uint8)
+def header(file: File, name: str | Path) -> Image.Image:
+    """An image of which only the header is read. InputError for what is none, and for one of too many pixels."""
+    start = file.read(16)
+    kind = next((kind for mark, kind in KINDS.items() if start.startswith(mark)), None)
+    file.seek(0)
+    if kind is None:
+        raise InputError(f"{name} can't be read: not an image, or broken: {REMEDY}")
+    try:
+        image = kind(file)
+    except DAMAGE as error:
+        if kind is TiffImagePlugin.TiffImageFile and (what := _kind_of_tiff(file, start)):
+            raise InputError(f"{name} is a TIFF of {what} bits: 1 or 3 bands of 8 or 16 bits would work") from error
+        raise InputError(f"{name} can't be read: not an image, or broken: {REMEDY}") from error
+    check_size(*image.size, name)
+    return image
 
 
-def read_labels(path: str | Path, legend: Legend) -> Int16[np.ndarray, "h w"]:
-    """The label of each pixel of a mask, by its colours or its values as `legend` says; transparency is dropped.
-
-    Raises InputError for a mask that can't be read, and for values or colours that `legend` doesn't have.
-    """
-    with readable(path), Image.open(path) as image:
-        grey = image.mode in ("1", "L", "P") or image.mode.startswith("I")
-        if legend.colors and not (grey and legend.values):
-            if image.mode[0] in "IF":
-                raise InputError(f"{path} holds {image.mode} values: 8-bit colours would work")
-            image.info.pop("transparency", None)  # Pillow warns of it where it drops it
-            rgb = np.array(image.convert("RGB"))
-            labels = legend.by_color(rgb)
-            if (labels == UNKNOWN).any():
-                raise _unknown_colors(path, rgb[labels == UNKNOWN][None], legend)
-            return labels
-    return labels_of(path, read_mask(path), legend)
+def _kind_of_tiff(file: File, start: bytes) -> str | None:
+    """Bands and bits of a TIFF that Pillow knows no mode for; None where not even its list of tags can be read."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(start[:16] if b"+" in start[:4] else start[:8])
+    try:
+        file.seek(tags.next)
+        tags.load(file)
+        bands, bits = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1), tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    except DAMAGE:
+        return None
+    return f"{bands} x {' or '.join(map(str, sorted(set(bits))))}"
 
 
-def labels_of(path: str | Path, values: UInt8[np.ndarray, "h w"], legend: Legend) -> Int16[np.ndarray, "h w"]:
-    """The label of each value of a mask; InputError, which names `path`, for values that no class has."""
-    labels = legend.by_value(values)
-    if not (unknown := labels == UNKNOWN).any():
-        return labels
-    of_classes = sorted(value for value, label in legend.values.items() if label != VOID)
-    void = sorted(value for value, label in legend.values.items() if label == VOID)
-    gaps = ", with gaps," if len(of_classes) <= of_classes[-1] - of_classes[0] else ""
-    known = f"{of_classes[0]} to {of_classes[-1]}{gaps} for the {len(legend.classes)} classes"
-    known += f", and {' or '.join(map(str, void))} for void," if void else ""
-    held = ", ".join(map(str, np.unique(values[unknown])[:10]))
-    raise InputError(f"{path} holds the values {held}: {known} would work")
+def _is_tiff(image: Image.Image) -> TypeGuard[TiffImagePlugin.TiffImageFile]:
+    return isinstance(image, TiffImagePlugin.TiffImageFile)
 
 
-def _unknown_colors(path: str | Path, rgb: UInt8[np.ndarray, "1 n 3"], legend: Legend) -> InputError:
-    """The error for colours of a mask that no class has: the most frequent first."""
-    codes, counts = np.unique(pack(rgb), return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    named = ", ".join(f"#{code:06x}" for code in codes[order[:3]]) + (", ..." if len(codes) > 3 else "")
-    what = f"{path} has {rgb.shape[1]:,} pixels of {len(codes):,} colours that no class has ({named})"
-    if str(path).lower().endswith((".jpg", ".jpeg")):
-        return InputError(f"{what}: JPEG changes colours, so masks saved as PNG from the start would work")
-    return InputError(f'{what}: to give these to a class, or to "void", in {legend.where} would work')
+def check_size(width: int, height: int, name: str | Path) -> None:
+    """InputError for more pixels than are read: memory is not taken at the word of whatever a header says."""
+    megapixels = width * height / 1e6
+    if megapixels > (most := most_megapixels()):
+        what = f"{name} is {width} x {height}, {megapixels:,.1f} megapixels, and {most:g} at most are read"
+        raise InputError(f"{what}: a smaller copy, or --max_megapixels {megapixels + 0.5:.0f}, would work")
+
+
+def check_pages(image: Image.Image, name: str | Path) -> None:
+    """InputError for several pages or frames: which of them is meant is not known."""
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and _is_tiff(image):
+        pages = range(count)
+        count = 0
+        for page in pages:
+            image.seek(page)
+            count += not image.tag_v2.get(254, 0) & NO_PAGE
+        image.seek(0)
+    if count > 1 and not isinstance(image, JpegImagePlugin.JpegImageFile):
+        raise InputError(f"{name} holds {count} pages or frames: one of them, as a file of its own, would work")
+
+
+def orientation(image: Image.Image) -> int:
+    """How a decoded image is to be turned: see `turned`. Pillow has done it to a TIFF."""
+    is_tiff = _is_tiff(image)
+    return 1 if is_tiff else _orientation(b"Exif\0\0" + image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none; 0 where it can't be read."""
+    start = data.find(b"Exif\0\0") + 6
+    if start < 6 or start == len(data):
+        return 1
+    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
+    try:
+        if order is None:
+            return 0
+        (first,) = struct.unpack_from(f"{order}I", data, start + 4)
+        (count,) = struct.unpack_from(f"{order}H", data, start + first)
+        for entry in range(start + first + 2, start + first + 2 + 12 * count, 12):
+            if struct.unpack_from(f"{order}H", data, entry)[0] == ExifTags.Base.Orientation:
+                return struct.unpack_from(f"{order}H", data, entry + 8)[0]
+    except struct.error:
+        return 0
+    return 1
+
+
+def turned(pixels: UInt8[np.ndarray, "h w *channels"], turn: int) -> UInt8[np.ndarray, "_ _ *channels"]:
+    """Upright, as EXIF's orientation 1 to 8 asks for; the same for any other number."""
+    if 5 <= turn <= 8:
+        pixels = cv2.transpose(pixels)
+    return cv2.flip(pixels, FLIPS[turn]) if turn in FLIPS else pixels
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of the upright image, from its header alone."""
-    with readable(path), Image.open(path) as image:
+    with opened(path) as file:
         # Only if the header has EXIF: Pillow decodes a whole PNG in search of it, and turns the size of a TIFF itself.
-        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        image = header(file, path)
         width, height = image.size
-        return (width, height) if turned else (height, width)
+        return (width, height) if 5 <= orientation(image) <= 8 else (height, width)
 
 
 @contextmanager
@@ -185,6 +303,6 @@ def readable(path: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "not an image, or broken: save it as JPEG or PNG, or remove it"
+    except (*DAMAGE, cv2.error) as error:
+        reason = getattr(error, "strerror", None) or f"not an image, or broken: {REMEDY}"
         raise InputError(f"{path} can't be read: {reason}") from error

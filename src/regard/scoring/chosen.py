@@ -15,7 +15,7 @@ from regard.data.loading.draws import ORDER, VIEW, draws
 from regard.data.loading.order import WINDOW
 from regard.data.loading.samples import planes_of
 from regard.data.loading.views import View
-from regard.data.reading import read_mask
+from regard.data.reading_masks import read_mask
 from regard.errors import InputError
 from regard.scoring.protocol import Protocol
 

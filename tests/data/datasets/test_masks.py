@@ -148,15 +148,6 @@ def test_colours_that_no_class_has_are_counted_and_named(tmp_path):
     )
 
 
-def test_jpeg_is_named_as_the_cause_of_unknown_colours(tmp_path):
-    stripes = np.zeros((16, 32, 3), np.uint8)
-    stripes[:, ::3], stripes[:, 1::3] = ROAD, TREE
-    data = colored_tree(tmp_path, CLASSES, Image.fromarray(stripes), suffix="jpg")
-    refused(lambda: data.mask(0), "0.jpg", "JPEG changes colours", "PNG")
-    Image.fromarray(stripes).save(tmp_path / "masks/0.png")  # a PNG beside it is taken
-    assert MaskFolder(tmp_path).mask(0)[0].tolist()[:4] == [0, 1, 255, 0]
-
-
 def test_masks_with_colours_and_values_may_be_either(tmp_path):
     entries = [
         {"name": "road", "color": "#804080", "value": 7},

@@ -16,7 +16,7 @@ from regard.data.datasets.masks import PairedImages
 from regard.data.datasets.published import Archive, Published, comma_separated, listed, read_mat, same_names
 from regard.data.listing import with_val
 from regard.data.names import numbered
-from regard.data.reading import labels_of
+from regard.data.reading_masks import labels_of
 from regard.errors import InputError
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int16, UInt8
-from PIL import Image
 
 from regard.data.compact import Names
 from regard.data.datasets.folders import ImageFolder
 from regard.data.layouts import Pairs, check_fits, find_pairs
 from regard.data.names import VOID, Legend, numbered, read_json, read_names
-from regard.data.reading import image_size, read_labels, read_mask, readable
+from regard.data.reading import image_size
+from regard.data.reading_masks import read_labels, read_mask, read_palette
 from regard.errors import InputError
 
 
@@ -66,7 +66,7 @@ class MaskFolder(PairedImages):
     """A tree of one's own, such as root/images/**/name.jpg with root/masks/**/name.png (see layouts.py), of class
     indices or of colours; see `mask_legend`. Images without a mask are left out.
 
-    A mask may be of another lossless format; where there is no other, it may be a JPEG, whose colours are seldom exact.
+    A mask may be of another lossless format; a JPEG is refused when it is read, unless there is another of its name.
     found: what `find_pairs` says of the root. missing_ok: take images without a mask, too; each is an error of `mask`.
     """
 
@@ -133,14 +133,17 @@ def _own_palette(path: Path, legend: Legend) -> tuple[tuple[int, int, int], ...]
     that can't be read any: `mask` names it, when it is needed for more than this.
     """
     try:
-        with readable(path), Image.open(path) as image:
-            flat = image.getpalette() if image.mode == "P" else None
+        palette = read_palette(path)
     except InputError:
+        palette = None
+    if palette is None:
         return ()
     value_of = {label: value for value, label in reversed(list(legend.values.items()))}
-    entries = [(flat or ())[3 * value_of[label] : 3 * value_of[label] + 3] for label in range(len(legend.classes))]
-    colors = tuple((entry[0], entry[1], entry[2]) for entry in entries if len(entry) == 3 and flat)
-    told = len(set(colors)) == len(entries) and any(len(set(color)) > 1 for color in colors)
+    entries = [
+        palette[value_of[label]].tolist() for label in range(len(legend.classes)) if value_of[label] < len(palette)
+    ]
+    colors = tuple((red, green, blue) for red, green, blue in entries)
+    told = len(set(colors)) == len(legend.classes) and any(len(set(color)) > 1 for color in colors)
     return colors if told else ()
 
 

@@ -16,7 +16,7 @@ from regard.data.datasets.masks import PairedImages
 from regard.data.datasets.published import Archive, Published, listed, read_mat
 from regard.data.listing import list_images, with_val
 from regard.data.names import numbered, read_labelmap
-from regard.data.reading import labels_of
+from regard.data.reading_masks import labels_of
 from regard.errors import InputError
 
 
