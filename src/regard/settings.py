@@ -241,6 +241,15 @@ class Reading(Settings):
         os.environ[BOUND] = str(self.max_megapixels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bits(Settings):
+    """What 16-bit images hold."""
+
+    image_bits: int | None = setting(
+        None, "How many bits the values of 16-bit images use, such as 12: the upper 8 are kept; by default 16.", 9, 16
+    )
+
+
 def most_megapixels() -> float:
     """What `Reading` holds, or its default. InputError for what the environment has in its place."""
     return _bound(os.environ.get(BOUND, str(Reading.max_megapixels)))
@@ -354,7 +363,7 @@ def check_average(average: str, epochs: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(Guidance):
+class PretrainSettings(Guidance, Bits):
     """What a pre-training comes to: method, views, length."""
 
     method: str = setting("barlow_twins", "How it learns.", choices=METHODS, common=True)
@@ -437,7 +446,7 @@ class Decoder(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentSettings(Decoder, Guidance):
+class SegmentSettings(Decoder, Guidance, Bits):
     """A training for segmentation."""
 
     size: int = setting(224, "Short side of the images in pixels.", 1, MOST_PIXELS, common=True)
@@ -623,7 +632,7 @@ class StudyOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionPictures(Settings):
+class AttentionPictures(Bits):
     """What `regard attention` draws."""
 
     size: int = setting(224, "Short side that images are brought to, in pixels.", 1, MOST_PIXELS, common=True)
@@ -665,7 +674,7 @@ class AttentionPictures(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturePictures(Settings):
+class FeaturePictures(Bits):
     """What `regard features` draws."""
 
     what: Literal["channels", "pca", "receptive_field"] = setting(
@@ -693,7 +702,7 @@ class FeaturePictures(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingPicture(Settings):
+class EmbeddingPicture(Bits):
     """What `regard embed` draws."""
 
     method: Literal["pca", "tsne", "umap"] = setting(
@@ -709,7 +718,7 @@ class EmbeddingPicture(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(Settings):
+class Scoring(Bits):
     """What `regard score` scores."""
 
     split: str | None = setting(
@@ -749,7 +758,7 @@ class Scoring(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurveyOptions(Settings):
+class SurveyOptions(Reading, Bits):
     """How much of a data set `regard data info` looks at."""
 
     limit: int | None = setting(
@@ -758,7 +767,7 @@ class SurveyOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackOptions(Settings):
+class PackOptions(Reading, Bits):
     """What `regard data pack` makes."""
 
     chunk_mb: int = setting(64, "Size of a file, in MB of 2**20 bytes.", 1, 1024, common=True)

@@ -12,6 +12,7 @@ from regard.cli.train import pretrain, segment
 from regard.cli.use import evaluate, export, predict
 from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.say import is_first_process, shown
+from regard.settings import Reading
 
 # A command, or a word with commands behind it: `regard data info`.
 COMMANDS: Commands = {
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         arguments = arguments_of(command, values)
         check_there(arguments)
+        for given in arguments.values():
+            if isinstance(given, Reading):
+                given.hold()
         made = command(**arguments)
         if is_first_process():
             print(shown(made))

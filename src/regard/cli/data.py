@@ -6,7 +6,7 @@ from typing import Any
 from regard.data.datasets import DATASETS
 from regard.errors import InputError
 from regard.say import console, say, shown
-from regard.settings import PackOptions, SurveyOptions
+from regard.settings import PackOptions, Reading, SurveyOptions
 
 
 def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
@@ -20,7 +20,7 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
     from regard.data.survey import survey as surveyed
     from regard.files import write_json
 
-    opened = open_source(source)
+    opened = open_source(source).at_bits(survey.image_bits)
     found = surveyed(opened, survey.limit)
     _sizes_table(found)
     if opened.classes:
@@ -43,7 +43,7 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
     return f"info.json and contact-sheet.png in {out}"
 
 
-def check(source: str, out: str | None = None) -> str:
+def check(source: str, reading: Reading, out: str | None = None) -> str:
     """Read every image and mask, and list all that is wrong; exit status 2 where anything is.
 
     Of a pack, the sums of its chunks come first, and where one is wrong, its images are not read.
@@ -118,7 +118,7 @@ def pack(source: str, to: str, packing: PackOptions) -> str:
     from regard.data.packs.store import is_remote
     from regard.data.source import open_source
 
-    opened = open_source(source)
+    opened = open_source(source).at_bits(packing.image_bits)
     say(opened.describe())
     where, made, new = pack(opened, to, packing.chunk_mb, packing.on_bad_image)
     chunks = [chunk for of in made.splits.values() for chunk in of]

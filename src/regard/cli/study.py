@@ -80,7 +80,7 @@ def _run(plan: "Plan", data: str, study: StudyOptions, computing: Computing, out
     from regard.studies.estimate import estimate, show
     from regard.studies.jobs import Where, default_jobs
 
-    source = open_source(data, scenes_size=plan.segment.size)
+    source = open_source(data, scenes_size=plan.segment.size).at_bits(plan.segment.image_bits)
     hardware = Hardware(
         accelerator=computing.accelerator, precision=computing.precision, bar=computing.bar, workers=study.workers
     )

@@ -47,12 +47,13 @@ def draw_attention(
     total = count_pictures(files)
     style = Style(chosen.what, chosen.mass, chosen.upsample)
     if chosen.animate:
-        for _, read in islice(read_pictures(files), 0, None, -(-total // SCALE_FRAMES)):
+        for _, read in islice(read_pictures(files, chosen.image_bits), 0, None, -(-total // SCALE_FRAMES)):
             style.scale_by(reader(as_batch(fed(read(), chosen.size), model)))
     said = reader.describe() + (f", {model.positions}'s positions" if isinstance(model, ViT) else "")
 
     def mosaics() -> Iterator[tuple[Path, Picture]]:
-        for target, read in track(read_pictures(files), "drawing", total, transient=True, console=console()):
+        pictures = read_pictures(files, chosen.image_bits)
+        for target, read in track(pictures, "drawing", total, transient=True, console=console()):
             image = fed(read(), chosen.size)
             maps = reader(as_batch(image, model))
             if chosen.each:
@@ -62,7 +63,7 @@ def draw_attention(
 
     beside = ""
     if chosen.explorer:  # first, since it may refuse images that are too large
-        spaced = islice(read_pictures(files), 0, None, -(-total // EXPLORED))
+        spaced = islice(read_pictures(files, chosen.image_bits), 0, None, -(-total // EXPLORED))
         named = [
             (target.relative_to(out).with_suffix("").as_posix(), fed(read(), chosen.size))
             for target, read in islice(spaced, EXPLORED)

@@ -49,17 +49,17 @@ def draw_features(model: Backbone, images: Sequence[str], chosen: FeaturePicture
     files, count = outputs(images, str(out)), len(model.strides)
     if chosen.what == "receptive_field":
         levels = list(range(count)) if chosen.level is None else [chosen.level % count]
-        return draw_receptive_fields(model, files, out, levels, chosen.size, chosen.seed)
+        return draw_receptive_fields(model, files, out, levels, chosen)
     level = count - 1 if chosen.level is None else chosen.level % count
     if chosen.what == "channels":
-        return draw_channels(model, files, out, level, chosen.size)
-    return draw_components(model, files, out, level, chosen.size, chosen.foreground, chosen.seed)
+        return draw_channels(model, files, out, level, chosen)
+    return draw_components(model, files, out, level, chosen)
 
 
-def draw_channels(model: Backbone, files: dict[Path, Path], out: Path, level: int, size: int) -> str:
+def draw_channels(model: Backbone, files: dict[Path, Path], out: Path, level: int, chosen: FeaturePictures) -> str:
     """NAME.png: the first channels at the left, those that vary most at the right."""
     count = 0
-    for target, _, found in _features(model, files, level, size, "drawing"):
+    for target, _, found in _features(model, files, level, chosen, "drawing"):
         factor = -(-CHANNEL_SIZE // max(found.shape[1:]))
         varied = found.var(dim=(-2, -1), correction=0).argsort(descending=True, stable=True).tolist()
         first, most = (
@@ -75,22 +75,20 @@ def draw_channels(model: Backbone, files: dict[Path, Path], out: Path, level: in
     return f"channels of level {level} of {model.name} for {count} images, in {out}"
 
 
-def draw_components(
-    model: Backbone, files: dict[Path, Path], out: Path, level: int, size: int, foreground: bool, seed: int
-) -> str:
+def draw_components(model: Backbone, files: dict[Path, Path], out: Path, level: int, chosen: FeaturePictures) -> str:
     """NAME.png: the image, and its patches in colours."""
 
     def tokens() -> Iterator[Tensor]:
-        for _, _, found in _features(model, files, level, size, "reading"):
+        for _, _, found in _features(model, files, level, chosen, "reading"):
             at_border = border(*found.shape[1:]).float().unsqueeze(1)
             yield torch.cat([found.flatten(1).T, at_border], dim=1)  # the border goes along, for the sample to keep
 
-    sample = sample_rows(tokens(), TOKENS, seed)
-    colours = TokenColours(sample[:, :-1], sample[:, -1] > 0 if foreground else None)
+    sample = sample_rows(tokens(), TOKENS, chosen.seed)
+    colours = TokenColours(sample[:, :-1], sample[:, -1] > 0 if chosen.foreground else None)
     shares = ", ".join(f"{100 * share:.0f}%" for share in colours.shares)
     caption = f"{model.name}, level {level}: principal components as red, green, blue ({shares} of the variance)"
     count = 0
-    for target, image, found in _features(model, files, level, size, "drawing"):
+    for target, image, found in _features(model, files, level, chosen, "drawing"):
         cells, stride = (255 * colours(found)).round().astype(np.uint8), model.strides[level]
         painted = cells.repeat(stride, axis=0).repeat(stride, axis=1)[: image.shape[0], : image.shape[1]]
         save_png(target, mosaic([[image, painted]], [""], [], caption))
@@ -99,14 +97,15 @@ def draw_components(
 
 
 def draw_receptive_fields(
-    model: Backbone, files: dict[Path, Path], out: Path, levels: list[int], size: int, seed: int
+    model: Backbone, files: dict[Path, Path], out: Path, levels: list[int], chosen: FeaturePictures
 ) -> str:
     """receptive_field.png and .json: each level's field, averaged over the images."""
-    count, fields = 0, {}
-    for _, read in track(read_pictures(files), "measuring", count_pictures(files), transient=True, console=console()):
+    count, fields, size = 0, {}, chosen.size
+    pictures = read_pictures(files, chosen.image_bits)
+    for _, read in track(pictures, "measuring", count_pictures(files), transient=True, console=console()):
         batch = as_batch(centre_crop(read(), size), model)
         for level in levels:
-            field = effective_receptive_field(model, batch, level, seed + count)
+            field = effective_receptive_field(model, batch, level, chosen.seed + count)
             fields[level] = fields.get(level, 0) + field
         count += 1
     roots, logarithms, titles, measured = [], [], [], []
@@ -139,11 +138,12 @@ def draw_receptive_fields(
 
 
 def _features(
-    model: Backbone, files: dict[Path, Path], level: int, size: int, doing: str
+    model: Backbone, files: dict[Path, Path], level: int, chosen: FeaturePictures, doing: str
 ) -> Iterator[tuple[Path, Picture, Float[Tensor, "channels h w"]]]:
     """For each image: its PNG, the image as fed, and its features at a level of the pyramid."""
-    for target, read in track(read_pictures(files), doing, count_pictures(files), transient=True, console=console()):
-        image = fed(read(), size)
+    pictures = read_pictures(files, chosen.image_bits)
+    for target, read in track(pictures, doing, count_pictures(files), transient=True, console=console()):
+        image = fed(read(), chosen.size)
         with torch.inference_mode():
             found = model(as_batch(image, model)).pyramid[level][0].float().cpu()
         yield target, image, found

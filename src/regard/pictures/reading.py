@@ -26,7 +26,7 @@ def count_pictures(files: dict[Path, Path]) -> int:
     return sum(frame_count(file) if is_video(file) else 1 for file in files)
 
 
-def read_pictures(files: dict[Path, Path]) -> Iterator[tuple[Path, Callable[[], Picture]]]:
+def read_pictures(files: dict[Path, Path], bits: int | None = None) -> Iterator[tuple[Path, Callable[[], Picture]]]:
     """For each image and each frame of a video, its PNG (those of clip.mp4 are clip/000000.png, ...) and what reads it.
 
     In natural order: frame2 is before frame10.
@@ -36,7 +36,7 @@ def read_pictures(files: dict[Path, Path]) -> Iterator[tuple[Path, Callable[[], 
             for number, read in enumerate(read_video(file)):
                 yield files[file].with_suffix("") / f"{number:06d}.png", read
         else:
-            yield files[file], partial(read_image, file)
+            yield files[file], partial(read_image, file, bits)
 
 
 def fed(image: Picture, size: int) -> Picture:

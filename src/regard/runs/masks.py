@@ -45,7 +45,7 @@ def segment_files(
     unread: list[InputError] = []
     for file, png in track(files.items(), "segmenting", transient=True, console=console()):
         try:
-            pixels = read_pixels(file)
+            pixels = read_pixels(file, run.description.settings.image_bits)
         except InputError as error:
             unread.append(error)
             continue

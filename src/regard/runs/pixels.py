@@ -7,25 +7,26 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from regard.data.reading import read_image
+from regard.data.reading import read_image, upper_bits
 from regard.errors import InputError
 
 ImageLike = Image.Image | np.ndarray | Tensor | str | Path
 
 
-def read_pixels(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
+def read_pixels(image: ImageLike, bits: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """RGB in 0..255 of whatever stands for an image; InputError for what does not.
 
     path:   of an image file, turned upright as its EXIF says.
     PIL:    of any mode of 8 bits, or of 16, whose upper 8 are kept; turned upright as its EXIF says; transparency is
             dropped.
     array:  (h, w, 3) RGB, or (h, w) grey: uint8 in 0..255, or float in [0, 1].
+    bits:   of 16-bit files and PIL images, how many are in use.
     tensor: (3, h, w) RGB: uint8 in 0..255, or float in [0, 1], and not normalised.
     """
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_image(image, bits)
     if isinstance(image, Image.Image):
-        return _read_pil(image)
+        return _read_pil(image, bits)
     if isinstance(image, Tensor):
         if image.ndim != 3 or len(image) != 3:
             raise InputError(f"a tensor of shape {tuple(image.shape)} is no image: one at a time, (3, h, w)")
@@ -50,11 +51,11 @@ def read_pixels(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
     return array
 
 
-def _read_pil(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def _read_pil(image: Image.Image, bits: int | None) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode in ("I", "F"):
         raise InputError(f"an image of mode {image.mode} holds 32-bit values: 8- or 16-bit images would work")
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
-        grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+        grey = upper_bits(np.asarray(upright).astype(np.uint16), bits, "the image")
         return grey[:, :, None].repeat(3, axis=2)
     return np.array(upright.convert("RGB"))

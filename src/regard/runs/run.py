@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import device_of, from_description
 from regard.backbones.weights import MODEL_FILE, check_finite, check_size, checked
-from regard.data.datasets.base import Dataset, MaskDataset
+from regard.data.datasets.base import Dataset, MaskDataset, at_bits
 from regard.data.loading.augment import short_side
 from regard.data.loading.modules import loading
 from regard.data.loading.views import resize
@@ -76,12 +76,12 @@ class Run:
 
     def predict(self, image: ImageLike, inference: Inference = WHOLE) -> UInt8[np.ndarray, "h w"]:
         """Class indices at the image's own size. What an image may be: see `read_pixels`."""
-        pixels = read_pixels(image)
+        pixels = read_pixels(image, self.description.settings.image_bits)
         return classes_at(self.passes(pixels, inference), pixels.shape[:2]).to(torch.uint8).cpu().numpy()
 
     def probabilities(self, image: ImageLike, inference: Inference = WHOLE) -> Float32[np.ndarray, "classes h w"]:
         """The probability of each class at each pixel, at the image's own size; over the classes they sum to 1."""
-        pixels = read_pixels(image)
+        pixels = read_pixels(image, self.description.settings.image_bits)
         return probabilities_at(self.passes(pixels, inference), pixels.shape[:2]).cpu().numpy()
 
     def passes(
@@ -132,6 +132,7 @@ class Run:
                 f"the run knows the classes {', '.join(self.classes[:3])}, ... ({len(self.classes)}), the data has "
                 f"{', '.join(dataset.classes[:3])}, ... ({len(dataset.classes)}): choose data with the same classes"
             )
+        dataset = at_bits(dataset, self.description.settings.image_bits)
         pairs = _ScaledPairs(dataset, self.size, inference)
         return DataLoader(pairs, batch_size, collate_fn=list, **loading(workers))
 

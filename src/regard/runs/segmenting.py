@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from regard.backbones import Backbone, describe, parameters
 from regard.backbones.weights import MODEL_FILE
-from regard.data.datasets.base import MaskDataset
+from regard.data.datasets.base import MaskDataset, at_bits
 from regard.data.loading.augment import TrainTransform
 from regard.data.loading.modules import SegmentationData
 from regard.data.survey import class_pixels
@@ -63,6 +63,7 @@ def segment_run(
     cache = extras.cache
     check_settings(settings, backbone, cached=cache is not None)
     check_hardware(settings, hardware, len(train), cached=cache is not None)
+    train, val = (at_bits(dataset, settings.image_bits) for dataset in (train, val))
     classes = len(train.classes)
     kept = None
     if settings.layers is not None or settings.heads_kept is not None:
@@ -89,9 +90,8 @@ def segment_run(
     data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
     if cache is not None:
         model.to(hardware.device)
-        data = cached_data(
-            cache.folder, model, data, settings.cache_crops, cache.content, hardware.autocast, hardware.bar
-        )
+        content = cache.content if settings.image_bits is None else f"{cache.content}, {settings.image_bits} bits"
+        data = cached_data(cache.folder, model, data, settings.cache_crops, content, hardware.autocast, hardware.bar)
     best = Best(
         out / CHECKPOINTS,
         "best-{step}",

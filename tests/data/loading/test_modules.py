@@ -163,8 +163,8 @@ def test_views_are_the_same_whether_unreadable_images_are_skipped_or_not(tmp_pat
     skipping = SkipUnreadable(folder, tmp_path / "skipped.txt", share=0.5)
     plain, outer = (Views(data, barlow_twins_views(32), seed=1) for data in (folder, skipping))
     expected = [plain[0, i] for i in range(3)]
-    reads, read = [], Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self.name) or read(self))
+    reads, read = [], ImageFolder.encoded
+    monkeypatch.setattr(ImageFolder, "encoded", lambda self, i: reads.append(self.name(i)) or read(self, i))
     for views in (plain, outer):
         reads.clear()
         for i in range(3):

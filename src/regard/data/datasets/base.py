@@ -1,12 +1,13 @@
 """The contracts: what every dataset offers, with masks or labels where it has them, and a source, its splits."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
+from regard.data.reading import Least
 from regard.errors import unknown
 
 
@@ -36,6 +37,29 @@ class LabelDataset(Dataset, Protocol):
     """A dataset with one class index per image."""
 
     def label(self, i: int) -> int: ...  # noqa: D102
+
+
+@runtime_checkable
+class Decoded(Protocol):
+    """Of a dataset whose images are decoded from files. bits: of 16-bit ones, how many are in use; None for all."""
+
+    bits: int | None
+
+    def decoded(self, i: int, least: Least | None = None) -> UInt8[np.ndarray, "h w 3"]: ...  # noqa: D102
+    def encoded(self, i: int) -> bytes: ...  # noqa: D102
+
+
+@runtime_checkable
+class _AtBits(Protocol):
+    def at_bits(self, bits: int) -> Dataset: ...
+
+
+D = TypeVar("D", bound=Dataset)
+
+
+def at_bits(dataset: D, bits: int | None) -> D:
+    """The dataset with 16-bit images that use so many; itself for None, and where images are drawn."""
+    return cast(D, dataset.at_bits(bits)) if bits is not None and isinstance(dataset, _AtBits) else dataset
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,11 @@ class Source:
     def images(self, split: str) -> Dataset:
         """The images of a split to learn from without masks: those that have none, too."""
         return self.every.get(split) or self.split(split)
+
+    def at_bits(self, bits: int | None) -> "Source":
+        """The source with 16-bit images that use so many; None for what it says itself."""
+        splits, every = ({name: at_bits(of, bits) for name, of in parts.items()} for parts in (self.splits, self.every))
+        return replace(self, splits=splits, every=every)
 
     def describe(self) -> str:
         """One line for people: what was recognised, how many images, which classes."""

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, UInt8
 from regard.data.compact import Names, joined
 from regard.data.listing import IMAGE_SUFFIXES, list_images, subfolders
 from regard.data.names import VOID, voc_palette
-from regard.data.reading import read_image, readable
+from regard.data.reading import Least, decode_image, opened
 from regard.errors import InputError
 
 Images = TypeVar("Images", bound="ImageFolder")
@@ -25,6 +25,7 @@ class ImageFolder:
 
     classes: tuple[str, ...] = ()
     ignore_index: int = VOID
+    bits: int | None = None  # of 16-bit images, how many are in use
     of_each: tuple[str, ...] = ("paths",)  # the attributes that hold something of each image
 
     def __init__(self, root: str | Path, paths: Sequence[str] | None = None):
@@ -54,13 +55,22 @@ class ImageFolder:
 
     def image(self, i: int) -> UInt8[np.ndarray, "h w 3"]:
         """Image `i`, RGB in 0..255, upright."""
-        return read_image(self.root / self.paths[i])
+        return self.decoded(i)
+
+    def decoded(self, i: int, least: Least | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """As `image`, or fewer pixels of it where `least` says that they are enough: see `decode_image`."""
+        return decode_image(self.encoded(i), self.root / self.paths[i], least, self.bits)
 
     def encoded(self, i: int) -> bytes:
         """The file of image `i` as it is, not decoded; InputError where it can't be read."""
-        path = self.root / self.paths[i]
-        with readable(path):
-            return path.read_bytes()
+        with opened(self.root / self.paths[i]) as file:
+            return file.read()
+
+    def at_bits(self: Images, bits: int) -> Images:
+        """The same, with 16-bit images of which so many are in use."""
+        part = copy.copy(self)
+        part.bits = bits
+        return part
 
 
 class ClassFolders(ImageFolder):

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from regard.data.datasets.base import Dataset, LabelDataset, MaskDataset
+from regard.data.datasets.base import Dataset, Decoded, LabelDataset, MaskDataset
 from regard.data.loading.augment import TrainTransform, centre_crop, resize_pair, short_side
 from regard.data.loading.device_views import blur_radius, numbers_of
 from regard.data.loading.draws import CROP, VIEW, draws
 from regard.data.loading.views import Draw, View, least_for
 from regard.data.loading.wrapped import SkipUnreadable
-from regard.data.reading import decode_image
 
 
 class Views(TorchDataset):
@@ -71,10 +70,8 @@ class Views(TorchDataset):
                 drawn[:] = draw(shape)
                 return least_for(drawn)
 
-            if encoded := getattr(dataset, "encoded", None):  # of images in folders and in packs
-                image = decode_image(encoded(number), dataset.name(number), least)
-            else:
-                image = dataset.image(number)
+            # of images in folders and in packs; others are drawn
+            image = dataset.decoded(number, least) if isinstance(dataset, Decoded) else dataset.image(number)
             return image, drawn or draw(image.shape[:2])
 
         if isinstance(self.dataset, SkipUnreadable):

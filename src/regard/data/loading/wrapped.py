@@ -8,11 +8,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from regard.data.datasets.base import Chunked, Dataset, LabelDataset, MaskDataset
+from regard.data.datasets.base import Chunked, Dataset, LabelDataset, MaskDataset, at_bits
 from regard.data.loading.draws import LABELS, draws
 from regard.errors import InputError
 
 Read = TypeVar("Read")
+Around = TypeVar("Around", bound="_Around")
 AS_NAMED: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be UTF-8
 
 
@@ -30,6 +31,12 @@ class _Around:
         """The name of image `i`, for people."""
         return self.dataset.name(i)
 
+    def at_bits(self: Around, bits: int) -> Around:
+        """The same, with 16-bit images of which so many are in use."""
+        part = copy.copy(self)
+        part.dataset = at_bits(self.dataset, bits)
+        return part
+
 
 class Cached(_Around):
     """A dataset whose decoded images and masks are kept in memory, until `limit` bytes are full; not to be changed."""
@@ -38,6 +45,10 @@ class Cached(_Around):
         super().__init__(dataset)
         self._kept: dict[tuple[str, int], np.ndarray] = {}
         self._free = limit
+
+    def at_bits(self, bits: int) -> "Cached":
+        """As of the dataset; what is kept is read again."""
+        return Cached(at_bits(self.dataset, bits), self._free + sum(array.nbytes for array in self._kept.values()))
 
     def image(self, i: int) -> np.ndarray:
         """Image `i`, RGB in 0..255."""

@@ -3,9 +3,11 @@
 Chunks on disk are memory-mapped, never read whole; remote ones come into the chunk cache first.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -15,9 +17,10 @@ from regard.data.datasets.base import Dataset, Source
 from regard.data.packs.cache import chunk_folder, mapped, prefetch
 from regard.data.packs.contents import FIELDS, PACK_FILE, Chunk, Contents, finished, unfinished
 from regard.data.packs.store import Store, is_remote
-from regard.data.reading import decode_image
+from regard.data.reading import Least, decode_image
 from regard.errors import InputError
 
+Split = TypeVar("Split", bound="Packed")
 AHEAD = 2  # chunks that are fetched ahead where a split is read in order
 
 
@@ -30,6 +33,7 @@ class Packed:
         self.store, self.split, self.parts = store, split, contents.splits[split]
         self.classes: tuple[str, ...] = contents.classes
         self.ignore_index: int = contents.ignore_index
+        self.bits: int | None = contents.image_bits or None
         self.palette: UInt8[np.ndarray, "classes 3"] = np.array(contents.palette, np.uint8).reshape(-1, 3)
         self.chunks: tuple[int, ...] = tuple(part.images for part in self.parts)
         self._ends = np.cumsum(self.chunks)
@@ -48,7 +52,17 @@ class Packed:
 
     def image(self, i: int) -> UInt8[np.ndarray, "h w 3"]:
         """Image `i`, RGB in 0..255, upright."""
-        return decode_image(self.encoded(i), f"{self.store.shown}/{self.split}: {self.name(i)}")
+        return self.decoded(i)
+
+    def decoded(self, i: int, least: Least | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """As `image`, or fewer pixels of it where `least` says that they are enough: see `decode_image`."""
+        return decode_image(self.encoded(i), f"{self.store.shown}/{self.split}: {self.name(i)}", least, self.bits)
+
+    def at_bits(self: Split, bits: int) -> Split:
+        """The same, with 16-bit images of which so many are in use, whatever was said when they were packed."""
+        part = copy.copy(self)
+        part.bits = bits
+        return part
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Begin to fetch these chunks, in the background, where they are remote."""

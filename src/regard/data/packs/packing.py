@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
 
-from regard.data.datasets.base import Dataset, LabelDataset, MaskDataset, Source
+from regard.data.datasets.base import Dataset, Decoded, LabelDataset, MaskDataset, Source
 from regard.data.packs.contents import FIELDS, PACK_FILE, UNFINISHED_FILE, Chunk, Contents, finished, unfinished
 from regard.data.packs.store import Store, is_remote
 from regard.data.reading import decode_image
@@ -58,6 +58,8 @@ def pack(
             chunk_mb=chunk_mb,
             content=fingerprint(source),
             splits=dict.fromkeys(source.splits, ()),
+            image_bits=next((of.bits for of in source.splits.values() if isinstance(of, Decoded)), None)
+            or msgspec.UNSET,
         )
         whole = finished(store)
         splits, new = _kept(store, plan, whole or unfinished(store)), whole is None
@@ -109,7 +111,8 @@ def _kept(store: Store, plan: Contents, there: Contents | None) -> dict[str, tup
         store.put(msgspec.json.encode(plan), UNFINISHED_FILE)  # so that a folder with chunks is known for what it is
         return dict(plan.splits)
     if msgspec.structs.replace(there, splits=plan.splits) != plan:
-        differs = "--chunk_mb" if there.chunk_mb != plan.chunk_mb else "its files"
+        options = (name for name in ("chunk_mb", "image_bits") if getattr(there, name) != getattr(plan, name))
+        differs = next((f"--{name}" for name in options), "its files")
         what = f"{store.shown} holds a pack of other content or settings (it differs in {differs})"
         raise InputError(f"{what}: another folder would work, or this one emptied")
     chunks = {split: there.splits.get(split, ()) for split in plan.splits}
@@ -151,13 +154,12 @@ def _packed(
 
 def _record(dataset: Dataset, i: int) -> bytes | InputError:
     """Image `i` as it lies in a chunk, or why it can't be packed."""
-    encoded = getattr(dataset, "encoded", None)
     try:
-        if encoded is None:  # scenes, which are drawn
+        if isinstance(dataset, Decoded):
+            fields = [dataset.encoded(i)]
+            decode_image(fields[0], dataset.name(i), bits=dataset.bits)  # to see that it can be
+        else:  # scenes, which are drawn
             fields = [_png(cv2.cvtColor(dataset.image(i), cv2.COLOR_RGB2BGR))]
-        else:
-            fields = [encoded(i)]
-            decode_image(fields[0], dataset.name(i))  # to see that it can be
         if isinstance(dataset, MaskDataset):
             fields.append(_png(dataset.mask(i)))
         elif isinstance(dataset, LabelDataset):
