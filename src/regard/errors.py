@@ -3,7 +3,8 @@
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -23,6 +24,15 @@ class Interrupted(TrainingStopped):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """What is refused within gets the name of the image in front."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def first_line(error: BaseException) -> str:

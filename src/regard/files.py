@@ -1,6 +1,7 @@
 """Files that are whole or not there, and YAML."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from regard.errors import InputError, first_line
 
 T = TypeVar("T")
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a bound on the size of files
+MOST_NAME = 255  # bytes of a file name, on nearly every disk
 TOO_DEEP = "brackets within brackets, too deep to be read"
 MOST_VALUES, MOST_DIGITS = 100_000, 30  # of YAML that people write
 
@@ -25,7 +27,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], T]) -> T:
     OSError, which names the file, where the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes that train together write the same
+    partial = partial_of(path)
     try:
         with on_disk(path):
             with partial.open("wb") as file:
@@ -34,6 +36,23 @@ def write_whole(path: Path, write: Callable[[BinaryIO], T]) -> T:
     finally:
         partial.unlink(missing_ok=True)
     return made
+
+
+def partial_of(path: Path) -> Path:
+    """Where what becomes `path` is written, short as that may have the longest of names; each process has its own."""
+    return path.with_name(f"{_digest(path.name)}.{os.getpid()}.partial")
+
+
+def file_name(stem: str, ending: str) -> str:
+    """stem + ending; cut, and told apart by a digest, where no file can have so long a name."""
+    room = MOST_NAME - len(os.fsencode(ending))
+    if len(os.fsencode(stem)) <= room:
+        return stem + ending
+    return f"{os.fsencode(stem)[: room - 17].decode(errors='ignore')}-{_digest(stem)}{ending}"
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
 @contextmanager

@@ -38,10 +38,9 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
                 name = entry.name
                 if name.startswith("."):
                     continue
-                is_named_so = name.lower().endswith(IMAGE_SUFFIXES)  # then what a link leads to isn't looked at
-                if entry.is_dir(follow_symlinks=not is_named_so):
+                if _is_folder(entry):
                     inner.append((name, entry.is_symlink()))
-                elif is_named_so:
+                elif is_image(name):
                     images.append(start + name)
                 elif name in RUN_FILES:
                     is_run = below != folder
@@ -70,6 +69,12 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Also by a link; but what one with the name of an image leads to isn't looked at. A loop of links is named."""
+    with readable(entry.path):
+        return entry.is_dir(follow_symlinks=not is_image(entry.name))
+
+
 def is_lossy(name: str) -> bool:
     """Whether a file is of a format that changes pixels."""
     return name.lower().endswith((".jpg", ".jpeg"))
@@ -84,7 +89,7 @@ def holds_images(folder: str | Path) -> bool:
 def subfolders(root: str | Path) -> list[str]:
     """The names of the folders directly in `root`, hidden ones and those of runs left out, sorted."""
     with readable(root), os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
     return [name for name in names if not any(os.path.exists(os.path.join(root, name, file)) for file in RUN_FILES)]
 
 

@@ -185,7 +185,10 @@ def _seen(dataset: Dataset, i: int) -> np.ndarray:
 def unseen(classes: Sequence[str], seen: np.ndarray) -> str:
     """What is said of the classes that no training mask has a pixel of; "" where there are none."""
     names = [name for name, there in zip(classes, seen, strict=False) if not there]
-    return f"no training mask has a pixel of {', '.join(map(repr, names))}: it can't be learned" if names else ""
+    if not names:
+        return ""
+    more = f" and {len(names) - 5:,} more classes" if len(names) > 5 else ""
+    return f"no training mask has a pixel of {', '.join(map(repr, names[:5]))}{more}: it can't be learned"
 
 
 def fingerprint(source: Source, *besides: Path) -> str:

@@ -1,6 +1,7 @@
 """What `regard attention` draws: mosaics, an animation, the explorer page."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -45,16 +46,16 @@ def draw_attention(
     if animation.resolve() in {file.resolve() for file in files}:
         raise InputError(f"{animation} is one of the videos, and would be written over: choose another --out")
     total = count_pictures(files)
+    pictures = partial(read_pictures, files, partial(fed, size=chosen.size), chosen.image_bits)
     style = Style(chosen.what, chosen.mass, chosen.upsample)
     if chosen.animate:
-        for _, read in islice(read_pictures(files, chosen.image_bits), 0, None, -(-total // SCALE_FRAMES)):
-            style.scale_by(reader(as_batch(fed(read(), chosen.size), model)))
+        for _, read in islice(pictures(), 0, None, -(-total // SCALE_FRAMES)):
+            style.scale_by(reader(as_batch(read(), model)))
     said = reader.describe() + (f", {model.positions}'s positions" if isinstance(model, ViT) else "")
 
     def mosaics() -> Iterator[tuple[Path, Picture]]:
-        pictures = read_pictures(files, chosen.image_bits)
-        for target, read in track(pictures, "drawing", total, transient=True, console=console()):
-            image = fed(read(), chosen.size)
+        for target, read in track(pictures(), "drawing", total, transient=True, console=console()):
+            image = read()
             maps = reader(as_batch(image, model))
             if chosen.each:
                 for name, picture in head_pictures(image, maps, style):
@@ -63,10 +64,9 @@ def draw_attention(
 
     beside = ""
     if chosen.explorer:  # first, since it may refuse images that are too large
-        spaced = islice(read_pictures(files, chosen.image_bits), 0, None, -(-total // EXPLORED))
+        spaced = islice(pictures(), 0, None, -(-total // EXPLORED))
         named = [
-            (target.relative_to(out).with_suffix("").as_posix(), fed(read(), chosen.size))
-            for target, read in islice(spaced, EXPLORED)
+            (target.relative_to(out).with_suffix("").as_posix(), read()) for target, read in islice(spaced, EXPLORED)
         ]
         page = write_explorer(out / "explorer.html", model, named, reader.kind, reader.blocks, chosen.mass)
         beside = f"; {len(named)} of them in {page}"

@@ -1,6 +1,7 @@
 """What `regard features` draws. Imported when that runs, since it needs torch."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +102,9 @@ def draw_receptive_fields(
 ) -> str:
     """receptive_field.png and .json: each level's field, averaged over the images."""
     count, fields, size = 0, {}, chosen.size
-    pictures = read_pictures(files, chosen.image_bits)
+    pictures = read_pictures(files, partial(centre_crop, size=size), chosen.image_bits)
     for _, read in track(pictures, "measuring", count_pictures(files), transient=True, console=console()):
-        batch = as_batch(centre_crop(read(), size), model)
+        batch = as_batch(read(), model)
         for level in levels:
             field = effective_receptive_field(model, batch, level, chosen.seed + count)
             fields[level] = fields.get(level, 0) + field
@@ -141,9 +142,9 @@ def _features(
     model: Backbone, files: dict[Path, Path], level: int, chosen: FeaturePictures, doing: str
 ) -> Iterator[tuple[Path, Picture, Float[Tensor, "channels h w"]]]:
     """For each image: its PNG, the image as fed, and its features at a level of the pyramid."""
-    pictures = read_pictures(files, chosen.image_bits)
+    pictures = read_pictures(files, partial(fed, size=chosen.size), chosen.image_bits)
     for target, read in track(pictures, doing, count_pictures(files), transient=True, console=console()):
-        image = fed(read(), chosen.size)
+        image = read()
         with torch.inference_mode():
             found = model(as_batch(image, model)).pyramid[level][0].float().cpu()
         yield target, image, found

@@ -16,6 +16,7 @@ from regard.backbones import Backbone, device_of, normalize
 from regard.data.loading.augment import short_side
 from regard.data.loading.views import resize
 from regard.data.reading import read_image
+from regard.errors import naming
 from regard.pictures.draw import Picture
 from regard.pictures.targets import natural
 from regard.pictures.video import frame_count, is_video, read_video
@@ -26,17 +27,26 @@ def count_pictures(files: dict[Path, Path]) -> int:
     return sum(frame_count(file) if is_video(file) else 1 for file in files)
 
 
-def read_pictures(files: dict[Path, Path], bits: int | None = None) -> Iterator[tuple[Path, Callable[[], Picture]]]:
+def read_pictures(
+    files: dict[Path, Path], fit: Callable[[Picture], Picture], bits: int | None
+) -> Iterator[tuple[Path, Callable[[], Picture]]]:
     """For each image and each frame of a video, its PNG (those of clip.mp4 are clip/000000.png, ...) and what reads it.
 
     In natural order: frame2 is before frame10.
+    fit:  brings it to its size. bits: of 16-bit images, as of `decode_image`.
     """
+
+    def fitted(file: Path, read: Callable[[], Picture]) -> Picture:
+        image = read()
+        with naming(file):
+            return fit(image)
+
     for file in sorted(files, key=natural):
         if is_video(file):
             for number, read in enumerate(read_video(file)):
-                yield files[file].with_suffix("") / f"{number:06d}.png", read
+                yield files[file].with_suffix("") / f"{number:06d}.png", partial(fitted, file, read)
         else:
-            yield files[file], partial(read_image, file, bits)
+            yield files[file], partial(fitted, file, partial(read_image, file, bits))
 
 
 def fed(image: Picture, size: int) -> Picture:

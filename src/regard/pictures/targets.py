@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from regard.errors import InputError
+from regard.files import file_name
 from regard.say import say
 
 
@@ -84,8 +85,8 @@ def _matches(pattern: Path, plain: Path, videos: bool) -> dict[Path, str]:
 
 
 def beside(png: Path, ending: str) -> Path:
-    """NAME + ending for NAME.png."""
-    return png.with_name(png.stem + ending)
+    """NAME + ending for NAME.png, cut where that is too long."""
+    return png.with_name(file_name(png.stem, ending))
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

@@ -10,8 +10,14 @@ from jaxtyping import UInt8
 
 # OpenCV's ffmpeg says on its own what it dislikes about a file; -8 is silence. Read when the first video is opened.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+# Its own files alone: ffmpeg would take a list of other files and addresses for a video, whatever its name.
+os.environ.setdefault(
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS",
+    "format_whitelist;mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,gif",
+)
 import cv2
 
+from regard.data.reading import check_size
 from regard.errors import InputError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
@@ -51,6 +57,8 @@ def _opened(path: str | Path) -> Iterator[cv2.VideoCapture]:
     try:
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) == 0:
             raise InputError(f"{path} can't be read as a video: save it as H.264 in MP4, or its frames as images")
+        width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        check_size(int(width), int(height), path)
         yield capture
     finally:
         capture.release()

@@ -100,7 +100,7 @@ def under(picture: str) -> str:
     The browser blends: with one blended picture a head, 576 heads would weigh more than the rest of the page together.
     """
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("L")
+        image = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2])), formats=("PNG",)).convert("L")
     except (OSError, ValueError) as error:
         raise InputError("results.json holds a picture that cannot be read: run regard compare again") from error
     aspect = f"{image.width} / {image.height}"

@@ -5,7 +5,6 @@ it: see `exported.config`.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from safetensors.torch import save
 
 from regard.backbones.weights import MODEL_FILE
 from regard.errors import InputError
-from regard.files import on_disk, write_whole
+from regard.files import on_disk, partial_of, write_whole
 from regard.results import HeadShares, RunDescription, write_stored
 from regard.runs.exported import CONFIG_FILE, config
 from regard.runs.onnx import OPSET, OnnxModel, export_onnx
@@ -141,7 +140,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `folder` when all went well."""
     _refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = partial_of(folder)
     partial.mkdir()
     try:
         with on_disk(folder):

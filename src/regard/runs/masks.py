@@ -11,7 +11,7 @@ from PIL import Image
 from rich.progress import track
 
 from regard.data.source import Source
-from regard.errors import InputError
+from regard.errors import InputError, naming
 from regard.files import read_json, write_whole
 from regard.pictures.targets import beside
 from regard.runs.pixels import read_pixels
@@ -46,10 +46,11 @@ def segment_files(
     for file, png in track(files.items(), "segmenting", transient=True, console=console()):
         try:
             pixels = read_pixels(file, run.description.settings.image_bits)
+            with naming(file):
+                passes, size = run.passes(pixels, inference, batch_size), pixels.shape[:2]
         except InputError as error:
             unread.append(error)
             continue
-        passes, size = run.passes(pixels, inference, batch_size), pixels.shape[:2]
         mask = classes_at(passes, size).to(torch.uint8).cpu().numpy()
         indexed = Image.fromarray(mask).convert("P")
         indexed.putpalette(run.palette.flatten().tolist())
@@ -101,7 +102,7 @@ def name_evaluation(folder: Path, name: str, source: Source) -> str:
 
     name: tells the split and the settings. Raises InputError where there are scores of other data under both.
     """
-    data, longer = source.describe(), f"{name}-{Path(source.root).resolve().name}"
+    data, longer = source.describe(), f"{name}-{Path(source.root).resolve().name[:60]}"
     for free in (name, longer):
         path = folder / evaluation_file(free)
         if not path.exists() or read_json(path).get("data") == data:

@@ -14,7 +14,6 @@ import copy
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from regard.backbones import Backbone
 from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.errors import InputError, first_line
-from regard.files import on_disk
+from regard.files import on_disk, partial_of
 from regard.results import ModelDescription, parse_stored
 from regard.segmentation.model import SegmentationModel
 from regard.settings import OnnxOptions
@@ -99,7 +98,7 @@ def export_onnx(
     """
     _check_packages()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     wrapped = FromBytes(copy.deepcopy(model).cpu().float()).eval()
     size, reason = description.settings.size, None if fixed is None else "as asked for"
     try:

@@ -23,7 +23,7 @@ from regard.data.datasets.base import Dataset, MaskDataset, at_bits
 from regard.data.loading.augment import short_side
 from regard.data.loading.modules import loading
 from regard.data.loading.views import resize
-from regard.errors import InputError, first_line
+from regard.errors import InputError, first_line, naming
 from regard.evaluation.scores import (
     BOUNDARY,
     boundary_counts,
@@ -156,7 +156,9 @@ class _ScaledPairs(TorchDataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
-        scaled = _at_scales(self.dataset.image(index), self.size, self.inference)
+        image = self.dataset.image(index)
+        with naming(self.dataset.name(index)):
+            scaled = _at_scales(image, self.size, self.inference)
         return scaled, torch.from_numpy(self.dataset.mask(index)).long()
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from regard.data.loading.views import Image, draw_jitter, resize
+from regard.errors import InputError
+from regard.settings import MOST_PIXELS
 
 Mask = UInt8[np.ndarray, "_ _"]  # class indices, and the dataset's ignore index
 
@@ -89,9 +91,13 @@ def centre_crop(image: Image, size: int) -> Image:
 
 
 def short_side(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """(height, width) of the same aspect whose shorter side is `size`."""
+    """(height, width) of the same aspect whose shorter side is `size`; InputError where the other is too long."""
     factor = size / min(shape)
-    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+    height, width = max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+    if max(height, width) > MOST_PIXELS:
+        what = f"{shape[1]} x {shape[0]} pixels would be {width:,} x {height:,} at a short side of {size}"
+        raise InputError(f"{what}: cut into pieces that are less long, it would work")
+    return height, width
 
 
 def resize_pair(image: Image, mask: Mask, size: tuple[int, int]) -> tuple[Image, Mask]:

@@ -16,6 +16,7 @@ from regard.data.loading.device_views import blur_radius, numbers_of
 from regard.data.loading.draws import CROP, VIEW, draws
 from regard.data.loading.views import Draw, View, least_for
 from regard.data.loading.wrapped import SkipUnreadable
+from regard.errors import naming
 
 
 class Views(TorchDataset):
@@ -96,7 +97,9 @@ class CentreCrops(TorchDataset):
         if number >= len(self.indices):
             return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1
         index = self.indices[number]
-        crop = centre_crop(self.dataset.image(index), self.size)
+        image = self.dataset.image(index)
+        with naming(self.dataset.name(index)):
+            crop = centre_crop(image, self.size)
         return torch.from_numpy(crop), cast(LabelDataset, self.dataset).label(index)
 
 
@@ -109,7 +112,9 @@ class TrainPairs(TorchDataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
         rng = draws(CROP, self.seed, epoch, index)
-        image, mask = self.transform(self.dataset.image(index), self.dataset.mask(index), rng)
+        image, mask = self.dataset.image(index), self.dataset.mask(index)
+        with naming(self.dataset.name(index)):
+            image, mask = self.transform(image, mask, rng)
         return planes_of(image), torch.from_numpy(mask).long()
 
 
@@ -124,7 +129,8 @@ class WholePairs(TorchDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, mask = self.dataset.image(index), self.dataset.mask(index)
-        small, _ = resize_pair(image, mask, short_side(image.shape[:2], self.size))
+        with naming(self.dataset.name(index)):
+            small, _ = resize_pair(image, mask, short_side(image.shape[:2], self.size))
         return planes_of(small), torch.from_numpy(mask).long()
 
 

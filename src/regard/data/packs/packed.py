@@ -4,6 +4,7 @@ Chunks on disk are memory-mapped, never read whole; remote ones come into the ch
 """
 
 import copy
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from regard.data.datasets.base import Dataset, Source
 from regard.data.packs.cache import chunk_folder, mapped, prefetch
 from regard.data.packs.contents import FIELDS, PACK_FILE, Chunk, Contents, finished, unfinished
 from regard.data.packs.store import Store, is_remote
-from regard.data.reading import Least, decode_image
+from regard.data.reading import Least, decode_image, header, readable
 from regard.errors import InputError
 
 Split = TypeVar("Split", bound="Packed")
@@ -104,11 +105,13 @@ class PackedMasks(Packed):
 
     def mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
         """The class index, or `ignore_index`, of each pixel."""
-        data = np.frombuffer(self._field(i, "mask"), np.uint8)
-        mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-        if mask is None:
-            raise InputError(f"the mask of {self.name(i)} in {self.store.shown}/{self.split} is broken: pack it again")
-        return mask.astype(np.uint8, copy=False)
+        data, name = self._field(i, "mask"), f"{self.store.shown}/{self.split}: the mask of {self.name(i)}"
+        with readable(name):
+            header(io.BytesIO(data), name)
+            mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if mask is None or mask.ndim != 2 or mask.dtype != np.uint8:
+            raise InputError(f"{name} is broken: pack it again")
+        return mask
 
 
 class PackedLabels(Packed):
