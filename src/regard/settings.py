@@ -490,6 +490,11 @@ class SegmentSettings(Decoder, Guidance, Bits):
     patience: int | None = setting(None, "Stop after so many epochs without a better score.", 1)
     cache_crops: int = setting(1, "Of --cache: how many crops of each image there are; training goes around them.", 1)
 
+    @property
+    def largest(self) -> int:
+        """The largest short side that a whole image is brought to, pixels."""
+        return round(self.size * self.scale[1])
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size % self.accumulate:

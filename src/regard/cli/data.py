@@ -16,8 +16,9 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
         source: A path, `scenes`, or the s3://, gs:// or https:// URL of a pack.
         out: Folder for info.json and contact-sheet.png (images of each split, and their masks over them).
     """
-    from regard.data.source import open_source, unseen
+    from regard.data.source import open_source, unseen, white
     from regard.data.survey import survey as surveyed
+    from regard.data.survey import unused_bits
     from regard.files import write_json
 
     opened = open_source(source).at_bits(survey.image_bits)
@@ -25,8 +26,11 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
     _sizes_table(found)
     if opened.classes:
         _classes_table(found, opened.classes, opened.has_masks)
-    if opened.has_masks and "train" in found and (line := unseen(opened.classes, found["train"].pixels)):
+    held = found["train"].held if opened.has_masks and "train" in found else None
+    if held is not None and (line := white(opened.classes, held) or unseen(opened.classes, held)):
         say(line if survey.limit is None else f"of the images looked at: {line}")
+    if line := unused_bits(max(split.bits for split in found.values())):
+        say(line)
     if broken := sum(split.broken for split in found.values()):
         say(f"{broken:,} images or masks could not be read: regard data check {opened.root} lists them")
     if out is None:

@@ -86,7 +86,7 @@ def _run(plan: "Plan", data: str, study: StudyOptions, computing: Computing, out
     )
     every = len(plan.configurations) * len(plan.seeds)
     jobs = study.jobs or (every if study.cluster else default_jobs(hardware) * study.devices)
-    check_readable(source)
+    check_readable(source, plan.segment.largest)
     if study.dry_run:
         return show(estimate(open_study(source, plan, out, hardware)), jobs)
     where = Where(jobs, study.devices, study.cluster, study.cluster_options)
@@ -125,10 +125,10 @@ def sweep(
 
     # what is wrong in the space is said before anything else is read
     given = read_space(sweeping.space) if sweeping.space else None
-    source = open_source(data, scenes_size=settings.size)
+    source = open_source(data, scenes_size=settings.size).at_bits(settings.image_bits)
     space = given or default_space(built(model, seed), settings)
     hardware = Hardware(accelerator=computing.accelerator, precision=computing.precision, workers=sweeping.workers)
-    check_readable(source)
+    check_readable(source, settings.largest)
     asked = Sweep(source, model, space, Path(out), settings, seed, sweeping.prune, hardware)
     best = run_sweep(asked, sweeping.trials, sweeping.jobs, command).best
     score = f"best on val: trial {best.number}, mIoU {100 * best.miou:.1f}%"

@@ -105,7 +105,7 @@ def segment(
     check_hardware(settings, hardware, len(splits["train"]), cached=cache is not None)
     kept = Cache(Path(cache), fingerprint(source, Path(cache), Path(out))) if cache else None
     say(source.describe())
-    check_readable(source)
+    check_readable(source, settings.largest)
     asked = {"backbone": model.backbone, "weights": model.weights, "pretrained": model.pretrained}
     origin = Origin(data=source.root, label_fraction=label_fraction, **asked)
     train = splits["train"] if label_fraction == 1 else Fraction(splits["train"], label_fraction, seed)

@@ -3,18 +3,20 @@
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from regard.data.datasets.base import Dataset, MaskDataset
-from regard.data.datasets.masks import MaskFolder
+from regard.data.datasets.masks import MaskFolder, PairedImages
 from regard.data.layouts import Pairs, find_pairs, split_of
 from regard.data.listing import with_val
-from regard.data.names import VOID, Legend
+from regard.data.names import VOID, Color, Legend
 from regard.data.packs.packed import Packed
-from regard.data.source import Source, open_source, unseen
+from regard.data.source import Source, held_by, open_source, unseen, white
+from regard.data.survey import bits_of, unused_bits
 from regard.data.threads import in_threads
 from regard.errors import InputError
 
@@ -86,17 +88,29 @@ def check_source(source: Source) -> Checked:
     read = in_threads(_read, [(dataset, i) for _, dataset, i in splits], "checking")
     problems: list[Problem] = []
     first: dict[bytes, tuple[str, str]] = {}
-    seen = np.zeros(VOID, bool)
-    for (split, dataset, i), (digest, faults, held) in zip(splits, read, strict=True):
-        name = dataset.name(i)
-        seen |= held if split == "train" else False
-        problems += [Problem(split, name, fault.replace(f"{source.root}{os.sep}", "")) for fault in faults]
-        if digest:
-            where, twin = first.setdefault(digest, (split, name))
+    seen, bits, colors = np.zeros(VOID + 1, bool), 0, dict[int, tuple[Color, str]]()
+    notes: list[str] = []
+    for (split, dataset, i), found in zip(splits, read, strict=True):
+        name, bits = dataset.name(i), max(bits, found.bits)
+        seen |= found.held if split == "train" else False
+        problems += [Problem(split, name, fault.replace(f"{source.root}{os.sep}", "")) for fault in found.faults]
+        for value, color in found.colors.items():
+            other, where = colors.setdefault(value, (color, name))
+            if other != color and len(notes) == 0:
+                one, two = (f"#{bytes(of).hex()} in the mask of {at}" for of, at in ((other, where), (color, name)))
+                what = f"index {value} is {one} and {two}: masks are read by their indices"
+                notes.append(f"{what}; if their colours tell the classes, these in classes.json would be read")
+        if found.digest:
+            where, twin = first.setdefault(found.digest, (split, name))
             if where != split:
                 problems.append(Problem(split, name, f"the same image as {twin} of {where}: keep one of the two"))
     orphans, unit = _orphans(source), "pairs" if source.has_masks else "images"
-    notes = [unseen(source.classes, seen)] if source.has_masks and "train" in source.splits else []
+    if source.has_masks and "train" in source.splits:
+        if line := white(source.classes, seen):
+            problems.append(Problem(TREE, TREE, line))
+        else:
+            notes.append(unseen(source.classes, seen))
+    notes.append(unused_bits(bits))
     alone = sorted({name for dataset in source.splits.values() for name in getattr(dataset, "left_out", ())})
     if alone:
         notes.append(f"{len(alone):,} images have no mask: {', '.join(alone[:20])}{', ...' if len(alone) > 20 else ''}")
@@ -113,25 +127,40 @@ def _check_chunks(source: Source) -> Checked | None:
     return Checked(source.describe(), len(chunks), "chunks", tuple(wrong)) if wrong else None
 
 
-def _read(task: tuple[Dataset, int]) -> tuple[bytes | None, list[str], np.ndarray]:
-    """A digest of the image's pixels, None where it can't be read; what is wrong with it and its mask; and which
-    classes it holds.
+@dataclass
+class _Found:
+    """Of one image and its mask.
+
+    digest: of the image's pixels; None where it can't be read. held: which classes the mask holds, and void.
+    faults: what is wrong with both. bits: `survey.bits_of` it. colors: `PairedImages.colors` of the mask.
     """
+
+    digest: bytes | None = None
+    held: Bool[np.ndarray, "256"] = field(default_factory=lambda: np.zeros(VOID + 1, bool))
+    faults: list[str] = field(default_factory=list)
+    bits: int = 0
+    colors: dict[int, Color] = field(default_factory=dict)
+
+
+def _read(task: tuple[Dataset, int]) -> _Found:
     dataset, i = task
-    digest, faults, held = None, [], np.zeros(VOID, bool)
+    found = _Found()
     try:
         image = dataset.image(i)
-        digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+        found.digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+        found.bits = bits_of(dataset, i)
     except InputError as error:
-        faults.append(str(error))
+        found.faults.append(str(error))
     if isinstance(dataset, MaskDataset):
         try:
-            held = np.bincount(dataset.mask(i).ravel(), minlength=256)[:VOID] > 0
-            if not held.any():
-                faults.append("every pixel of its mask is void: label some, or leave it out")
+            found.held = held_by(dataset.mask(i))
+            if not found.held[:VOID].any():
+                found.faults.append("every pixel of its mask is void: label some, or leave it out")
+            found.colors = dataset.colors(i) if isinstance(dataset, PairedImages) else {}
         except InputError as error:
-            faults.append(str(error))
-    return digest, list(dict.fromkeys(faults)), held  # where the image can't be read, its mask may say so once more
+            found.faults.append(str(error))
+    found.faults = list(dict.fromkeys(found.faults))  # where the image can't be read, its mask may say so once more
+    return found
 
 
 def _orphans(source: Source) -> list[Problem]:

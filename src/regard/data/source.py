@@ -13,6 +13,7 @@ tree or beside it. The path of the tree's SegmentationClass/ in place of the tre
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 
 from regard.data.compact import Names
 from regard.data.datasets import DATASETS
@@ -35,7 +37,7 @@ from regard.data.names import VOID
 from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
-from regard.errors import InputError
+from regard.errors import InputError, naming
 from regard.say import say
 
 SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
@@ -149,37 +151,58 @@ def _folder(src: str | Path) -> Path:
     raise InputError(f"no such folder: {missing}; {hint}")
 
 
-def check_readable(source: Source) -> None:
+def check_readable(source: Source, short: int = 1) -> None:
     """Read every image and mask once, so that a long training does not stop at a bad one; shows a progress bar.
 
     Raises InputError for the first that cannot be used: unreadable, a mask of another size than its image, or with a
-    value that is no class; and for a split without a labelled pixel. The built-in scenes need no check, and
-    what a pack holds was checked when it was packed.
+    value that is no class; for one that is too long to be brought to this short side; for a split without a labelled
+    pixel; and for two classes of which one seems to be drawn in white. The built-in scenes need no check, and what a
+    pack holds was checked when it was packed.
     """
     if source.layout == "scenes":
         return
     for split, dataset in source.splits.items():
         if source.layout == "packed":  # up to the first that is labelled
-            seen = next((seen for i in range(len(dataset)) if (seen := _seen(dataset, i)).any()), _NOTHING)
+            seen = next(
+                (seen for i in range(len(dataset)) if (seen := _seen(dataset, short, i))[:VOID].any()), _NOTHING
+            )
         else:
             doing = f"checking images of {split}"
-            seen = sum(in_threads(partial(_seen, dataset), range(len(dataset)), doing), start=_NOTHING)
-            if split == "train" and source.has_masks and (line := unseen(source.classes, seen)):
-                say(line)
-        if source.has_masks and not seen.any():
+            seen = sum(in_threads(partial(_seen, dataset, short), range(len(dataset)), doing), start=_NOTHING)
+            if split == "train" and source.has_masks:
+                if line := white(source.classes, seen):
+                    raise InputError(line)
+                if line := unseen(source.classes, seen):
+                    say(line)
+        if source.has_masks and not seen[:VOID].any():
             what = f"every pixel of the {split} masks of {source.root} is void"
             raise InputError(f"{what}: there is nothing to learn or score")
 
 
-_NOTHING = np.zeros(VOID, bool)
+_NOTHING = np.zeros(VOID + 1, bool)
 
 
-def _seen(dataset: Dataset, i: int) -> np.ndarray:
-    """Which classes an image has pixels of, (255,), image and mask having been read."""
-    dataset.image(i)
-    return (
-        np.bincount(dataset.mask(i).ravel(), minlength=256)[:VOID] > 0 if isinstance(dataset, MaskDataset) else _NOTHING
-    )
+def _seen(dataset: Dataset, short: int, i: int) -> np.ndarray:
+    """Which classes an image has pixels of, and void, (256,), image and mask having been read."""
+    from regard.data.loading.augment import short_side  # where torch is needed anyway
+
+    with naming(dataset.name(i)):
+        short_side(dataset.image(i).shape[:2], short)
+    return held_by(dataset.mask(i)) if isinstance(dataset, MaskDataset) else _NOTHING
+
+
+def held_by(mask: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "256"]:
+    """Which classes a mask has pixels of; in the last place, void."""
+    return np.bincount(mask.ravel(), minlength=VOID + 1) > 0
+
+
+def white(classes: Sequence[str], seen: np.ndarray) -> str:
+    """What is said of two classes of which the training masks show the first, and the other drawn in white, as void."""
+    if len(classes) != 2 or not seen[0] or seen[1] or len(seen) <= VOID or not seen[VOID]:
+        return ""
+    declared = json.dumps([{"name": classes[0], "value": 0}, {"name": classes[1], "value": VOID}])
+    what = f"value {VOID} of a two-class mask is void, and no training mask has a pixel of {classes[1]!r}"
+    return f"{what}: if it is that class, classes.json of {declared} would work"
 
 
 def unseen(classes: Sequence[str], seen: np.ndarray) -> str:

@@ -2,18 +2,22 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
-from regard.data.datasets.base import Chunked, Dataset, LabelDataset, MaskDataset
+from regard.data.datasets.base import Chunked, Dataset, Decoded, LabelDataset, MaskDataset
+from regard.data.names import VOID
+from regard.data.reading import bits_in_use
 from regard.data.source import Source
 from regard.data.threads import in_threads
 from regard.errors import InputError
 
+SAMPLE = 32  # images that are decoded, besides masks, to see how many of their bits are in use
 Seen = tuple[tuple[int, int], np.ndarray | None] | None  # of an image: its size, and the pixels of each value
 
 
@@ -25,6 +29,7 @@ class Survey:
     pixels:     of each class, over the masks that were read; `void` pixels are besides.
     holders:    how many images hold each class: of those that were read, or, of class folders, of all.
     dimensions: how many images have each (height, width).
+    bits:       how many bits 16-bit images use, of `SAMPLE` images; 0 where there are none.
     """
 
     images: int
@@ -34,11 +39,17 @@ class Survey:
     void: int
     holders: Int64[np.ndarray, " classes"]
     dimensions: Counter[tuple[int, int]]
+    bits: int = 0
 
     @property
     def shares(self) -> np.ndarray:
         """Of each class, the share of the labelled pixels, (classes,); 0 where nothing is labelled."""
         return self.pixels / max(1, int(self.pixels.sum()))
+
+    @property
+    def held(self) -> Bool[np.ndarray, "256"]:
+        """Which classes there is a pixel of; in the last place, void."""
+        return np.append(np.pad(self.pixels, (0, VOID - len(self.pixels))), self.void) > 0
 
     @property
     def void_share(self) -> float:
@@ -72,13 +83,31 @@ def survey(source: Source, limit: int | None = None) -> dict[str, Survey]:
     """
     found = {}
     for split, dataset in source.splits.items():
-        found[split] = _survey(dataset, evenly(len(dataset), limit), f"looking at {split}")
+        looked = _survey(dataset, evenly(len(dataset), limit), f"looking at {split}")
+        bits = 0
+        for i in evenly(len(dataset), SAMPLE):
+            with suppress(InputError):
+                bits = max(bits, bits_of(dataset, i))
+        found[split] = replace(looked, bits=bits)
     return found
 
 
 def class_pixels(dataset: MaskDataset) -> Int64[np.ndarray, " classes"]:
     """How many pixels each class has in all masks that can be read; shows a progress bar."""
     return _survey(dataset, range(len(dataset)), "counting pixels").pixels
+
+
+def bits_of(dataset: Dataset, i: int) -> int:
+    """How many bits the values of a 16-bit image use; 0 for other images, and where it was said how many to read."""
+    if not isinstance(dataset, Decoded) or dataset.bits is not None:
+        return 0
+    return bits_in_use(dataset.encoded(i), dataset.name(i)) or 0
+
+
+def unused_bits(bits: int) -> str:
+    """What is said of 16-bit images that use so many bits at most; "" where they use all, or there are none."""
+    what = f"16-bit images use {bits} bits at most, and their upper 8 of 16 are read, which is dark"
+    return f"{what}: --image_bits {max(bits, 8)} would use their range" if 0 < bits < 16 else ""
 
 
 def evenly(count: int, limit: int | None) -> list[int]:

@@ -14,7 +14,8 @@ from jaxtyping import Int16, UInt8
 from regard.data.compact import Names
 from regard.data.datasets.folders import ImageFolder
 from regard.data.layouts import Pairs, check_fits, find_pairs
-from regard.data.names import VOID, Legend, numbered, read_json, read_names
+from regard.data.listing import is_image
+from regard.data.names import VOID, Color, Legend, numbered, read_json, read_names
 from regard.data.reading import image_size
 from regard.data.reading_masks import read_labels, read_mask, read_palette
 from regard.errors import InputError
@@ -56,6 +57,16 @@ class PairedImages(ImageFolder):
             height, width = labels.shape
             raise InputError(f"{path} is {width}x{height}: {size[1]}x{size[0]}, the size of its image, would work")
         return labels.astype(np.uint8)
+
+    def colors(self, i: int) -> dict[int, Color]:
+        """What colours an indexed mask gives the values in it; nothing of other masks, and of those read by colour."""
+        path = self.root / self.masks[i]
+        if self.legend.colors or not is_image(path.name) or (palette := read_palette(path)) is None:
+            return {}
+        red, green, blue = palette.T
+        return {
+            v: (int(red[v]), int(green[v]), int(blue[v])) for v in np.unique(read_mask(path)).tolist() if v < len(red)
+        }
 
     def read_labels(self, path: Path) -> Int16[np.ndarray, "h w"]:
         """The label of each pixel of a mask file: InputError for one that the legend doesn't have."""
@@ -121,7 +132,8 @@ def _counted(root: Path, masks: Names) -> tuple[str, ...]:
     largest = max(found, default=0)
     if largest == 0:  # most often objects drawn in white: silently, all of them would be void
         raise InputError(
-            f"{(root / masks[0]).parent} holds only 0 and {VOID}, which is void: objects as 1, 2, ... would work"
+            f"{(root / masks[0]).parent} holds only 0 and {VOID}, which is void: objects as 1, 2, ..., "
+            f"or 255 as the value of a class in classes.json, would work"
         )
     return tuple(f"class {value}" for value in range(largest + 1))
 
