@@ -16,6 +16,7 @@ from regard.cli import main
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
 from regard.pictures.video import frame_count, read_video
+from regard.settings import BOUND
 from trees import class_folders, files
 
 VIT = ["--backbone", "vit_tiny_patch16_224", "--size", "32", "--backbone_options"]
@@ -267,3 +268,25 @@ def test_camvid_is_embedded_by_what_most_of_each_image_is(tmp_path) -> None:
     found = rows(tmp_path / "out")
     assert len(found) == 12
     assert {row["class"] for row in found} <= {"sky", "building", "road", "tree"}
+
+
+@pytest.mark.parametrize("command", ["attention", "features"])
+def test_long_names_are_written_and_images_that_are_too_long_or_large_named(
+    command, images, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv(BOUND, "178")  # which the option changes for good
+    draw, out = [command, *VIT, "--out", str(tmp_path / "out"), "--images"], tmp_path / "out"
+    (images / "frame1.png").rename(images / ("n" * 251 + ".png"))
+    main([*draw, str(images)])
+    assert ("n" * 251 + ".png") in files(out)
+    Image.fromarray(np.zeros((30_000, 1), np.uint8)).save(tmp_path / "thin.png")
+    assert "thin.png: 1 x 30000 pixels would be 32 x 960,000" in fails(capsys, *draw, str(tmp_path / "thin.png"))
+    said = fails(capsys, *draw, str(images), "--max_megapixels", "0.001")
+    assert "40 x 40, 0.0 megapixels, and 0.001 at most are read" in said
+
+
+def test_a_list_of_other_files_is_no_video(tmp_path, capsys) -> None:
+    video(tmp_path / "a.avi", [0, 99])
+    (tmp_path / "b.avi").write_text("ffconcat version 1.0\nfile a.avi\n")
+    draw = ["attention", *VIT, "--out", str(tmp_path / "out"), "--images"]
+    assert "b.avi can't be read as a video" in fails(capsys, *draw, str(tmp_path / "b.avi"))

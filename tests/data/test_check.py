@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import refused
-from image_files import save
+from commands import fails, refused
+from image_files import grid, in_palette, noise, save
+from regard.cli import main
 from regard.data.check import check
+from regard.data.source import open_source
 
 
 def test_nothing_is_wrong_with_what_is_right(tree: Path) -> None:
@@ -152,3 +154,55 @@ def test_what_cannot_be_opened_for_another_reason_says_that(tree: Path, tmp_path
     refused(lambda: check(str(tmp_path / "nowhere")), "no such folder")
     (tree / "classes.txt").write_text("often\n\nnever\n")
     refused(lambda: check(str(tree)), "classes.txt")
+
+
+def test_few_bits_of_16_are_noted_and_read_where_that_is_asked_for(tmp_path, capsys) -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    for i in range(3):
+        save(tmp_path / f"data/{i}.png", values[i:])
+    note = "16-bit images use 12 bits at most, and their upper 8 of 16 are read, which is dark: --image_bits 12"
+    assert check(str(tmp_path / "data")).notes[0].startswith(note)
+    main(["data", "info", str(tmp_path / "data")])
+    assert note in capsys.readouterr().err
+    main(["data", "info", str(tmp_path / "data"), "--image_bits", "12"])
+    assert "16-bit" not in capsys.readouterr().err
+    main(["data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--image_bits", "12"])
+    packed = open_source(tmp_path / "pack")
+    assert (packed.split("train").image(0)[..., 0] == values[int(packed.split("train").name(0)[0]) :] >> 4).all()
+    assert packed.at_bits(14).split("train").image(0).max() == 63
+    assert check(str(tmp_path / "pack")).notes == ()
+    capsys.readouterr()
+    said = fails(capsys, "data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--image_bits", "13")
+    assert "it differs in --image_bits" in said
+    said = fails(capsys, "data", "pack", str(tmp_path / "data"), str(tmp_path / "other"), "--image_bits", "11")
+    assert "holds the value 4095: --image_bits 12 would work" in said
+
+
+def test_an_index_of_two_colours_is_noted(tmp_path) -> None:
+    (tmp_path / "classes.txt").parent.mkdir(exist_ok=True)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    for i, colours in enumerate((b"\0\0\0\xff\0\0\1\1\1", b"\0\0\0\0\xff\0\2\2\2")):
+        save(tmp_path / f"images/{i}.png", noise(i))
+        save(tmp_path / f"masks/{i}.png", in_palette(grid(0, 1, size=(30, 24)), colours))
+    (note,) = check(str(tmp_path)).notes
+    for part in ("index 1 is #", "#ff0000 in the mask of images/0.png", "#00ff00 in the mask of images/1.png"):
+        assert part in note
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_class_in_white_is_refused_with_what_makes_it_one(named, tmp_path, capsys) -> None:
+    for i in range(4):
+        save(tmp_path / f"data/images/{i}.png", noise(i))
+        save(tmp_path / f"data/masks/{i}.png", grid(0, 255, size=(30, 24)))
+    if named:
+        (tmp_path / "data/classes.txt").write_text("bg\nobj\n")
+    declared = '[{"name": "bg", "value": 0}, {"name": "obj", "value": 255}]'
+    segment = ["segment", "--data", str(tmp_path / "data"), "--backbone", "resnet18", "--out", str(tmp_path / "out")]
+    for command in (["data", "check", str(tmp_path / "data")], segment):
+        said = fails(capsys, *command)
+        assert "255" in said
+        assert (declared if named else "or 255 as the value of a class in classes.json") in said
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "data/classes.json").write_text(declared)
+    assert check(str(tmp_path / "data")).problems == ()
+    assert open_source(tmp_path / "data").split("val").mask(0)[0, :3].tolist() == [0, 1, 1]  # type: ignore[union-attr]

@@ -9,8 +9,8 @@ import pytest
 from commands import refused
 from regard.data import listing
 from regard.data.compact import Names
-from regard.data.datasets.folders import ClassFolders
-from regard.data.listing import held_out, hold_out, holds_images, list_images
+from regard.data.datasets.folders import ClassFolders, ImageFolder
+from regard.data.listing import held_out, hold_out, holds_images, list_images, subfolders
 from regard.data.source import open_source
 
 
@@ -145,3 +145,14 @@ def test_the_folders_of_runs_are_left_out_and_that_is_said(tree, capsys) -> None
     assert capsys.readouterr().err.count("is a run's own folder, and left out of the images") == 2
     assert list_images(tree / "made") == ["overlay.png"]  # where it is asked for itself
     assert "made" not in listing.subfolders(tree)
+
+
+def test_a_loop_of_links_is_named(tmp_path) -> None:
+    touch(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("b.png")
+    assert list_images(tmp_path) == ["a.png", "b.png"]
+    refused(lambda: ImageFolder(tmp_path).image(1), "b.png can't be read: ", "links")
+    assert subfolders(tmp_path) == []
+    (tmp_path / "c").symlink_to("c")
+    for look in (list_images, subfolders):
+        refused(lambda look=look: look(tmp_path), f"{tmp_path / 'c'} can't be read: ")

@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from regard.backbones import normalize
+from regard.data.datasets.masks import PairedImages
 from regard.data.datasets.scenes import Scenes
+from regard.data.loading.wrapped import Cached, Fraction
+from regard.data.names import numbered
 from regard.errors import InputError
 from regard.evaluation.scores import boundary_counts, calibration_bins, confusion
+from regard.pictures.targets import outputs
+from regard.runs.masks import segment_files
 from regard.runs.pixels import read_pixels
 from regard.runs.run import Run, full_summary, summary
 from regard.segmentation import inference as inference_module
@@ -202,3 +207,42 @@ def test_data_with_other_classes_is_one_line(run) -> None:
     for ask in (run.evaluate, run.score):
         with pytest.raises(InputError, match=r"the run knows the classes .* choose data with the same classes"):
             ask(data)
+
+
+def test_16_bit_images_are_read_as_in_training(tmp_path) -> None:
+    values = np.linspace(0, 4095, 96 * 96).reshape(96, 96).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    model = untrained_segmentation()
+    plain, told = (Run(model, description(model, **options)) for options in ({}, {"image_bits": 12}))
+    expected = told.predict((values >> 4).astype(np.uint8))
+    for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        assert np.array_equal(told.predict(image), expected)
+    assert not np.array_equal(plain.predict(tmp_path / "a.png"), expected)
+    folder = PairedImages(tmp_path, {"a.png": "b.png"}, numbered(Scenes.classes), missing_ok=True)
+    folder.mask = lambda i: np.zeros((96, 96), np.uint8)  # type: ignore[method-assign]
+    for dataset in (folder, Cached(folder), Fraction(folder, 1.0, 0)):
+        assert told.evaluate(dataset)[0, 0].tolist() == np.bincount(expected.ravel(), minlength=CLASSES).tolist()
+        assert dataset.image(0).max() == 15
+
+
+def test_an_image_that_is_far_too_long_is_named_and_the_others_are_done(run, pixels, tmp_path) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((30_000, 1), np.uint8)).save(tmp_path / "thin.png")
+    files = {tmp_path / name: tmp_path / f"out/{name}" for name in ("a.png", "thin.png")}
+    with pytest.raises(InputError, match="1 of 2 could not be read"):
+        segment_files(run, files, Inference())
+    assert (tmp_path / "out/a.png").is_file()
+    said = "thin.png: 1 x 30000 pixels would be 32 x 960,000 at a short side of 32: cut into pieces"
+    with pytest.raises(InputError, match=said):
+        segment_files(run, {tmp_path / "thin.png": tmp_path / "out/thin.png"}, Inference())
+
+
+def test_whatever_an_image_is_called_its_files_can_be_written(run, pixels, tmp_path) -> None:
+    names = ["n" * 251 + ".png", "é" * 125 + ".png"]
+    for name in names:
+        Image.fromarray(pixels).save(tmp_path / name)
+    files = outputs([str(tmp_path)], str(tmp_path / "out"), ["-overlay.png", ".npz"])
+    assert segment_files(run, files, Inference(), ["-overlay.png", ".npz"]) == 2
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert len(made) == 6
+    assert set(names) <= made

@@ -79,7 +79,7 @@ def check(source: str, reading: Reading, out: str | None = None) -> str:
     for problem in found.problems:
         table.add_row(problem.split, shown(problem.name), shown(problem.what))
     console().print(table)
-    raise InputError(f"{found.wrong:,} of {found.count:,} {what} are wrong")
+    raise InputError(f"{found.wrong:,} of {found.count:,} {what} are wrong" if found.wrong else found.problems[0].what)
 
 
 def download(name: str, out: str | None = None, keep_archives: bool = False) -> str:

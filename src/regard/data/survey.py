@@ -17,7 +17,7 @@ from regard.data.source import Source
 from regard.data.threads import in_threads
 from regard.errors import InputError
 
-SAMPLE = 32  # images that are decoded, besides masks, to see how many of their bits are in use
+SAMPLE = 32  # of the images looked at, that are decoded to see how many of their bits are in use
 Seen = tuple[tuple[int, int], np.ndarray | None] | None  # of an image: its size, and the pixels of each value
 
 
@@ -29,7 +29,7 @@ class Survey:
     pixels:     of each class, over the masks that were read; `void` pixels are besides.
     holders:    how many images hold each class: of those that were read, or, of class folders, of all.
     dimensions: how many images have each (height, width).
-    bits:       how many bits 16-bit images use, of `SAMPLE` images; 0 where there are none.
+    bits:       how many bits 16-bit images use, of `SAMPLE` of those; 0 where there are none.
     """
 
     images: int
@@ -83,11 +83,11 @@ def survey(source: Source, limit: int | None = None) -> dict[str, Survey]:
     """
     found = {}
     for split, dataset in source.splits.items():
-        looked = _survey(dataset, evenly(len(dataset), limit), f"looking at {split}")
-        bits = 0
-        for i in evenly(len(dataset), SAMPLE):
+        numbers, bits = evenly(len(dataset), limit), 0
+        looked = _survey(dataset, numbers, f"looking at {split}")
+        for place in evenly(len(numbers), SAMPLE):
             with suppress(InputError):
-                bits = max(bits, bits_of(dataset, i))
+                bits = max(bits, bits_of(dataset, numbers[place]))
         found[split] = replace(looked, bits=bits)
     return found
 
