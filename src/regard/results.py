@@ -19,6 +19,7 @@ from regard.settings import Inference, PretrainSettings, SegmentSettings
 
 VERSION = 3  # of what is declared here
 MODEL_FILE = "model.safetensors"  # the weights of a whole segmentation, its backbone among the rest
+SETTINGS_FILE, RUN_FILE = "settings.json", "run.json"  # of a run: when it begins, and when it is finished
 REMEDY = "run the command that made it again: what was finished is kept"
 Stored = TypeVar("Stored")
 Value = int | float | str  # of an axis: a number, or a word

@@ -246,7 +246,7 @@ class Bits(Settings):
     """What 16-bit images hold."""
 
     image_bits: int | None = setting(
-        None, "How many bits the values of 16-bit images use, such as 12: the upper 8 are kept; by default 16.", 9, 16
+        None, "How many bits the values of 16-bit images use, such as 12: the upper 8 are kept; by default 16.", 8, 16
     )
 
 

@@ -284,6 +284,9 @@ def test_from_images_to_masks(method: str, tmp_path, capsys) -> None:
     scored = json.loads((runs / "segment" / "evaluation-val.json").read_text())
     assert 0 <= scored["miou"] <= 1
     assert scored["images"] == 3
+    assert "names of images that the run was trained on" not in capsys.readouterr().err
+    main(["evaluate", "--run", str(runs / "segment"), "--data", str(data), "--split", "train", "--workers", "0"])
+    assert "6 of 6 images have names of images that the run was trained on" in capsys.readouterr().err
 
     large = tmp_path / "large.jpg"
     Image.fromarray(Scenes(1, size=96).image(0)).crop((0, 0, 90, 70)).save(large)
@@ -366,6 +369,16 @@ def test_scores_of_other_data_are_kept(segmentation, tmp_path, capsys) -> None:
     line = fails(capsys, *options, str(roots[2]))  # a folder of the same name, and other data
     assert "evaluation-val-fields.json holds the scores of other data: move it, or delete it" in line
     assert files(segmentation) == before
+
+
+def test_scores_of_two_onnx_files_in_a_folder_stand_beside_each_other(segmentation, tmp_path, monkeypatch) -> None:
+    data = mask_tree(tmp_path / "data", train=6, val=3)
+    monkeypatch.setattr("regard.runs.run.load_run", lambda path, device: load_run(segmentation, device))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.onnx").touch()
+        main(["evaluate", "--run", str(tmp_path / f"{name}.onnx"), "--data", str(data), "--workers", "0"])
+    assert {path.name for path in tmp_path.glob("*.json")} == {"evaluation-a-val.json", "evaluation-b-val.json"}
+    assert len([*tmp_path.glob("confusion-*.png")]) == 2
 
 
 @pytest.fixture

@@ -285,6 +285,16 @@ def test_long_names_are_written_and_images_that_are_too_long_or_large_named(
     assert "40 x 40, 0.0 megapixels, and 0.001 at most are read" in said
 
 
+def test_what_was_drawn_below_the_images_is_not_drawn_again(images, capsys) -> None:
+    draw = ["attention", *VIT, "--images", str(images), "--out", str(images / "drawn")]
+    main(draw)
+    first = files(images / "drawn")
+    capsys.readouterr()
+    main(draw)
+    assert files(images / "drawn") == first
+    assert "3 images in" in capsys.readouterr().err
+
+
 def test_a_list_of_other_files_is_no_video(tmp_path, capsys) -> None:
     video(tmp_path / "a.avi", [0, 99])
     (tmp_path / "b.avi").write_text("ffconcat version 1.0\nfile a.avi\n")

@@ -178,6 +178,15 @@ def test_few_bits_of_16_are_noted_and_read_where_that_is_asked_for(tmp_path, cap
     assert "holds the value 4095: --image_bits 12 would work" in said
 
 
+def test_what_is_said_of_few_bits_works(tmp_path, capsys) -> None:
+    values = np.arange(100, dtype=np.uint16).reshape(10, 10)
+    save(tmp_path / "data/0.png", values)
+    (note,) = check(str(tmp_path / "data")).notes
+    assert note.endswith("--image_bits 8 would use their range")
+    main(["data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--image_bits", "8"])
+    assert (open_source(tmp_path / "pack").split("train").image(0)[..., 0] == values).all()
+
+
 def test_an_index_of_two_colours_is_noted(tmp_path) -> None:
     (tmp_path / "classes.txt").parent.mkdir(exist_ok=True)
     (tmp_path / "classes.txt").write_text("a\nb\n")

@@ -81,6 +81,7 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
         ("segment: {epochs: 0}", "segment: epochs 0 is out of bounds: take 1 or more"),
         ("segment: {average: 3}", "segment: average should be none or ema or swa, not 3"),
         ("seeds: many", "seeds should be a whole number or a list"),
+        ("seeds: 1000000000", "seeds: more than 1,000 are asked for: 3 to 10 are usual"),
         ("seeds: 0", "are not different numbers from 0"),
         ("preset: huge", "unknown preset 'huge'"),
         ("- a", "should hold keys with values"),

@@ -83,7 +83,7 @@ def segment(
     from regard.backbones.base import weights_digest
     from regard.cli.common import built, table
     from regard.data.loading.wrapped import Fraction, check_share
-    from regard.data.source import check_readable, fingerprint, open_source, require_masks
+    from regard.data.source import check_readable, open_source, require_masks
     from regard.results import Origin
     from regard.runs.checks import check_hardware, check_settings
     from regard.runs.extras import Cache, Extras
@@ -103,15 +103,15 @@ def segment(
     check_settings(settings, backbone, cached=cache is not None)
     check_processes(hardware)
     check_hardware(settings, hardware, len(splits["train"]), cached=cache is not None)
-    kept = Cache(Path(cache), fingerprint(source, Path(cache), Path(out))) if cache else None
+    files = data_settings(source, Path(out), *([Path(cache)] if cache else []))
+    kept = Cache(Path(cache), files["files"]) if cache else None
     say(source.describe())
     check_readable(source, settings.largest)
     asked = {"backbone": model.backbone, "weights": model.weights, "pretrained": model.pretrained}
     origin = Origin(data=source.root, label_fraction=label_fraction, **asked)
     train = splits["train"] if label_fraction == 1 else Fraction(splits["train"], label_fraction, seed)
     started = {"data": source.root, "seed": seed, "cached": kept is not None, **asdict(model), **asdict(settings)}
-    started |= {"backbone_options": backbone.options, "first_weights": weights_digest(backbone)}
-    started |= data_settings(source, Path(out), *([Path(cache)] if cache else []))
+    started |= {"backbone_options": backbone.options, "first_weights": weights_digest(backbone)} | files
     started |= {"label_fraction": label_fraction} if label_fraction < 1 else {}
     with run_folder(out, started, RUN_FILE) as folder:
         extras = Extras(origin=origin, logger=logger, cache=kept)

@@ -96,7 +96,7 @@ def check_source(source: Source) -> Checked:
         problems += [Problem(split, name, fault.replace(f"{source.root}{os.sep}", "")) for fault in found.faults]
         for value, color in found.colors.items():
             other, where = colors.setdefault(value, (color, name))
-            if other != color and len(notes) == 0:
+            if other != color and not notes:
                 one, two = (f"#{bytes(of).hex()} in the mask of {at}" for of, at in ((other, where), (color, name)))
                 what = f"index {value} is {one} and {two}: masks are read by their indices"
                 notes.append(f"{what}; if their colours tell the classes, these in classes.json would be read")
@@ -111,7 +111,7 @@ def check_source(source: Source) -> Checked:
         else:
             notes.append(unseen(source.classes, seen))
     notes.append(unused_bits(bits))
-    alone = sorted({name for dataset in source.splits.values() for name in getattr(dataset, "left_out", ())})
+    alone = sorted({name for of in source.splits.values() if isinstance(of, MaskFolder) for name in of.left_out})
     if alone:
         notes.append(f"{len(alone):,} images have no mask: {', '.join(alone[:20])}{', ...' if len(alone) > 20 else ''}")
     count = len(splits) + len(orphans)

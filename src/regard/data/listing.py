@@ -11,9 +11,9 @@ from jaxtyping import Bool
 
 from regard.data.compact import Names
 from regard.data.reading import readable
+from regard.results import RUN_FILE, SETTINGS_FILE
 from regard.say import say
 
-RUN_FILES = ("settings.json", "run.json")  # a folder with one of them is a run's own
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -42,7 +42,7 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
                     inner.append((name, entry.is_symlink()))
                 elif is_image(name):
                     images.append(start + name)
-                elif name in RUN_FILES:
+                elif name in (SETTINGS_FILE, RUN_FILE):
                     is_run = below != folder
         if is_run:
             _leave_out(here)
@@ -87,10 +87,17 @@ def holds_images(folder: str | Path) -> bool:
 
 
 def subfolders(root: str | Path) -> list[str]:
-    """The names of the folders directly in `root`, hidden ones and those of runs left out, sorted."""
+    """The names of the folders directly in `root`, sorted. Left out are hidden ones, and those of runs, which is said."""
     with readable(root), os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
-    return [name for name in names if not any(os.path.exists(os.path.join(root, name, file)) for file in RUN_FILES)]
+    kept = []
+    for name in names:
+        folder = os.path.join(root, name)
+        if any(os.path.exists(os.path.join(folder, file)) for file in (SETTINGS_FILE, RUN_FILE)):
+            _leave_out(folder)
+        else:
+            kept.append(name)
+    return kept
 
 
 def with_val(paths: Mapping[str, Sequence[str]]) -> tuple[dict[str, Sequence[str]], tuple[str, ...]]:

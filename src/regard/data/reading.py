@@ -39,9 +39,8 @@ File = io.BytesIO | io.BufferedReader
 Least = Callable[[tuple[int, int]], tuple[int, int]]
 
 JPEG = b"\xff\xd8\xff"
-KINDS: dict[
-    bytes, Callable[[File], ImageFile.ImageFile]
-] = {  # by the first bytes: Pillow's own `open` would start Ghostscript where a file asks for it
+# By the first bytes: Pillow's own `open` would start Ghostscript where a file asks for it.
+KINDS: dict[bytes, Callable[[File], ImageFile.ImageFile]] = {
     JPEG: JpegImagePlugin.JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
@@ -53,32 +52,15 @@ KINDS: dict[
 HARMLESS = re.compile(r"Invalid SOS parameters|unknown JFIF|Unknown Adobe|bad ICC marker|(\d+) extraneous bytes before")
 PADDING = 64, 0.01  # bytes, or a share of the file; more of it is what could not be decoded
 NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a smaller copy of another page, its transparency
-FLIPS = {
-    2: 1,
-    3: -1,
-    4: 0,
-    6: 1,
-    7: -1,
-    8: 0,
-}  # of EXIF's orientations, as OpenCV calls them; from 5 on, transposed first
-DAMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
+# Of EXIF's orientations, as OpenCV calls them; from 5 on, transposed first.
+FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+# What Pillow raises of broken files.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
 REMEDY = "save it as JPEG or PNG, or remove it"
 ANY_DEPTH = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 
-cv2.utils.logging.setLogLevel(
-    cv2.utils.logging.LOG_LEVEL_SILENT
-)  # what it says of a broken file would come beside our line
+# What OpenCV says of a broken file would come beside our line.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_image(path: str | Path, bits: int | None = None) -> UInt8[np.ndarray, "h w 3"]:

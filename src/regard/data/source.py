@@ -145,7 +145,8 @@ def _folder(src: str | Path) -> Path:
     if root.is_file():
         raise InputError(f"{root} is a file: the folder that holds it would work; unpack an archive first")
     missing = next(path for path in (*reversed(root.parents), root) if not path.exists())
-    known = [*(subfolders(missing.parent) if missing.parent.is_dir() else ()), "scenes"]
+    beside = missing.parent.iterdir() if missing.parent.is_dir() else ()
+    known = [*(path.name for path in beside if path.is_dir()), "scenes"]
     near = difflib.get_close_matches(missing.name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "the path of a folder, or `scenes` (built in), would work"
     raise InputError(f"no such folder: {missing}; {hint}")

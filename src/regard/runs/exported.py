@@ -4,9 +4,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from regard.errors import InputError
-from regard.results import MODEL_FILE, ModelDescription, RunDescription, read_stored
+from regard.results import MODEL_FILE, RUN_FILE, ModelDescription, RunDescription, read_stored
 
-RUN_FILE, CONFIG_FILE = "run.json", "config.json"
+CONFIG_FILE = "config.json"
 REMEDY = "make it again"
 
 

@@ -13,10 +13,11 @@ from regard.data.datasets.base import Source
 from regard.data.source import fingerprint
 from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.files import read_json, write_json
+from regard.results import SETTINGS_FILE
 from regard.say import is_first_process
 from regard.training.stopping import CHECKPOINTS
 
-SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
+LOCK_FILE = ".lock"
 DATA = ("images", "files")  # settings that tell the data: how many there are, and `data.source.fingerprint`
 SKIPPED_FILE = "skipped.txt"  # the images that could not be read
 

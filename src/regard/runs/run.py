@@ -33,6 +33,7 @@ from regard.evaluation.scores import (
     expected_calibration_error,
     scores,
 )
+from regard.results import RUN_FILE as RUN_FILE
 from regard.results import (
     BoundaryScores,
     Calibration,
@@ -42,7 +43,6 @@ from regard.results import (
     MaskScores,
     ModelDescription,
 )
-from regard.runs.exported import RUN_FILE as RUN_FILE
 from regard.runs.exported import check_run, read_description
 from regard.runs.onnx import read_onnx
 from regard.runs.pixels import ImageLike, read_pixels

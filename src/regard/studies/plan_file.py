@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.errors import InputError, unknown
-from regard.files import read_yaml
+from regard.files import read_text, read_yaml
 from regard.settings import MOST_SEEDS, PretrainSettings, SegmentSettings, changed, typed
 from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice, spread, within
 from regard.studies.presets import preset
@@ -41,7 +41,7 @@ def read_plan(path: str | Path) -> Plan:
     """
     found = read_yaml(Path(path))
     plan = within(str(path), _plan, found, Path(path).stem)
-    return replace(plan, text=Path(path).read_text(encoding="utf-8"))
+    return replace(plan, text=read_text(Path(path)))
 
 
 def _plan(found: dict[str, Any], stem: str) -> Plan:

@@ -12,7 +12,7 @@ from regard.backbones.base import weights_digest
 from regard.data.source import Source, fingerprint
 from regard.errors import InputError
 from regard.files import read_json, write_json
-from regard.runs.folders import SETTINGS_FILE
+from regard.results import SETTINGS_FILE
 from regard.settings import Hardware, Model, SegmentSettings, options
 from regard.studies.plan import plain
 from regard.studies.space import DEFAULTS, Space, Value

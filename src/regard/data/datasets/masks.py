@@ -90,10 +90,7 @@ class MaskFolder(PairedImages):
         if not missing_ok:
             check_fits(found)
         taken = np.full(len(found.images), True) if missing_ok else found.has_mask
-        self.orphans, self.left_out = (
-            found.orphans,
-            found.images[~taken],
-        )  # masks without an image, images without a mask
+        self.orphans, self.left_out = found.orphans, found.images[~taken]  # without an image, without a mask
         masks = dict(zip(found.images[taken], found.masks[taken], strict=True))
         super().__init__(root, masks, legend or numbered(()), missing_ok=missing_ok)
         if legend is None:  # after the check that no mask is missing, since this may read them all

@@ -46,7 +46,7 @@ class Contents(Struct, frozen=True, forbid_unknown_fields=True):
     content: str
     splits: dict[Annotated[str, Meta(pattern=r"\A\w+\Z")], tuple[Chunk, ...]]
     version: Literal[3] = VERSION
-    image_bits: Annotated[int, Meta(ge=9, le=16)] | msgspec.UnsetType = msgspec.UNSET  # of 16-bit images, if not 16
+    image_bits: Annotated[int, Meta(ge=8, le=16)] | msgspec.UnsetType = msgspec.UNSET  # of 16-bit images, if not 16
 
     def __post_init__(self) -> None:
         if len(self.palette) != len(self.classes):
