@@ -87,7 +87,7 @@ def holds_images(folder: str | Path) -> bool:
 
 
 def subfolders(root: str | Path) -> list[str]:
-    """The names of the folders directly in `root`, sorted. Left out are hidden ones, and those of runs, which is said."""
+    """The names of the folders directly in `root`, sorted. Hidden ones are left out, and those of runs, with a word."""
     with readable(root), os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
     kept = []

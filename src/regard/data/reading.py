@@ -109,14 +109,19 @@ def decode_image(
             raise InputError(f"{name} holds 32-bit values: 8- or 16-bit images would work")
         if _is_lossless_tiff(image):
             found = np.array(image)
-        elif (bgr := cv2.imdecode(np.frombuffer(data, np.uint8), ANY_DEPTH)) is not None:
-            found = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        elif (found := cv2.imdecode(np.frombuffer(data, np.uint8), _flags(image))) is not None:
+            found = cv2.cvtColor(found, cv2.COLOR_BGR2RGB) if found.ndim == 3 else found
         else:  # what OpenCV can't read; Pillow also knows broken from unsupported
             rgb = np.array(image.convert("RGB"))
             found = turned(rgb, orientation(image))
         if found.dtype == np.uint16:
             found = upper_bits(found, bits, name)
         return found.astype(np.uint8, copy=False) if found.ndim == 3 else cv2.merge([found] * 3)
+
+
+def _flags(image: Image.Image) -> int:
+    """How OpenCV decodes: grey of 16 bits stays one channel, which is half the time."""
+    return cv2.IMREAD_ANYDEPTH if image.mode.startswith("I;16") else ANY_DEPTH
 
 
 def _is_lossless_tiff(image: Image.Image) -> bool:
