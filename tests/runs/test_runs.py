@@ -197,6 +197,9 @@ def test_the_summary_is_json_and_names_what_does_not_occur(run) -> None:
     assert all(result.iou[name] is None for name in result.absent)
     assert result.iou[Scenes.classes[missing[0]]] == 0
     assert result.accuracy[Scenes.classes[missing[0]]] is None
+    for mean, per_class in ((result.miou, result.iou), (result.boundary.miou, result.boundary.iou)):  # one definition
+        of_truth = [per_class[name] for name, count in zip(Scenes.classes, truth, strict=True) if count]
+        assert mean == pytest.approx(np.mean(of_truth))
     assert sum(share or 0.0 for share in result.share.values()) == pytest.approx(1)
     assert sum(result.calibration.pixels) == sum(map(sum, result.confusion.pixels)) == truth.sum()
 

@@ -1,5 +1,6 @@
 """Commands that train: pretrain, segment."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -54,9 +55,8 @@ def pretrain(
     if made.skipped:
         say(f"{len(made.skipped)} images could not be read: they are named in {out}/pretrain.json")
     scores = ", ".join(f"{name} {score:.1f}%" for name, score in made.final.items())
-    return (
-        f"pre-trained backbone in {out}{f' ({scores})' if scores else ''}: regard segment --backbone {out} --data ..."
-    )
+    reached = f" ({scores})" if scores else ""
+    return f"pre-trained backbone in {out}{reached}: regard segment --backbone {shlex.quote(out)} --data ..."
 
 
 def segment(
@@ -116,7 +116,7 @@ def segment(
     with run_folder(out, started, RUN_FILE) as folder:
         extras = Extras(origin=origin, logger=logger, cache=kept)
         made = segment_run(train, splits["val"], backbone, settings, folder, seed, hardware, extras)
-    line = f"trained segmentation in {out}: regard predict --run {out} --images ... --out ..."
+    line = f"trained segmentation in {out}: regard predict --run {shlex.quote(out)} --images ... --out ..."
     if not is_first_process():
         return line
     for level in made.head_weights:

@@ -236,12 +236,13 @@ def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> Mask
 def full_summary(run: Run, found: Evaluation) -> FullScores:
     """As `summary`, with Boundary IoU, calibration, and the confusion matrix."""
     boundary = boundary_iou(found.boundaries)
+    counted = boundary[(found.counts.sum(axis=1) > 0) & ~np.isnan(boundary)]  # classes of the truth, as in mIoU
     pixels, confidence, right = (part.tolist() for part in found.bins.T)
     return FullScores(
         **_summary(run, found.images, found.counts),
         boundary=BoundaryScores(
             width=f"{BOUNDARY:g} of the diagonal of the mask",
-            miou=None if np.isnan(boundary).all() else float(np.nanmean(boundary)),
+            miou=float(counted.mean()) if len(counted) else None,
             iou=_by_name(run, boundary),
         ),
         calibration=Calibration(
