@@ -10,14 +10,15 @@ import math
 import os
 import re
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from decimal import Decimal
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -60,9 +61,18 @@ PRESETS = {
     "full": "regard.studies.presets:full",
 }
 
+MOST = 10**6  # of a number without a bound of its own: what is beyond is surely a mistake
+MOST_IMAGES, MOST_PROCESSES = 10**9, 1000
+MOST_SEED = 2**32 - 1  # that numpy and Lightning take
+UNBOUND = (-math.inf, math.inf, -math.inf, math.inf)  # least, most, above, below
 MOST_SEEDS = 1000  # of a study: each is a training of every configuration
 MOST_PIXELS = 2**15 - 1  # of a side: OpenCV resizes no further
 BOUND = "REGARD_MAX_MEGAPIXELS"  # of the environment, which tasks and loading processes share with who starts them
+
+# What options of methods are, which stand with the methods.
+Width = Annotated[int, msgspec.Meta(ge=1, le=2**15)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=MOST)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 WEIGHT_FILES = (".pth", ".safetensors", ".ckpt", ".pt")
 
@@ -89,8 +99,8 @@ def find(what: str, name: str, known: Mapping[str, str]) -> Any:
 def setting(
     default: Any,
     words: str,
-    least: int | float = -math.inf,
-    most: int | float = math.inf,
+    least: int | float = -MOST,
+    most: int | float = MOST,
     above: int | float = -math.inf,
     below: int | float = math.inf,
     choices: Collection[str] | None = None,
@@ -141,19 +151,33 @@ def check_value(option: Field, value: Any) -> None:
         raise unknown(option.name.replace("_", " "), value, choices)
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, Real) and not isinstance(number, bool):
-            least, most, above, below = option.metadata["bounds"]
-            if not (math.isfinite(number) and least <= number <= most and above < number < below):
-                raise InputError(
-                    f"{option.name} {number:g} is out of bounds: take {in_bounds(*option.metadata['bounds'])}"
-                )
+            check_number(option.name, number, *option.metadata["bounds"])
+
+
+def check_number(
+    name: str,
+    number: int | float,
+    least: int | float,
+    most: int | float,
+    above: int | float = -math.inf,
+    below: int | float = math.inf,
+) -> None:
+    """InputError, which names it, for a number out of these bounds, and for nan."""
+    if not (least <= number <= most and above < number < below):
+        raise InputError(f"{name} {spelled(number)} is out of bounds: take {in_bounds(least, most, above, below)}")
 
 
 def in_bounds(least: int | float, most: int | float, above: int | float, below: int | float) -> str:
-    """Bounds for people: `0 or more`, `above 0, up to 1`."""
-    low = f"{least:g} or more" if math.isfinite(least) else f"a number above {above:g}"
-    low = low if math.isfinite(max(least, above)) else "a finite number"
-    high = f", up to {most:g}" if math.isfinite(most) else f", below {below:g}" if math.isfinite(below) else ""
-    return low + high
+    """Bounds for people: `0 or more, up to 100`, `a number above 0, below 1`."""
+    low = f"a number above {spelled(above)}" if above >= least else f"{spelled(least)} or more"
+    return f"{low}, below {spelled(below)}" if below <= most else f"{low}, up to {spelled(most)}"
+
+
+def spelled(number: int | float) -> str:
+    """A number for people: 4,294,967,295; 0.05; 1e+20 for one that is too long to be read."""
+    if isinstance(number, float):
+        return f"{number:g}"
+    return f"{number:,}" if abs(number) < 10**15 else f"{Decimal(number):.1e}"
 
 
 def changed(settings: S, given: Mapping[str, Any]) -> S:
@@ -180,16 +204,30 @@ def typed(name: str, kind: Any, value: Any, strict: bool = False) -> Any:
 def in_words(kind: Any) -> str:
     """A type for people: `a whole number or null`, `numbers`."""
     plural = {int: "whole numbers", float: "numbers", str: "words"}
+    if get_origin(kind) is Annotated:
+        inner, bounds = get_args(kind)
+        return f"{in_words(inner)} ({_bounds_in_words(bounds)})"
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(map(in_words, get_args(kind)))
-    if get_origin(kind) in (tuple, list):
-        return f"a list of {plural[get_args(kind)[0]]}"
-    if get_origin(kind) is dict:
+    if get_origin(kind) in (tuple, list, Sequence):
+        inner = get_args(kind)[0]
+        if get_origin(inner) is Annotated:
+            return f"a list of {plural[get_args(inner)[0]]}, each {_bounds_in_words(get_args(inner)[1])}"
+        return f"a list of {plural[inner]}"
+    if get_origin(kind) in (dict, Mapping):
         return f"keys with {plural.get(get_args(kind)[1], 'values')}"
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", types.NoneType: "null"}
     return plain.get(kind, "keys with values")
+
+
+def _bounds_in_words(bounds: msgspec.Meta) -> str:
+    """Of a number, or of how many there are in a list."""
+    if bounds.max_length is not None:
+        return " to ".join(map(str, dict.fromkeys((bounds.min_length, bounds.max_length)))) + " of them"
+    given = (bounds.ge, bounds.le, bounds.gt, bounds.lt)
+    return in_bounds(*(usual if one is None else one for one, usual in zip(given, UNBOUND, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,9 +351,9 @@ class Hardware(Computing):
     to what stochastic depth draws.
     """
 
-    workers: int = setting(4, "Processes that load images, for each device.", least=0)
-    devices: int = setting(1, "Processes (GPUs) on each machine.", least=1)
-    nodes: int = setting(1, "Machines.", least=1)
+    workers: int = setting(4, "Processes that load images, for each device.", 0, MOST_PROCESSES)
+    devices: int = setting(1, "Processes (GPUs) on each machine.", 1, MOST_PROCESSES)
+    nodes: int = setting(1, "Machines.", 1, MOST_PROCESSES)
     compile: bool = setting(False, "Compile the networks with torch.compile.")
     checkpoint_activations: bool = setting(
         False, "Spend time to save memory: compute activations again in the backward pass. Not where maps are read."
@@ -369,7 +407,7 @@ class PretrainSettings(Guidance, Bits):
     method: str = setting("barlow_twins", "How it learns.", choices=METHODS, common=True)
     size: int = setting(224, "Side of the views in pixels.", 1, MOST_PIXELS, common=True)
     local_size: int = setting(96, "Side of DINO's local views in pixels.", 1, MOST_PIXELS)
-    local_crops: int = setting(8, "DINO's local views of an image.", 0)
+    local_crops: int = setting(8, "DINO's local views of an image.", 0, 100)
     epochs: int = setting(100, "Passes over the images.", 1, common=True)
     batch_size: int = setting(256, "Images per step, over all devices and accumulated parts.", 1, common=True)
     accumulate: int = setting(
@@ -518,7 +556,10 @@ class Inference(Settings):
     """How a trained segmentation is asked about an image. The default is one pass over the whole image."""
 
     window: int | None = setting(
-        None, "Side of sliding windows, in pixels of the image as it is fed; by default the whole image at once.", 1
+        None,
+        "Side of sliding windows, in pixels of the image as it is fed; by default the whole image at once.",
+        1,
+        MOST_PIXELS,
     )
     overlap: float = setting(0.5, "The share of a window that the next one covers again.", 0, below=1)
     flip: bool = setting(False, "Also look at the mirror image, and average the probabilities.")
@@ -551,7 +592,7 @@ class Batches(Settings):
 class LoadedBatches(Batches):
     """How images with masks go through a trained segmentation."""
 
-    workers: int = setting(4, "Processes that load images.", 0)
+    workers: int = setting(4, "Processes that load images.", 0, MOST_PROCESSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -581,8 +622,8 @@ class MaskPictures(Settings):
 class SweepOptions(Settings):
     """How settings are searched for."""
 
-    trials: int = setting(20, "How many in all, of all calls together.", 1, common=True)
-    jobs: int = setting(1, "Trials side by side, in processes.", 1, common=True)
+    trials: int = setting(20, "How many in all, of all calls together.", 1, 10_000, common=True)
+    jobs: int = setting(1, "Trials side by side, in processes.", 1, MOST_PROCESSES, common=True)
     space: str | None = setting(
         None,
         "A YAML file of options of `regard segment`, each with {low, high, log, step}, a list of choices, or one "
@@ -592,7 +633,7 @@ class SweepOptions(Settings):
     prune: bool = setting(
         True, "Give up a trial that is below the median of the others at an epoch, after the first quarter."
     )
-    workers: int = setting(4, "Processes that load images, for each trial.", 0)
+    workers: int = setting(4, "Processes that load images, for each trial.", 0, MOST_PROCESSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -623,10 +664,11 @@ class StudyOptions(Settings):
         "Trainings side by side; by default 1 for each GPU, as many as the cores suit (at most 4) on a CPU, and on a "
         "cluster all.",
         1,
+        MOST_PROCESSES,
         common=True,
     )
-    devices: int = setting(1, "GPUs that the trainings are shared out among; each takes one.", 1)
-    workers: int = setting(0, "Processes that load images, for each training.", 0)
+    devices: int = setting(1, "GPUs that the trainings are shared out among; each takes one.", 1, MOST_PROCESSES)
+    workers: int = setting(0, "Processes that load images, for each training.", 0, MOST_PROCESSES)
     cluster: Literal["slurm", "local"] | None = setting(
         None,
         "Send the trainings out as jobs of a `slurm` cluster; `local` is the same on this machine.",
@@ -670,7 +712,7 @@ class AttentionPictures(Bits):
         "then scaled by its maximum over (32 evenly spaced) frames.",
         common=True,
     )
-    fps: int = setting(10, "Frames of the animation per second.", 1)
+    fps: int = setting(10, "Frames of the animation per second.", 1, 240)
     explorer: bool = setting(
         False,
         "Also write explorer.html, where a pointer shows what each patch attends to: up to 16 images.",
@@ -702,7 +744,10 @@ class FeaturePictures(Bits):
     )
     foreground: bool = setting(False, "Of `pca`: cut out the background first, along the first component.", common=True)
     seed: int = setting(
-        0, "Of the patches that components are fitted on, and of the signs that a receptive field is made with.", 0
+        0,
+        "Of the patches that components are fitted on, and of the signs that a receptive field is made with.",
+        0,
+        MOST_SEED,
     )
 
 
@@ -716,10 +761,10 @@ class EmbeddingPicture(Bits):
         common=True,
     )
     split: str | None = setting(None, "train, val or test; by default val where there is one, else train.", common=True)
-    limit: int = setting(2000, "Images at most: evenly spaced ones.", 1, common=True)
+    limit: int = setting(2000, "Images at most: evenly spaced ones.", 1, MOST_IMAGES, common=True)
     size: int = setting(224, "Side of the middle squares of the images, in pixels.", 1, MOST_PIXELS, common=True)
     batch_size: int = setting(32, "Images at a time.", 1)
-    seed: int = setting(0, "Of t-SNE and UMAP.", 0)
+    seed: int = setting(0, "Of t-SNE and UMAP.", 0, MOST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -749,7 +794,7 @@ class Scoring(Bits):
         None, "`levels` (default), `all`, or a list such as [0,-1]; by default of `dino`, the last.", common=True
     )
     objects: Literal["class", "instance"] = setting("class", "What is scored as one object of an image.", common=True)
-    limit: int | None = setting(None, "Images at most: evenly spaced ones.", 1, common=True)
+    limit: int | None = setting(None, "Images at most: evenly spaced ones.", 1, MOST_IMAGES, common=True)
     consistency: bool = setting(
         True, "Also compare two augmented views of each image, and of two images, at two more forward passes."
     )
@@ -758,8 +803,8 @@ class Scoring(Bits):
     )
     baseline: bool = setting(True, "Also score the same architecture with random weights.")
     batch_size: int = setting(16, "Images per forward pass.", 1)
-    workers: int = setting(4, "Processes that load images.", 0)
-    seed: int = setting(0, "Of views and of random weights.", 0)
+    workers: int = setting(4, "Processes that load images.", 0, MOST_PROCESSES)
+    seed: int = setting(0, "Of views and of random weights.", 0, MOST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -767,7 +812,11 @@ class SurveyOptions(Reading, Bits):
     """How much of a data set `regard data info` looks at."""
 
     limit: int | None = setting(
-        None, "Images of each split at most, evenly spaced, for a quick answer; by default all.", 1, common=True
+        None,
+        "Images of each split at most, evenly spaced, for a quick answer; by default all.",
+        1,
+        MOST_IMAGES,
+        common=True,
     )
 
 

@@ -205,7 +205,7 @@ def test_an_unknown_head_or_option_is_one_line() -> None:
         build_head("fcn", *STAGES, 5, options={"wdth": 8})
     with pytest.raises(InputError, match=r"^head linear has no options, and width was given: leave it out$"):
         build_head("linear", *STAGES, 5, options={"width": 8})
-    with pytest.raises(InputError, match=r"^width 0 of head unet is too small: it takes a whole number from 1$"):
+    with pytest.raises(InputError, match=r"^width of head unet 0 is out of bounds: take 1 or more, up to 2,048$"):
         build_head("unet", *STAGES, 5, options={"width": 0})
 
 

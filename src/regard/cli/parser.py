@@ -7,7 +7,6 @@ all of its fields, side by side, each with the words, choices and default that i
 import argparse
 import inspect
 import json
-import math
 import os
 import re
 import shlex
@@ -25,7 +24,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from regard.errors import InputError, unknown
 from regard.files import TOO_DEEP, read_yaml
 from regard.say import shown
-from regard.settings import Settings, default_of, in_words, kinds_of, options
+from regard.settings import MOST_SEED, Settings, check_number, default_of, in_words, kinds_of, options
 
 Command = Callable[..., str]
 Commands = Mapping[str, Command | Mapping[str, Command]]
@@ -171,8 +170,8 @@ def arguments_of(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
             made[name] = groups[name](**{one.name: values[one.name] for one in options(groups[name])})
         else:
             made[name] = value = values[name]
-            if isinstance(value, int | float) and not 0 <= value < math.inf:
-                raise InputError(f"{name} {value:g} is out of bounds: take 0 or more")
+            if isinstance(value, int | float) and not isinstance(value, bool):  # a seed, or a share of labels
+                check_number(name, value, 0, MOST_SEED)
     return made
 
 

@@ -25,7 +25,7 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
     with torch.random.fork_rng(devices=[]):
         model = SegmentationModel(backbone, 2, settings.fusion, settings.head, False, None, settings.head_options)
         SegmentationTask(model, 2, loss, settings)
-    check_choice(settings)
+    check_choice(settings, backbone)
     if settings.layers is not None:
         chosen_levels(backbone, model.head.levels, settings.layers)
 

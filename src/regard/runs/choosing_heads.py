@@ -22,13 +22,16 @@ CHOICE_FILE = "kept_heads.json"  # in the folder of a run that is not finished
 Kept = tuple[tuple[int, ...], ...]
 
 
-def check_choice(settings: SegmentSettings) -> None:
-    """InputError for a choice of heads where a fusion sees none."""
+def check_choice(settings: SegmentSettings, backbone: Backbone) -> None:
+    """InputError for a choice of heads where a fusion sees none, and of more than there are."""
     if settings.layers is None and settings.heads_kept is None:
         return
     given = "--layers" if settings.layers is not None else "--heads_kept"
     if settings.fusion == "none":
         raise InputError(f"fusion none sees no attention heads: leave out {given}, or take another fusion")
+    most = max(backbone.heads)  # that a fusion has, which sees attention
+    if settings.heads_kept is not None and settings.heads_kept > most:
+        raise InputError(f"--heads_kept {settings.heads_kept} of {most} heads of {backbone.name}: take 1 to {most}")
 
 
 def chosen_levels(backbone: Backbone, reads: Sequence[int], layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -40,7 +40,9 @@ def run_folder(path: str | Path, settings: dict[str, Any], finished: str, may_re
             raise
         except Exception:
             read_on = any((folder / CHECKPOINTS).glob("*")) or (folder / SKIPPED_FILE).exists()
-            if is_new and is_first_process() and not read_on:
+            first = is_first_process()
+            is_bare = {file.name for file in folder.iterdir()} - ({LOCK_FILE} if first else set()) == {SETTINGS_FILE}
+            if not read_on and (is_bare or (is_new and first)):  # of many machines, any may have made it
                 shutil.rmtree(folder, ignore_errors=True)
                 for parent in made[1:]:  # innermost first; those that another run uses by now are not empty
                     with suppress(OSError):

@@ -4,7 +4,6 @@ Its description is written last and whole, so a folder that has one is finished,
 """
 
 import inspect
-import math
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
@@ -179,7 +178,7 @@ def chosen_options(settings: PretrainSettings) -> dict[str, Any]:
 def check_options(settings: PretrainSettings) -> type[Pretraining]:
     """The method's class; InputError for an option that it does not have, or what it cannot do."""
     method: type[Pretraining] = find("method", settings.method, METHODS)
-    kinds = get_type_hints(method.__init__)
+    kinds = get_type_hints(method.__init__, include_extras=True)
     known = set(inspect.signature(method).parameters) - {"backbone", "batch_size", "classes"}
     for option, value in chosen_options(settings).items():
         if option not in known and option not in settings.method_options:
@@ -187,9 +186,6 @@ def check_options(settings: PretrainSettings) -> type[Pretraining]:
         if option not in known:
             raise unknown(f"option of {settings.method}", option, sorted(known))
         typed(f"{option} of {settings.method}", kinds[option], value, strict=True)
-        for number in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise InputError(f"{option} {number} of {settings.method} is no number that can be used here")
     if method.averages and settings.average != "none":
         raise InputError(f"{settings.method} keeps an average of the weights already: leave out average")
     if method.labelled and settings.guide_consistency:

@@ -20,10 +20,12 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from regard.errors import InputError, unknown
-from regard.settings import HEADS, find
+from regard.settings import HEADS, check_number, find
 
 Pyramid = tuple[Float[Tensor, "batch _ _ _"], ...]  # finest first
 Logits = Float[Tensor, "batch classes h w"]
+
+MOST_WIDTH = 2048  # of a head: four times those that are published
 
 
 class Head(nn.Module):
@@ -299,7 +301,8 @@ def build_head(
 
     options: the head's own, such as `width`, the channels that it works with.
 
-    Raises InputError for an unknown name or option, an option below 1, and a pyramid that is too short for the head.
+    Raises InputError for an unknown name or option, an option below 1 or past `MOST_WIDTH`, and a pyramid that is too
+    short for the head.
     """
     head = find("head", name, HEADS)
     known = list(inspect.signature(head).parameters)[3:]
@@ -308,6 +311,5 @@ def build_head(
             raise InputError(f"head {name} has no options, and {option} was given: leave it out")
         if option not in known:
             raise unknown(f"option of head {name}", option, known)
-        if value < 1:
-            raise InputError(f"{option} {value} of head {name} is too small: it takes a whole number from 1")
+        check_number(f"{option} of head {name}", value, 1, MOST_WIDTH)
     return head(channels, strides, classes, **options)

@@ -6,15 +6,17 @@ batch x batch Gram matrices, so that the dim x dim cross-correlation is never fo
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from regard.backbones import Backbone, normalize
+from regard.settings import Amount, Share, Width
 from regard.ssl.method import Pretraining, choose_optimizer
 from regard.training.distributed import gather
 from regard.training.optimizers import LARS, adamw, parameter_groups, set_lr
@@ -122,14 +124,14 @@ class BarlowTwins(Pretraining):
     def __init__(
         self,
         backbone: Backbone,
-        widths: Sequence[int] = (8192, 8192, 8192),
-        lambda_: float = 0.0051,
+        widths: Annotated[Sequence[Width], Meta(min_length=1, max_length=8)] = (8192, 8192, 8192),
+        lambda_: Amount = 0.0051,
         optimizer: str | None = None,
-        lr: float | None = None,
-        bias_lr: float = 0.024,
-        weight_decay: float | None = None,
+        lr: Amount | None = None,
+        bias_lr: Amount = 0.024,
+        weight_decay: Amount | None = None,
         batch_size: int = 256,
-        warmup: float = 0.01,
+        warmup: Share = 0.01,
     ) -> None:
         super().__init__()
         optimizer, lr, weight_decay = choose_optimizer(RECIPES, backbone, optimizer, lr, weight_decay)

@@ -3,20 +3,23 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from regard.backbones import AttentionMap, Backbone, normalize
-from regard.settings import PretrainSettings
+from regard.settings import MOST, Amount, PretrainSettings, Share, Width
 from regard.ssl.method import Pretraining
 from regard.training.distributed import mean_over_processes
 from regard.training.optimizers import adamw, clip_each, move_towards, parameter_groups, set_lr
 from regard.training.schedules import cosine, dino_warmup_cosine, teacher_temperature
+
+PAIR = Meta(min_length=2, max_length=2)  # from, to
 
 
 class DINOHead(nn.Module):
@@ -114,20 +117,20 @@ class DINO(Pretraining):
     def __init__(
         self,
         backbone: Backbone,
-        out_dim: int = 65536,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
+        out_dim: Annotated[int, Meta(ge=1, le=2**18)] = 65536,
+        hidden_dim: Width = 2048,
+        bottleneck_dim: Width = 256,
         norm_last_layer: bool = True,
-        lr: float = 5e-4,
-        final_lr: float = 1e-6,
-        weight_decay: Sequence[float] = (0.04, 0.4),
-        momentum: float = 0.996,
-        teacher_temp: Sequence[float] = (0.04, 0.04),
-        teacher_warmup: int = 0,
-        freeze_epochs: int = 1,
-        clip: float = 3.0,
+        lr: Amount = 5e-4,
+        final_lr: Amount = 1e-6,
+        weight_decay: Annotated[Sequence[Amount], PAIR] = (0.04, 0.4),
+        momentum: Share = 0.996,
+        teacher_temp: Annotated[Sequence[Annotated[float, Meta(gt=0, le=100)]], PAIR] = (0.04, 0.04),
+        teacher_warmup: Annotated[int, Meta(ge=0, le=MOST)] = 0,
+        freeze_epochs: Annotated[int, Meta(ge=0, le=MOST)] = 1,
+        clip: Amount = 3.0,
         batch_size: int = 1024,
-        warmup: float = 0.1,
+        warmup: Share = 0.1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone")

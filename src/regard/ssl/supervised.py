@@ -8,17 +8,18 @@ https://arxiv.org/abs/1708.01682), ArcFace (Deng et al. 2019, https://arxiv.org/
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from msgspec import Meta
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from regard.backbones import Backbone, normalize
 from regard.errors import InputError, unknown
-from regard.settings import PretrainSettings
+from regard.settings import Amount, PretrainSettings, Share, typed
 from regard.ssl.method import Pretraining, choose_optimizer
 from regard.training.distributed import gather
 from regard.training.optimizers import adamw, parameter_groups, set_lr, sgd
@@ -30,6 +31,13 @@ CRITERIA: Mapping[str, Mapping[str, Any]] = {
     "angular": {"alpha": 40},  # the library's
     "arcface": {"margin": 28.6, "scale": 64},  # 0.5 radians
     "subcenter_arcface": {"margin": 28.6, "scale": 64, "sub_centers": 3},
+}
+KINDS: Mapping[str, Any] = {  # of those options
+    "label_smoothing": Share,
+    "alpha": Annotated[float, Meta(gt=0, lt=90)],
+    "margin": Annotated[float, Meta(ge=0, lt=180)],
+    "scale": Annotated[float, Meta(gt=0, le=1000)],
+    "sub_centers": Annotated[int, Meta(ge=1, le=100)],
 }
 RECIPES = {  # optimizer: (rate at a batch of 256, weight decay)
     "sgd": (0.1, 1e-4),  # He et al. 2016, section 3.4
@@ -63,9 +71,10 @@ def build_loss(name: str, classes: int, dim: int, options: Mapping[str, Any]) ->
     """
     if name not in CRITERIA:
         raise unknown("loss", name, CRITERIA)
-    for option in options:
+    for option, value in options.items():
         if option not in CRITERIA[name]:
             raise unknown(f"option of {name}", option, CRITERIA[name])
+        typed(f"{option} of {name}", KINDS[option], value, strict=True)
     if classes < 2:
         raise InputError(f"supervised training on {classes} classes: two or more, each a folder of images, would work")
     options = {**CRITERIA[name], **options}
@@ -108,10 +117,10 @@ class Supervised(Pretraining):
         loss: str = "cross_entropy",
         loss_options: Mapping[str, Any] | None = None,
         optimizer: str | None = None,
-        lr: float | None = None,
-        weight_decay: float | None = None,
+        lr: Amount | None = None,
+        weight_decay: Amount | None = None,
         batch_size: int = 256,
-        warmup: float = 0.05,
+        warmup: Share = 0.05,
     ) -> None:
         super().__init__()
         optimizer, lr, weight_decay = choose_optimizer(RECIPES, backbone, optimizer, lr, weight_decay)

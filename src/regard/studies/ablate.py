@@ -9,9 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from regard.errors import InputError, unknown
 from regard.settings import (
@@ -20,6 +18,7 @@ from regard.settings import (
     Guidance,
     PretrainSettings,
     SegmentSettings,
+    Width,
     changed,
     find,
     options,
@@ -76,14 +75,8 @@ def ablation(plan: Plan, base: str, axes: Mapping[str, Sequence[str] | None], gr
         if len(values[name]) < 2:
             raise InputError(f"axis {name} needs two values or more: {name}=A,B")
     plan, made, questions = (_grid if grid else _one_at_a_time)(plan, start, values)
-    return replace(
-        plan,
-        name=f"ablation of {base}",
-        kind="ablate",
-        configurations=tuple(made),
-        questions=tuple(questions),
-        axes=values,
-    )
+    name = f"ablation of {base}"
+    return replace(plan, name=name, kind="ablate", configurations=tuple(made), questions=tuple(questions))
 
 
 def find_axis(name: str) -> Axis:
@@ -133,16 +126,18 @@ def _grid(
         made[combination] = replace(c, name=", ".join(_named(axis, value) for axis, value in at.items()), at=at)
     first = next(iter(values.values()))[0]
     questions = [(c.name, made[(first, *at[1:])].name) for at, c in made.items() if at[0] != first]
-    return plan, list(made.values()), questions
+    return replace(plan, axes=values), list(made.values()), questions
 
 
 def _one_at_a_time(
     plan: Plan, start: Configuration, values: Mapping[str, tuple[Any, ...]]
 ) -> tuple[Plan, list[Configuration], list[tuple[str, str]]]:
-    """The base first. Its own value on an axis is the base, and not done twice."""
+    """The base first. Its own value on an axis is the base: not done twice, and one more where it is not among them."""
     own = {axis: find_axis(axis).own(plan, start) for axis in values}
     base = replace(start, name=f"base ({start.name})", at=own)
     made = [base]
+    axes = {axis: several if own[axis] in several else (own[axis], *several) for axis, several in values.items()}
+    plan = replace(plan, axes=axes)
     for axis, several in values.items():
         for value in several:
             if value != own[axis]:
@@ -298,7 +293,7 @@ AXES: dict[str, Axis] = {
     ),
     "projector": Axis(  # width of Barlow Twins' projector, all layers
         lambda plan, c: [str(max(1, _width(plan, c) // 4)), str(_width(plan, c)), str(4 * _width(plan, c))],
-        lambda text: typed("it", Annotated[int, msgspec.Meta(ge=1)], text),
+        lambda text: typed("it", Width, text),
         _width,
         _option("projector", "widths", lambda width: (width,) * 3),
     ),

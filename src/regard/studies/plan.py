@@ -16,7 +16,7 @@ from regard.data.loading.wrapped import check_share
 from regard.errors import InputError, unknown
 from regard.runs.checks import check_settings, levels_read
 from regard.runs.pretraining import check_options
-from regard.settings import PretrainSettings, SegmentSettings
+from regard.settings import MOST_SEED, PretrainSettings, SegmentSettings, check_number
 
 T = TypeVar("T")
 
@@ -214,7 +214,9 @@ def check_plan(plan: Plan) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two configurations are named {name!r}: give each a name of its own")
-    if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds) or min(plan.seeds) < 0:
+    for seed in plan.seeds:
+        check_number("a seed", seed, 0, MOST_SEED)
+    if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
         raise InputError(f"seeds {list(plan.seeds)} are not different numbers from 0: take 3, or a list like [0, 1, 2]")
     asked: set[frozenset[str]] = set()
     for pair in plan.questions:

@@ -7,9 +7,11 @@ are over, not from which process asks.
 """
 
 import math
+import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,8 +53,9 @@ class Trials:
         path = (folder / DATABASE).resolve()
         try:
             with self.lock:
-                waits = {"connect_args": {"timeout": 60}}  # seconds, as others may be writing
-                self.storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=waits)
+                # a file of any name, which its URL would read otherwise; it waits, in seconds, while others write
+                connect = partial(sqlite3.connect, path, timeout=60, check_same_thread=False)
+                self.storage = optuna.storages.RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={"creator": connect})
                 self.study = optuna.create_study(
                     storage=self.storage, study_name=STUDY, direction="maximize", load_if_exists=True, pruner=pruner
                 )

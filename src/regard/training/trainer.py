@@ -25,6 +25,7 @@ from regard.errors import InputError, Interrupted, TrainingStopped
 from regard.say import shown
 from regard.settings import Hardware, PretrainSettings, SegmentSettings
 from regard.training.distributed import SharedBatchStatistics
+from regard.training.hardware import Meeting
 from regard.training.logs import make_loggers
 from regard.training.stopping import (
     CHECKPOINTS,
@@ -126,7 +127,7 @@ def make_trainer(
         devices=hardware.devices,
         num_nodes=hardware.nodes,
         # not static_graph for unused parameters: it knows no parts of a step
-        strategy=f"ddp_find_unused_parameters_{'true' if unused else 'false'}" if many else "auto",
+        strategy=Meeting(unused) if many else "auto",
         plugins=plugins,
         precision=precision,
         max_epochs=settings.epochs,
@@ -146,7 +147,8 @@ def make_trainer(
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, out: Path) -> None:
     """Train, from the last checkpoint in `out` where there is one. A run that was cut short must not look finished.
 
-    Raises InputError where a GPU has too little memory for it, and where no checkpoint is whole.
+    Raises InputError where a GPU has too little memory for it, where batch norms have one value of a channel, and where
+    no checkpoint is whole.
     """
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -159,6 +161,13 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
     except torch.OutOfMemoryError as error:
         raise InputError(
             "out of GPU memory: a smaller --batch_size, a larger --accumulate or --checkpoint_activations would work"
+        ) from error
+    except ValueError as error:  # in the first step, as all have as many images
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "one image in a forward pass leaves batch norms a single value: a larger --batch_size, a smaller "
+            "--accumulate or larger crops would work"
         ) from error
     except RuntimeError as error:
         if trainer.world_size > 1 and ("Connection closed by peer" in str(error) or isinstance(error, dist.DistError)):
