@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, command, values = parsed(parser, COMMANDS, words)
     try:
         arguments = arguments_of(command, values)
-        check_there(arguments)
+        check_there(command, arguments)
         for given in arguments.values():
             if isinstance(given, Reading):
                 given.hold()

@@ -32,6 +32,8 @@ Commands = Mapping[str, Command | Mapping[str, Command]]
 ABOUT = {"data": "Say what a path holds, find what is wrong with it, download a published data set, pack one."}
 POSITIONAL = ("report", "info", "check", "download", "pack")  # `regard report DIR`, `regard data info SRC`
 THERE = {"data": "regard.data.source", "images": "regard.pictures.targets"}  # paths, by whose rule they are there
+FOLDERS = {"out", "cache", "to"}  # that are made
+MAKE_A_FILE = ("check", "export")  # of `out`
 NOT_REPEATED = ("jobs", "devices", "workers", "dry_run", "cluster", "cluster_options")  # they change no result
 
 
@@ -140,6 +142,9 @@ def _summary(command: Command) -> str:
 def parsed(parser: Parser, commands: Commands, words: list[str]) -> tuple[str, Command, dict[str, Any]]:
     """What is asked for: the words that name the command, its function, and all of its options."""
     arguments = _as_parsed(words, commands)
+    for word in words:
+        if not word.isascii() and os.fsencode(word).decode(errors="ignore") != word:
+            parser.error(f"{word} is not UTF-8 text, as names in files of results are: rename it")
     try:
         for file in _config_files(arguments):
             read_yaml(file)  # which is careful with what is deep, or stands for very much
@@ -175,8 +180,15 @@ def arguments_of(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def check_there(arguments: Mapping[str, Any]) -> None:
-    """InputError for data or images that are not there: said before torch is imported, which takes seconds."""
+def check_there(command: Command, arguments: Mapping[str, Any]) -> None:
+    """InputError for data or images that are not there, and for a file in the place of a folder that is to be made:
+    said before torch is imported, which takes seconds.
+    """
+    for name in FOLDERS & arguments.keys():
+        place = Path(arguments[name] or "")
+        for path in (place, *place.parents)[command.__name__ in MAKE_A_FILE :]:
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{path} is a file, and a folder is to be there: choose another --{name}")
     for name in THERE.keys() & arguments.keys():
         import_module(THERE[name]).check_there(arguments[name])
 
