@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from jaxtyping import config as jaxtyping_config
@@ -25,9 +26,12 @@ from regard.settings import (
     Guidance,
     Inference,
     PretrainSettings,
+    Scoring,
     SegmentSettings,
     changed,
+    check_value,
     find,
+    kinds_of,
     options,
 )
 
@@ -61,7 +65,16 @@ def test_every_name_leads_to_what_it_names(names) -> None:
         (SegmentSettings, {"lr": math.inf}, "lr inf is out of bounds"),
         (SegmentSettings, {"layer_decay": 0.0}, "layer_decay 0 is out of bounds: take a number above 0, up to 1"),
         (SegmentSettings, {"warmup": 1.0}, "warmup 1 is out of bounds: take 0 or more, below 1"),
-        (SegmentSettings, {"size": 10**6}, "size 1e.06 is out of bounds: take 1 or more, up to 32767"),
+        (SegmentSettings, {"size": 10**6}, "size 1,000,000 is out of bounds: take 1 or more, up to 32,767"),
+        (SegmentSettings, {"epochs": 10**18}, r"epochs 1.0e\+18 is out of bounds: take 1 or more, up to 1,000,000"),
+        (SegmentSettings, {"epochs": 10**400}, r"epochs 1.0e\+400 is out of bounds"),
+        (
+            SegmentSettings,
+            {"weight_decay": 1e300},
+            r"weight_decay 1e\+300 is out of bounds: take 0 or more, up to 1,000",
+        ),
+        (SegmentSettings, {"layers": (0, 2**40)}, r"layers 1,099,511,627,776 is out of bounds"),
+        (Scoring, {"seed": 2**32}, "seed 4,294,967,296 is out of bounds: take 0 or more, up to 4,294,967,295"),
         (SegmentSettings, {"scale": (0.5, -1.0)}, "scale -1 is out of bounds: take a number above 0"),
         (SegmentSettings, {"fusion": "gat"}, "unknown fusion 'gat': did you mean 'gate'"),
         (SegmentSettings, {"batch_size": 16, "accumulate": 3}, "not 3 equal parts"),
@@ -83,6 +96,18 @@ def test_a_value_out_of_its_bounds_is_one_line(kind, given, message: str) -> Non
     with pytest.raises(InputError, match=message) as error:
         kind(**given)
     assert "\n" not in str(error.value)
+
+
+BOUNDED = {one: kind for command in SINGLE for kind in _groups(command).values() for one in options(kind)}
+
+
+@pytest.mark.parametrize("value", [10**18, -(10**18), math.nan, math.inf, -math.inf])
+def test_every_setting_that_is_a_number_has_bounds(value: float) -> None:
+    for option, kind in BOUNDED.items():
+        of = kinds_of(kind)[option.name]
+        if option.metadata["choices"] is None and {int, float} & {of, *get_args(of)}:
+            with pytest.raises(InputError, match="out of bounds"):
+                check_value(option, value)
 
 
 @pytest.fixture

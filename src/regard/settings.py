@@ -16,7 +16,6 @@ from decimal import Decimal
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -150,7 +149,7 @@ def check_value(option: Field, value: Any) -> None:
     if choices and value is not None and value not in choices:
         raise unknown(option.name.replace("_", " "), value, choices)
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, Real) and not isinstance(number, bool):
+        if isinstance(number, int | float) and not isinstance(number, bool):
             check_number(option.name, number, *option.metadata["bounds"])
 
 

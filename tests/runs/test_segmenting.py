@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import fails
 from regard.backbones import build_backbone, save_backbone
 from regard.cli import main
 from regard.data.survey import class_pixels
@@ -29,6 +30,14 @@ from small_runs import HARDWARE, SETTINGS, TRAIN, VAL, VIT, cut, forward_passes,
 def resnet():
     torch.manual_seed(0)
     return build_backbone("resnet18", channels=(8, 16, 16, 16))
+
+
+def test_a_part_of_one_image_that_batch_norms_cannot_take_is_one_line_and_nothing_is_left(tmp_path, capsys) -> None:
+    command = ["segment", "--data", "scenes", "--backbone", "resnet18", "--size", "32", "--head", "linear"]
+    command += ["--batch_size", "2", "--accumulate", "2", "--workers", "0", "--accelerator", "cpu"]
+    line = fails(capsys, *command, "--out", str(tmp_path / "run"))
+    assert "one image in a forward pass leaves batch norms a single value: a larger --batch_size" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_parts_of_a_step_add_up_to_the_step(tmp_path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from commands import fails
+from commands import fails, refused
 from models import RESNET, SMALLEST_VIT, SWIN, TINY_RESNET, TINY_SWIN, VIT
 from processes import finish, start
 from regard.backbones import build_backbone
@@ -22,7 +22,7 @@ from regard.data.datasets.folders import ClassFolders
 from regard.data.source import open_source
 from regard.errors import InputError
 from regard.runs.extras import Extras
-from regard.runs.pretraining import labelled_splits, pretrain_run, scoring_interval
+from regard.runs.pretraining import check_options, labelled_splits, pretrain_run, scoring_interval
 from regard.settings import Hardware, PretrainSettings, Watch
 from regard.ssl.supervised import CRITERIA, Supervised, build_loss
 from regard.training.curves import Scores
@@ -114,6 +114,39 @@ def test_angular_equals_the_paper_whatever_the_length_of_the_embeddings() -> Non
     assert supervised("angular").loss(x, labels).item() == pytest.approx(naive_angular(x, labels, 40), rel=1e-5)
     other = supervised("angular", loss_options={"alpha": 50})
     assert other.loss(x, labels).item() == pytest.approx(naive_angular(x, labels, 50), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        (
+            "barlow_twins",
+            {"widths": [10**9]},
+            "widths of barlow_twins should be a list of whole numbers, each 1",
+        ),
+        ("barlow_twins", {"widths": []}, "(1 to 8 of them), not []"),
+        ("barlow_twins", {"widths": 64}, "up to 32,768 (1 to 8 of them), not 64"),
+        ("barlow_twins", {"lambda_": math.nan}, "should be a number (0 or more, up to 1,000,000), not nan"),
+        (
+            "barlow_twins",
+            {"warmup": math.inf},
+            "of barlow_twins should be a number (0 or more, up to 1), not inf",
+        ),
+        ("dino", {"out_dim": 0}, "out_dim of dino should be a whole number (1 or more, up to 262,144), not 0"),
+        ("dino", {"hidden_dim": -1}, "hidden_dim of dino should be a whole number (1 or more, up to 32,768), not -1"),
+        ("dino", {"teacher_temp": [0.0, 0.1]}, "each a number above 0, up to 100 (2 of them), not [0.0, 0.1]"),
+        ("dino", {"weight_decay": [0.1]}, "up to 1,000,000 (2 of them), not [0.1]"),
+        ("dino", {"out_dmi": 8}, "unknown option of dino 'out_dmi': did you mean 'out_dim'"),
+        ("supervised", {"lr": "fast"}, "lr of supervised should be a number (0 or more, up to 1,000,000) or null"),
+    ],
+)
+def test_an_option_of_a_method_that_it_cannot_have_is_one_line(method: str, given: dict, message: str) -> None:
+    refused(lambda: check_options(PretrainSettings(method=method, method_options=given)), message)
+
+
+def test_an_option_of_a_loss_that_it_cannot_have_is_one_line() -> None:
+    wrong = "label_smoothing of cross_entropy should be a number (0 or more, up to 1), not 2"
+    refused(lambda: build_loss("cross_entropy", 3, 8, {"label_smoothing": 2}), wrong)
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1, 1], [0, 1, 2]], ids=["one class", "no pairs"])

@@ -29,6 +29,13 @@ def test_one_axis_at_a_time_departs_from_the_base_once() -> None:
     check_plan(plan)
 
 
+def test_a_value_of_the_base_that_is_not_among_the_others_is_one_more() -> None:
+    plan = ablation(PLAN, "bt-swin-gate", {"lr": ["0.5", "0.25"]})
+    own = PLAN.settings(plan.configurations[0]).lr
+    assert dict(plan.axes) == {"lr": (own, 0.5, 0.25)}
+    assert [c.at["lr"] for c in plan.configurations] == [own, 0.5, 0.25]
+
+
 def test_a_grid_has_every_combination_held_against_the_first_value() -> None:
     plan = ablation(PLAN, "bt-swin-gate", {"fusion": ["none", "gate"], "label_fraction": ["1", "0.1", "0.01"]}, True)
     at = {(plan.settings(c).fusion, c.label_fraction): c.name for c in plan.configurations}

@@ -82,6 +82,10 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
         ("segment: {average: 3}", "segment: average should be none or ema or swa, not 3"),
         ("seeds: many", "seeds should be a whole number or a list"),
         ("seeds: 1000000000", "seeds: more than 1,000 are asked for: 3 to 10 are usual"),
+        ("seeds: [0, 4294967296]", "a seed 4,294,967,296 is out of bounds: take 0 or more, up to 4,294,967,295"),
+        ("seeds: [-1]", "a seed -1 is out of bounds"),
+        ("segment: {head_options: {width: 1000000000}}", "width of head segformer 1,000,000,000 is out of bounds"),
+        ("pretrainings: {barlow_twins-swin: {method_options: {widths: [8, -1]}}}", "widths of barlow_twins should be a list of"),
         ("seeds: 0", "are not different numbers from 0"),
         ("preset: huge", "unknown preset 'huge'"),
         ("- a", "should hold keys with values"),
@@ -121,7 +125,7 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
         ("questions: [[bt-swin, bt-swin-gate], [bt-swin-gate, bt-swin]]", "is asked twice"),
         (
             "configurations: {x: {backbone: vit, fusion: gate}, "
-            "y: {backbone: vit, fusion: gate, segment: {heads_kept: 99, layers: [0, 1, 2, -1]}}}",
+            "y: {backbone: vit, fusion: gate, segment: {heads_kept: 3, layers: [0, 1, 2, -1]}}}",
             "'x' and 'y' are the same in all but name",
         ),
         ("questions: [[bt-swin, bt-swn]]", "unknown configuration in questions 'bt-swn': did you mean 'bt-swin'"),

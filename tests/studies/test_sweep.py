@@ -142,6 +142,15 @@ def test_the_command_takes_a_space_and_says_the_best_score(tmp_path, monkeypatch
 # ---- what is tried --------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_of_any_name_holds_its_trials(tmp_path, monkeypatch) -> None:
+    """What it is called means other things in the URL of a database, and in a template."""
+    out = tmp_path / "a%20b?c#d{e}&=;f"
+    scripted(monkeypatch)
+    run_sweep(small(out), 2)
+    assert (out / "sweep.db").is_file()
+    assert os.listdir(tmp_path) == [out.name]
+
+
 def test_the_first_trial_has_the_defaults(tmp_path, monkeypatch) -> None:
     seen: list = []
     scripted(monkeypatch, seen=seen)

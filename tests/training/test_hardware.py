@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
-from commands import fails
+from commands import fails, refused
 from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
@@ -19,7 +21,8 @@ from regard.runs.pretraining import pretrain_run
 from regard.say import is_first_process
 from regard.settings import Hardware, PretrainSettings, SegmentSettings, Watch
 from regard.ssl.barlow_twins import BarlowTwins
-from regard.training.hardware import check_processes
+from regard.training import hardware
+from regard.training.hardware import Meeting, check_processes
 from regard.training.trainer import make_trainer, prepare
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -100,6 +103,44 @@ def test_as_many_processes_are_started_as_are_meant(started, devices, message, t
     for name in ("pretrain", "segment"):
         assert message in fails(capsys, name, *command, "--out", str(tmp_path / name))
     assert not list(tmp_path.iterdir())
+
+
+ALL = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531", "NODE_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({}, "--nodes 2, and nothing says where they meet: set MASTER_ADDR, MASTER_PORT, NODE_RANK"),
+        (ALL | {"NODE_RANK": None}, "nothing says where they meet: set NODE_RANK"),
+        (ALL | {"NODE_RANK": "2"}, "NODE_RANK 2 is out of bounds: take 0 or more, up to 1"),
+        (ALL | {"MASTER_PORT": "x"}, "MASTER_PORT should be a whole number, not 'x'"),
+    ],
+)
+def test_machines_that_nothing_says_how_to_meet_are_one_line(said, message, monkeypatch) -> None:
+    for name in ALL:
+        if said.get(name) is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, said[name])
+    refused(lambda: check_processes(Hardware(accelerator="cpu", nodes=2)), message)
+
+
+@pytest.mark.parametrize("machine", ["0", "1"])
+def test_machines_that_do_not_come_are_waited_for_aloud_and_not_for_ever(machine, monkeypatch, capfd) -> None:
+    for name, value in (ALL | {"NODE_RANK": machine}).items():
+        monkeypatch.setenv(name, value)
+    for module in (rank_zero_only, fabric_rank_zero_only):
+        monkeypatch.setattr(module, "rank", 0, raising=False)
+    monkeypatch.setattr(hardware, "WAIT", 0.02)
+    meeting = Meeting(unused=False)
+    meeting.cluster_environment, meeting.num_nodes = LightningEnvironment(), 2
+    meeting.parallel_devices = [torch.device("cpu")]
+    refused(
+        meeting.setup_distributed, "2 machines do not meet at 127.0.0.1:29531 (", "NODE_RANK of its own, would work"
+    )
+    place = f"machine {int(machine) + 1} of 2: all 2 processes meet at 127.0.0.1:29531"
+    assert f"{place}, and are waited for up to 0.02 minutes" in capfd.readouterr().err
 
 
 def test_tasks_of_srun_that_are_not_so_many_a_machine_are_one_line(monkeypatch) -> None:
