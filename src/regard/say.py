@@ -1,5 +1,6 @@
 """What is said to people: on stderr, once however many processes train."""
 
+import functools
 import os
 import re
 from typing import Any
@@ -14,6 +15,12 @@ def say(line: str, label: str = "", style: str = "") -> None:
 
         parts = [(f"{label:8} ", "bold"), (shown(line), style)] if label else [(shown(line), style)]
         console().print(Text.assemble(*parts))
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """A line for people, unless it was said before."""
+    say(line)
 
 
 def shown(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,10 @@ def test_a_source_changes_with_its_files_and_with_what_was_decided(tmp_path):
     before = fingerprint(source, out)
     write(tmp_path / "out", "1.png")
     assert fingerprint(open_source(tmp_path), out) == before
+    for name in (".DS_Store", "images/Thumbs.db", "other/run.json", "other/2.png"):  # of systems, and of another run
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert fingerprint(open_source(tmp_path), out) == before
     assert fingerprint(dataclasses.replace(source, notes=("otherwise",)), out) != before
     write(tmp_path / "masks", "1.png", value=0)
     os.utime(tmp_path / "masks/1.png", (1, 1))
@@ -207,10 +212,24 @@ PAIRS = {  # the images of a tree and its masks, and what is said of it
     "1.jpg 2.jpg 3.jpg masks/1.png masks/2.png masks/3.png": "images + masks/ tree",
     "1.jpg 2.jpg 3.jpg 1_mask.png 2_mask.png 3_mask.png": "tree of images x beside masks x_mask",
     "a/1.jpg a/2.jpg b/3.jpg a/1_mask.png a/2_mask.png b/3_mask.png": "tree of images x beside masks x_mask",
+    "img_1.jpg img_2.jpg img_3.jpg mask_1.png mask_2.png mask_3.png": "tree of images x beside masks x_mask",
+    "train/1_sat.jpg train/2_sat.jpg val/3_sat.jpg train/1_mask.png train/2_mask.png val/3_mask.png":
+        "tree of images x beside masks x_mask",
+    "train/1.jpg train/2.jpg val/3.jpg train_masks/1_mask.png train_masks/2_mask.png val_masks/3_mask.png":
+        "train/ + train_masks/ tree",
+    "images/1.jpg images/2.jpg images/3.jpg masks/1.jpg.png masks/2.jpg.png masks/3.jpg_mask.png":
+        "images/ + masks/ tree",
+    "JPEGImages/1.jpg JPEGImages/2.jpg JPEGImages/3.jpg "
+    "SegmentationClassPNG/1.png SegmentationClassPNG/2.png SegmentationClassPNG/3.png":
+        "JPEGImages/ + SegmentationClassPNG/ tree",
+    "MyImages/a.jpg MyImages/b.jpg MyImages/c.jpg MyMasks/a.png MyMasks/b.png MyMasks/c.png":
+        "MyImages/ + MyMasks/ tree",
+    "images/\u00e91.jpg images/\u00fc2.jpg images/\u00f12.jpg masks/e\u03011.png masks/u\u03082.png masks/n\u03032.png":
+        "images/ + masks/ tree",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("names", "words"), PAIRS.items(), ids=PAIRS.values())
+@pytest.mark.parametrize(("names", "words"), PAIRS.items())
 def test_images_and_their_masks_are_found_in_the_layouts_in_use(tmp_path, names, words):
     files = names.split()
     write(tmp_path, *files[:3])
@@ -228,8 +247,11 @@ def test_images_and_their_masks_are_found_in_the_layouts_in_use(tmp_path, names,
         ("images/1.png annotations/1.png labels/1.png", ("annotations/ and labels/", "one, as masks/")),
         ("imgs/1.png photos/1.png masks/1.png", ("imgs/ and photos/", "one, as images/")),
         ("cat/1.png dog/1.png mask/1.png", ("mask/ but no images/, and 2 other folders",)),
-        ("images/train/1.png images/holdout/2.png masks/train/1.png", ("images/holdout is none of the splits",)),
-        ("train/images/1.png train/masks/1.png holdout/images/2.png", ("holdout is none of the splits",)),
+        (
+            "images/train/1.png images/holdout/2.png masks/train/1.png masks/holdout/2.png",
+            ("images/holdout is none of the splits",),
+        ),
+        ("x_sat.jpg x_rgb.jpg x_mask.png", ("two images of x_mask.png", "x_rgb and x_sat")),
         ("images/1.png masks/1_mask.png masks/1_gt.png", ("two masks of 1", "masks/1_gt.png", "masks/1_mask.png")),
         ("photos/a.png photos/b.png labels/x.png", ("2 of 2 images have no mask", "such as labels/x.png")),
     ],
@@ -238,9 +260,49 @@ def test_a_tree_that_could_be_read_in_two_ways_is_refused(tmp_path, names, said)
     refused(lambda: open_source(write(tmp_path, *names.split())), *said)
 
 
-def test_a_class_of_photos_called_mask_is_a_class(tmp_path):
-    source = open_source(write(tmp_path, "mask/1.jpg", "no_mask/1.jpg"))
-    assert (source.layout, source.classes) == ("class folders", ("mask", "no_mask"))
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        ("mask/1.jpg no_mask/1.jpg", ("mask", "no_mask")),
+        ("train/mask/1.jpg train/no_mask/2.jpg", ("mask", "no_mask")),
+        ("labels/1.png boxes/2.png bottles/3.png", ("bottles", "boxes", "labels")),
+        ("a/1.png b/2.png __MACOSX/a/._1.png lost+found/x.png a/@eaDir/1.png/THUMB.jpg", ("a", "b")),
+        ("train/Caf\u00e9/1.png train/tea/2.png val/Cafe\u0301/3.png val/tea/4.png", ("Caf\u00e9", "tea")),
+        ("archive/data/a/1.png archive/data/b/2.png", ("a", "b")),
+    ],
+)
+def test_ordinary_class_folders_are_classes(tmp_path, names, classes):
+    source = open_source(write(tmp_path, *names.split()))
+    assert (source.layout, source.classes) == ("class folders", classes)
+    kept = [name for name in names.split() if not re.search(r"__MACOSX|lost\+found|@eaDir", name)]
+    assert sum(counts(source).values()) == len(kept)
+
+
+def test_a_few_photos_of_a_mask_are_photos(tmp_path):
+    source = open_source(write(tmp_path, "1.jpg", "2.jpg", "party.jpg", "party_mask.jpg", "my mask.jpg"))
+    assert (source.layout, counts(source)) == ("images", {"train": 5})
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("images/1.jpg cats/2.jpg dogs/3.jpg", ("cats is beside images/, and left out", "dogs is beside images/")),
+        ("images/1.png masks/1.png overlays/1.png", ("overlays is beside images/ and masks/",)),
+        ("train/images/1.png train/masks/1.png holdout/images/2.png", ("holdout is beside train/",)),
+        ("images/train/1.png images/more/2.png masks/train/1.png", ("images/more is no split and has no masks",)),
+        ("a/x/images/1.jpg a/x/masks/1.png a/y/images/2.jpg a/y/masks/2.png", ("2 files in folders of masks",)),
+        ("sat/1.jpg map/1.png", ("map/ and sat/ share their names",)),
+        ("1.jpg 2.HEIC", ("also holds .HEIC files, which are not read",)),
+    ],
+)
+def test_what_is_not_read_is_said(tmp_path, names, said, capsys):
+    for name in names.split():
+        if name.endswith("HEIC"):
+            (tmp_path / name).write_bytes(b"")
+        else:
+            write(tmp_path, name, value=None if "mask" not in name else 1)
+    heard = open_source(tmp_path).describe() + capsys.readouterr().err
+    assert all(part in heard for part in said), heard
 
 
 def test_folders_that_are_no_split_are_named(tmp_path):

@@ -15,7 +15,7 @@ from regard.data.layouts import Pairs, find_pairs, split_of
 from regard.data.listing import with_val
 from regard.data.names import VOID, Color, Legend
 from regard.data.packs.packed import Packed
-from regard.data.source import Source, held_by, open_source, unseen, white
+from regard.data.source import Source, held_by, open_source, unseen, unwrapped, white
 from regard.data.survey import bits_of, unused_bits
 from regard.data.threads import in_threads
 from regard.errors import InputError
@@ -75,7 +75,7 @@ def check(src: str) -> Checked:
         source = open_source(src)
     except InputError:
         with suppress(InputError):
-            found = find_pairs(Path(src).expanduser().resolve())
+            found = find_pairs(unwrapped(Path(src).expanduser().resolve()))
             if found and (checked := _check_unopened(found)).problems:
                 return checked
         raise

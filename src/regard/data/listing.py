@@ -1,6 +1,5 @@
 """Which images there are below a folder, by their names alone."""
 
-import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -12,23 +11,36 @@ from jaxtyping import Bool
 from regard.data.compact import Names
 from regard.data.reading import readable
 from regard.results import RUN_FILE, SETTINGS_FILE
-from regard.say import say
+from regard.say import say_once
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+UNREAD = (".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw")  # pictures all the same, as of phones
+OF_RUNS = (SETTINGS_FILE, RUN_FILE)  # what a run wrote lies beside one of them
+# What systems put beside pictures: Synology's folders hold small copies of each.
+OF_SYSTEMS = (
+    "__MACOSX",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "Thumbs.db",
+    "desktop.ini",
+)
 
 
 def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
     """The images below root/folder at any depth: paths relative to `root`, with "/", sorted.
 
-    Hidden files and folders are left out. Folders that are links are followed, but what was met before isn't listed
-    again; a link with the name of an image counts as one. Each folder is read once, and its files not looked at.
-    What a run wrote below root/folder is left out, and that is said once: its pictures are nothing to learn from.
+    Hidden files and folders are left out, and those of systems; pictures of formats that aren't read are said. Folders
+    that are links are followed, but what was met before isn't listed again; a link with the name of an image counts as
+    one. Each folder is read once, and its files not looked at. What a run wrote below root/folder is left out, and that
+    is said once: its pictures are nothing to learn from.
 
     by_class: what was met below another of the folders directly in root/folder is: they may share images by links.
     """
     found: list[str] = []
     top = os.path.realpath(root / folder)
-    folders = [(folder, top)]
+    folders, unread = [(folder, top)], set[str]()
     met: dict[str, set[str]] = {}  # by the folder directly in root/folder, or all together
     for below, real in folders:  # which grow while they are walked
         here, start = (os.path.join(root, below), f"{below}/") if below else (os.fspath(root), "")
@@ -36,16 +48,18 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
         with readable(here), os.scandir(here) as entries:
             for entry in entries:
                 name = entry.name
-                if name.startswith("."):
+                if is_hidden(name):
                     continue
                 if _is_folder(entry):
                     inner.append((name, entry.is_symlink()))
                 elif is_image(name):
                     images.append(start + name)
-                elif name in (SETTINGS_FILE, RUN_FILE):
+                elif name in OF_RUNS:
                     is_run = below != folder
+                elif name.lower().endswith(UNREAD):
+                    unread.add(os.path.splitext(name)[1])
         if is_run:
-            _leave_out(here)
+            say_once(f"{here} is a run's own folder, and left out of the images")
             continue
         found += images
         for name, is_link in sorted(inner):
@@ -56,12 +70,15 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
             if path not in seen:  # else a link that leads back up, or to what is listed elsewhere
                 seen.add(path)
                 folders.append((start + name, path))
+    if unread:
+        kinds = " and ".join(sorted(unread))
+        say_once(f"{root} also holds {kinds} files, which are not read: copies as JPEG or PNG would be")
     return Names(sorted(found))
 
 
-@functools.cache  # of a source that is listed twice
-def _leave_out(folder: str) -> None:
-    say(f"{folder} is a run's own folder, and left out of the images")
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's own."""
+    return name.startswith(".") or name in OF_SYSTEMS
 
 
 def is_image(name: str) -> bool:
@@ -77,7 +94,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def is_lossy(name: str) -> bool:
     """Whether a file is of a format that changes pixels."""
-    return name.lower().endswith((".jpg", ".jpeg"))
+    return name.lower().endswith((".jpg", ".jpeg", ".jfif"))
 
 
 def holds_images(folder: str | Path) -> bool:
@@ -89,12 +106,12 @@ def holds_images(folder: str | Path) -> bool:
 def subfolders(root: str | Path) -> list[str]:
     """The names of the folders directly in `root`, sorted. Hidden ones are left out, and those of runs, with a word."""
     with readable(root), os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+        names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry))
     kept = []
     for name in names:
         folder = os.path.join(root, name)
-        if any(os.path.exists(os.path.join(folder, file)) for file in (SETTINGS_FILE, RUN_FILE)):
-            _leave_out(folder)
+        if any(os.path.exists(os.path.join(folder, file)) for file in OF_RUNS):
+            say_once(f"{folder} is a run's own folder, and left out of the images")
         else:
             kept.append(name)
     return kept

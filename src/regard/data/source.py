@@ -31,8 +31,8 @@ from regard.data.datasets.folders import ClassFolders, ImageFolder
 from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
 from regard.data.datasets.scenes import Scenes
-from regard.data.layouts import Pairs, check_fits, find_beside, find_pairs, meaning, split_images
-from regard.data.listing import holds_images, list_images, subfolders, with_val
+from regard.data.layouts import OF_IMAGE, OF_MASK, Pairs, check_fits, find_beside, find_pairs, meaning, split_images
+from regard.data.listing import OF_RUNS, holds_images, is_hidden, is_lossy, list_images, subfolders, with_val
 from regard.data.names import VOID
 from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
@@ -60,6 +60,21 @@ def open_source(
     root = _folder(src)
     if source := open_published(root):
         return source
+    source, inner = _own(root), unwrapped(root)
+    if source.layout == "images" and inner != root and (within := _own(inner)).layout != "images":
+        return within
+    return source
+
+
+def unwrapped(root: Path) -> Path:
+    """The folder that others are around, as archives have them, each alone in the next; or `root` itself."""
+    while not holds_images(root) and len(inner := subfolders(root)) == 1 and meaning(inner[0]) == ("", ""):
+        root /= inner[0]
+    return root
+
+
+def _own(root: Path) -> Source:
+    """A tree of one's own; InputError for one without images."""
     if pairs := find_pairs(root):
         return _mask_tree(pairs)
     alone = (root / "images").is_dir()  # beside it there may be annotations of another kind
@@ -97,8 +112,11 @@ def _mask_tree(found: Pairs) -> Source:
     datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}
     every: dict[str, Dataset] = {}
     if few := found.counts():
-        notes += (f"{few}: the others are for pretrain alone",)
         without = found.by_split(~found.has_mask)["train"]
+        if len(without) < (~found.has_mask).sum():
+            notes += (f"{few}: {len(without):,} of the others are for pretrain, those of val and test are left out",)
+        else:
+            notes += (f"{few}: the others are for pretrain alone",)
         every = {"train": ImageFolder(found.root, Names(sorted([*splits.get("train", ()), *without])))}
     if not any((found.root / name).is_file() for name in ("classes.txt", "classes.json")):
         notes += ("no classes.txt, so the classes are counted from the values in all the masks",)
@@ -113,7 +131,8 @@ def _class_folders(root: Path) -> Source | None:
     if "train" not in tops or not _by_class(tops["train"]):
         if not _by_class(root):
             return None
-        return Source("class folders", str(root), {"train": ClassFolders(root)}, words="class folders")
+        train = ClassFolders(root)
+        return Source("class folders", str(root), {"train": train}, _maybe_masks(train), "class folders")
     train = ClassFolders(tops["train"])
     splits = {"train": train}
     for split in ("val", "test"):
@@ -121,7 +140,22 @@ def _class_folders(root: Path) -> Source | None:
             splits[split] = ClassFolders(tops[split], train.classes)
     notes = tuple(f"{tops[s].name}/ is ignored: it has not two class folders" for s in tops if s not in splits)
     notes += tuple(f"{name}/ is ignored: it is no split" for name, split in said.items() if not split)
-    return Source("class folders", str(root), splits, notes, "class folders")
+    return Source("class folders", str(root), splits, notes + _maybe_masks(train), "class folders")
+
+
+def _maybe_masks(dataset: ClassFolders) -> tuple[str, ...]:
+    """What is said of two or three classes of which one has lossless images by the names of another's."""
+    if len(dataset.classes) > 3:
+        return ()
+    of: dict[str, set[str]] = {}
+    for path in dataset.paths:
+        folder, _, name = path.partition("/")
+        of.setdefault(folder, set()).add(OF_IMAGE.sub("", OF_MASK.sub("", os.path.splitext(name)[0])))
+    lossless = {path.partition("/")[0] for path in dataset.paths if not is_lossy(path)}
+    for one, other in ((one, other) for one in sorted(lossless) for other in of if one != other):
+        if of[one] == of[other]:
+            return (f"{one}/ and {other}/ share their names: as masks/ and images/ they would be read as pairs",)
+    return ()
 
 
 def _by_class(root: Path) -> bool:
@@ -216,7 +250,8 @@ def unseen(classes: Sequence[str], seen: np.ndarray) -> str:
 
 
 def fingerprint(source: Source, *besides: Path) -> str:
-    """Changes whenever a file below the source changes: its path, size or time; files are not read.
+    """Changes whenever a file below the source changes: its path, size or time; files are not read. Those that are
+    hidden, or that runs wrote, do not count.
 
     It changes with what was decided for the user, too: the same files may give another train set.
     besides: folders that may lie below the source and do not count. The scenes' tells their counts and size;
@@ -234,8 +269,15 @@ def fingerprint(source: Source, *besides: Path) -> str:
     digest.update(os.fsencode("".join(f"{note}\n" for note in source.notes)))
     for root in _roots(source):
         for folder, folders, files in os.walk(root, followlinks=True):
-            folders[:] = sorted(name for name in folders if Path(folder, name).resolve() not in left_out)
+            folders[:] = sorted(
+                name for name in folders if not is_hidden(name) and Path(folder, name).resolve() not in left_out
+            )
+            if folder != os.fspath(root) and not set(OF_RUNS).isdisjoint(files):  # written by a run
+                folders.clear()
+                continue
             for file in sorted(files):
+                if is_hidden(file):
+                    continue
                 try:
                     status = os.stat(os.path.join(folder, file))
                 except OSError:  # a link to nothing

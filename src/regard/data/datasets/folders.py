@@ -4,6 +4,7 @@ What an image file holds is in reading.py, which images there are in listing.py.
 """
 
 import copy
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -79,20 +80,19 @@ class ClassFolders(ImageFolder):
     of_each = ("paths", "labels")
 
     def __init__(self, root: str | Path, classes: Sequence[str] | None = None):
-        images = list_images(
-            Path(root), by_class=True
-        )  # at one go: a listing of each class would be too small to be kept
+        images = list_images(Path(root), by_class=True)  # at one go
         found = {folder: images[images.below(folder)] for folder in subfolders(root)}
-        self.classes = tuple(found if classes is None else classes)
+        names = {folder: unicodedata.normalize("NFC", folder) for folder in found}  # macOS writes others
+        self.classes = tuple(dict.fromkeys(names.values()) if classes is None else classes)
         if empty := [folder for folder, paths in found.items() if not paths]:
             raise InputError(f"no images in the class folder {Path(root, empty[0])}: add some, or remove the folder")
-        if new := sorted(set(found) - set(self.classes)):
+        if new := sorted(folder for folder in found if names[folder] not in self.classes):
             raise InputError(
                 f"{Path(root, new[0])} isn't one of the {len(self.classes)} classes: {self.classes[0]} would work"
             )
         super().__init__(root, joined(found.values()))
         index = {name: i for i, name in enumerate(self.classes)}
-        self.labels = np.repeat([index[folder] for folder in found], [len(paths) for paths in found.values()])
+        self.labels = np.repeat([index[names[folder]] for folder in found], [len(paths) for paths in found.values()])
 
     def label(self, i: int) -> int:
         """The index into `classes` of image `i`."""
