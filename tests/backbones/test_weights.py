@@ -176,7 +176,7 @@ def test_all_file_formats_load(tmp_path, format: str) -> None:
         ),
         (
             lambda state: dino(state, ""),
-            "took teacher, not student, which a file of its own would give; took what is under",
+            "took teacher, not student: to take that, save it alone in a file; took what is under",
         ),
         (
             lambda state: under("module.encoder.", state) | dino_head(),
@@ -270,6 +270,13 @@ def test_a_packed_file_is_not_unpacked(tmp_path) -> None:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     refused(lambda: load_weights(tiny(VIT), tmp_path / "packed.pth"), "it is packed")
+
+
+def test_batch_norms_of_before_pytorch_0_4_1_lack_a_count(tmp_path) -> None:
+    state = {key: value for key, value in tiny(RESNET).state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "old.pth")
+    load_weights(model := tiny(RESNET), tmp_path / "old.pth")
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
 
 
 def test_timms_resnet_has_torchvisions_names_and_shapes() -> None:

@@ -75,7 +75,7 @@ def read_state(path: Path) -> tuple[State, list[str]]:
     said = []
     if others:
         what = f"took {took[-1]}{' (an average)' if took[-1] in AVERAGES else ''}, not {' or '.join(others)}"
-        said = [f"{what}, which a file of its own would give"]
+        said = [f"{what}: to take that, save it alone in a file"]
     return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}, said
 
 

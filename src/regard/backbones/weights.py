@@ -140,6 +140,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if convert is not None:
         with suppress(Exception):  # it may stumble over names that are not its own; they are named below
             state = convert(dict(state), model)
+    state = {key: own[key] for key in own if key.endswith(".num_batches_tracked")} | state  # none before PyTorch 0.4.1
     missing = sorted(own.keys() - state.keys())
     left_over = sorted(key for key in state.keys() - own.keys() if not HEADS.match(key))
     misfits = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
