@@ -19,7 +19,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,36 +88,18 @@ class Pairs:
         """Of the chosen images, those of each split."""
         return {split: self.images[chosen & (self.splits == split)] for split in SPLITS}
 
-    def counts(self) -> str:
-        """How many images have a mask; "" where all have."""
-        return "" if self.has_mask.all() else f"{self.has_mask.sum():,} of {len(self.images):,} images have a mask"
-
 
 def find_pairs(root: Path) -> Pairs | None:
     """The images and masks of a tree with a folder of masks, or None. InputError where it could be read in two ways."""
-    images, masks, splits, others = _places(root)
-    masks = [place for place in masks if place[0] == "masks" or list_images(root, place[0])]
+    of: dict[str, list[Place]] = defaultdict(list)
+    for place, kind in _places(root):
+        of[kind].append(place)
+    masks = [place for place in of["masks"] if place[0] == "masks" or list_images(root, place[0])]
     if not masks:
         return None
-    for kind, places in (("images", images), ("masks", masks)):
-        _only_one_of_a_split(root, places, kind)
-    files = [] if images else [file for place in masks for file in _keyed(root, place, [])]
-    may_be_class = bool(files) and masks[0][0] != "masks"  # such as that of faces with one
-    if may_be_class and all(is_lossy(file) for file, _ in files):
+    images, masks = _one_of_each_split(root, of["images"], "images"), _one_of_each_split(root, masks, "masks")
+    if not images and not (images := _called_otherwise(root, masks, of["split"], of[""])):
         return None
-    if not images and any(split for _, split in masks):  # train/ + train_masks/
-        images = [place for place in splits if holds_images(root / place[0])]
-    if not images:
-        names = [name for name in others if list_images(root, name)] + ([""] if holds_images(root) else [])
-        of = {key for _, mask in files for key in _keys_of(mask)}
-        fit = [name for name in names if len(names) == 1 or of & {key for _, key in _keyed(root, (name, ""), masks)}]
-        if may_be_class and names and not fit:
-            return None
-        if len(fit) != 1:
-            folder, others_are = masks[0][0], f", and {len(names)} other folders" if names else ""
-            fits = f"the images of those masks, in images/, would work; or another name for {folder}/, if it has none"
-            raise InputError(f"{root} has {folder}/ but no images/{others_are}: {fits}")
-        images = [(fit[0], "")]
     found = _paired(root, images, masks)
     if not found.images:
         raise InputError(f"no images in {root / images[0][0]}: one for each of the masks would work")
@@ -125,13 +107,34 @@ def find_pairs(root: Path) -> Pairs | None:
     return found
 
 
+def _called_otherwise(root: Path, masks: list[Place], splits: list[Place], others: list[Place]) -> list[Place]:
+    """The images of masks, in folders that are not called so; none where the masks are rather a class, such as that of
+    faces with one.
+    """
+    folder, files = masks[0][0], [file for place in masks for file in _keyed(root, place)]
+    if folder != "masks" and all(is_lossy(file) for file, _ in files):
+        return []
+    if any(split for _, split in masks) and (images := [place for place in splits if holds_images(root / place[0])]):
+        return images  # train/ + train_masks/
+    holding = [place for place in others if list_images(root, place[0])] + [("", "")] * holds_images(root)
+    names = {name for _, key in files for name in _names(key, OF_MASK)}
+    fit = [place for place in holding if names & {key for _, key in _keyed(root, place, masks)}]
+    if len(holding) == 1 or len(fit) == 1:
+        return fit or holding
+    if folder != "masks" and holding and not fit:
+        return []
+    others_are = f", and {len(holding)} other folders" if holding else ""
+    fits = f"the images of those masks, in images/, would work; or another name for {folder}/, if it has none"
+    raise InputError(f"{root} has {folder}/ but no images/{others_are}: {fits}")
+
+
 def find_beside(root: Path, paths: Names) -> Pairs | None:
     """x.jpg beside x_mask.png: the pairs among images of which some are so called, or None."""
     if not re.search(rb"(?i)(^|[\0/ _.-])(mask|label|seg|annotation|gt)[^/\0]*\.\w+\0", paths.data):
         return None  # which takes a moment for a million names
     masks = [path for path in paths if OF_MASK.search(os.path.splitext(path)[0])]
-    images = {key for path in {*paths} - {*masks} for key in _keys_of(os.path.splitext(path)[0], OF_IMAGE)}
-    masks = [path for path in masks if images & {*_keys_of(os.path.splitext(path)[0])}]
+    images = {key for path in {*paths} - {*masks} for key in _names(os.path.splitext(path)[0], OF_IMAGE)}
+    masks = [path for path in masks if images & {*_names(os.path.splitext(path)[0], OF_MASK)}]
     if not masks or (all(map(is_lossy, masks)) and len(masks) < len(paths) / 3):  # a few photos of a mask, or a label
         return None
     return _paired(root, [("", "")], [])
@@ -176,138 +179,113 @@ def split_of(path: str) -> str:
 def check_fits(found: Pairs) -> None:
     """InputError where names do not fit: no image has a mask, or both images and masks are alone."""
     missing = np.flatnonzero(~found.has_mask)
-    if not len(missing) or (found.has_mask.any() and not found.orphans):
-        return
-    first = int(missing[0])
-    suffix = os.path.splitext(found.masks[first])[1][1:].upper()
-    wanted = f"a {suffix} at {found.masks[first]} would work"
-    line = f"{len(missing)} of {len(found.images)} images have no mask, the first is "
-    line += f"{found.root / found.images[first]}: {wanted}"
-    if found.orphans:
-        line += f"; and {len(found.orphans)} masks have no image, such as {found.orphans[0]}"
-    raise InputError(f"{line}; to learn without masks, a folder that holds images alone")
+    if len(missing) and (found.orphans or not found.has_mask.any()):
+        image, mask = found.root / found.images[int(missing[0])], found.masks[int(missing[0])]
+        raise no_masks(image, mask, len(missing), len(found.images), found.orphans)
 
 
-def _places(root: Path) -> tuple[list[Place], list[Place], list[Place], list[str]]:
-    """The folders of images, those of masks, those at the top that are splits, and the other ones there."""
-    found: dict[str, list[Place]] = {"images": [], "masks": []}
-    splits: list[Place] = []
-    others = []
+def _places(root: Path) -> Iterator[tuple[Place, str]]:
+    """The folders at the top, and in splits those of images and of masks; and of each what it is, at least "split"."""
     for top in subfolders(root):
         split, kind = meaning(top)
-        if kind:
-            found[kind].append((top, split))
-        elif split:
-            splits.append((top, split))
-            for inner in subfolders(root / top):
-                inner_split, kind = meaning(inner)
-                if kind and not inner_split:
-                    found[kind].append((f"{top}/{inner}", split))
-        else:
-            others.append(top)
-    return found["images"], found["masks"], splits, others
+        yield (top, split), kind or ("split" if split else "")
+        for inner in subfolders(root / top) if split and not kind else ():
+            inner_split, kind = meaning(inner)
+            if kind and not inner_split:
+                yield (f"{top}/{inner}", split), kind
 
 
-def _only_one_of_a_split(root: Path, places: list[Place], kind: str) -> None:
-    """Leave one folder for each split, that of the usual name of several; InputError where none is called so."""
-    of_split: dict[str, list[Place]] = defaultdict(list)
-    for place in places:
-        of_split[place[1]].append(place)
-    for several in of_split.values():
-        usual = [place for place in several if os.path.basename(place[0]) == kind]
-        if len(several) > 1 and len(usual) != 1:
-            both = " and ".join(f"{folder}/" for folder, _ in several)
+def _one_of_each_split(root: Path, places: list[Place], kind: str) -> list[Place]:
+    """A folder for each split, of several that of the usual name; InputError where none of them is called so."""
+    kept = []
+    for split in dict.fromkeys(split for _, split in places):
+        several = [folder for folder, of in places if of == split]
+        usual = [folder for folder in several if len(several) == 1 or os.path.basename(folder) == kind]
+        if len(usual) != 1:
+            both = " and ".join(f"{folder}/" for folder in several)
             raise InputError(f"{root} has {both}, all of them names for {kind}: one, as {kind}/, would work")
-        for place in several if len(several) > 1 else ():
-            if place != usual[0]:
-                places.remove(place)
+        kept.append((usual[0], split))
+    return kept
 
 
 def _paired(root: Path, images: list[Place], masks: list[Place]) -> Pairs:
-    """Images and masks by their paths below their places, without suffix; splits are one word in both."""
-    listed = [(path, key) for place in images for path, key in _keyed(root, place, masks)]
-    if masks:
-        files = [one for place in masks for one in _keyed(root, place, [])]
-    else:  # those whose names say so
+    """Images and masks by their paths below their places, without suffix; splits are one word in both.
+
+    Without places of masks, those are masks whose names say so.
+    """
+    listed = sorted(one for place in images for one in _keyed(root, place, masks))
+    files = [one for place in masks for one in _keyed(root, place)]
+    if not masks:
         files = [one for one in listed if OF_MASK.search(one[1])]
         listed = [one for one in listed if not OF_MASK.search(one[1])]
     called: dict[str, list[str]] = defaultdict(list)  # the images that a name may be of
     for key in sorted({key for _, key in listed}):
-        for name in dict.fromkeys(_keys_of(key, OF_IMAGE)):
+        for name in _names(key, OF_IMAGE):
             called[name].append(key)
     called |= {key: [key] for _, key in listed}
     mask_of: dict[str, str] = {}
     orphans: list[str] = []
     for path, key in sorted(files, key=lambda file: _preference(file[0])):
-        image, *more = next((called[name] for name in _keys_of(key) if name in called), [""])
+        image, *more = next((called[name] for name in _names(key, OF_MASK) if name in called), [""])
+        if more:
+            raise InputError(f"{root} has two images of {path}, {image} and {more[0]}: one would work")
         if not image:
             orphans.append(path)
-        elif more:
-            raise InputError(f"{root} has two images of {path}, {image} and {more[0]}: one would work")
         elif os.path.splitext(there := mask_of.setdefault(image, path))[0] != os.path.splitext(path)[0]:
             raise InputError(f"{root} has two masks of {image}, {there} and {path}: one would work")
-    listed.sort()
     paths = Names(path for path, _ in listed)
-    where, unknown = _split_folders(root, images, paths)
-    wanted = Names(mask_of.get(key) or _wanted(path, images, masks) for path, key in listed)
-    words = f"{_shown(images)} + {_shown(masks)} tree" if masks else "tree of images x beside masks x_mask"
     has_mask = np.array([key in mask_of for _, key in listed], bool)
+    where, unknown = _split_folders(root, images, paths)
     for folder in unknown:
         if has_mask[paths.below(folder)].any():
             fits = "images of train/, val/ or test/ in one of those, and others elsewhere, would work"
             raise InputError(f"{root / folder} is none of the splits that are beside it: {fits}")
         say_once(f"{root / folder} is no split and has no masks: its images are for pretrain alone")
+    wanted = Names(mask_of.get(key) or _wanted(key, dict(masks)) for _, key in listed)
+    words = f"{_shown(images)} + {_shown(masks)} tree" if masks else "tree of images x beside masks x_mask"
     return Pairs(root, paths, wanted, has_mask, where, Names(sorted(orphans)), words)
 
 
-def _keyed(root: Path, place: Place, besides: list[Place]) -> Iterator[tuple[str, str]]:
+def _keyed(root: Path, place: Place, besides: Sequence[Place] = ()) -> Iterator[tuple[str, str]]:
     """The images below a place, and none below others; of each, what its mask or its image shares with it."""
     folder, split = place
     paths = list_images(root, folder)
-    others = [paths.below(other) for other, _ in besides]
-    left_out = {number for part in others for number in range(part.start, part.stop)}
+    left_out = {number for other, _ in besides for number in range(len(paths))[paths.below(other)]}
     for number, path in enumerate(paths):
         if number not in left_out:
-            first, slash, rest = os.path.splitext(_within(path, folder))[0].partition("/")
+            first, slash, rest = os.path.splitext(path.removeprefix(f"{folder}/"))[0].partition("/")
             key = f"{(slash and meaning(first)[0]) or first}{slash}{rest}"
             yield path, unicodedata.normalize("NFC", f"{split}/{key}" if split else key)  # macOS writes others
 
 
-def _keys_of(key: str, said: re.Pattern[str] = OF_MASK) -> tuple[str, ...]:
-    """What a mask's image may be called, likest first: of x.jpg.png or x_mask.png too; or an image's mask."""
+def _names(key: str, said: re.Pattern[str]) -> dict[str, None]:
+    """What an image or a mask may be called, likest first, without what is `said`: x for x_mask and x.jpg.png."""
     bare = said.sub("", key, count=1)
-    return (key, bare, *(os.path.splitext(name)[0] for name in (key, bare) if is_image(name)))
+    return dict.fromkeys((key, bare, *(os.path.splitext(name)[0] for name in (key, bare) if is_image(name))))
 
 
-def _split_folders(root: Path, places: list[Place], paths: Names) -> tuple[np.ndarray, tuple[str, ...]]:
+def _split_folders(root: Path, places: list[Place], paths: Names) -> tuple[np.ndarray, list[str]]:
     """The split of each of the sorted paths; and the folders with images that are no split beside some that are."""
     where = np.full(len(paths), "train", "<U5")
     unknown: list[str] = []
     for folder, split in places:
-        inner = {f"{folder}/{name}" if folder else name: meaning(name) for name in subfolders(root / folder)}
-        if split:
-            where[paths.below(folder)] = split
-            continue
-        for path, (said, _) in inner.items():
+        inner = {f"{folder}/{name}".lstrip("/"): meaning(name)[0] for name in subfolders(root / folder)}
+        for path, said in {folder: split}.items() if split else inner.items():
+            part = paths.below(path)
             if said:
-                where[paths.below(path)] = said
-        if any(said for said, _ in inner.values()):
-            parts = {path: paths.below(path) for path, (said, _) in inner.items() if not said}
-            unknown += [path for path, part in parts.items() if part.start < part.stop]
-    return where, tuple(unknown)
+                where[part] = said
+            elif part.start < part.stop and any(inner.values()):
+                unknown.append(path)
+    return where, unknown
 
 
-def _wanted(path: str, images: list[Place], masks: list[Place]) -> str:
+def _wanted(key: str, masks: Mapping[str, str]) -> str:
     """Where the mask of an image would be looked for."""
     if not masks:
-        return f"{os.path.splitext(path)[0]}_mask.png"
-    folder, split = next(place for place in images if not place[0] or path.startswith(f"{place[0]}/"))
-    beside = next((place for place in masks if place[1] == split), masks[0])
-    return f"{beside[0]}/{os.path.splitext(_within(path, folder))[0]}.png"
-
-
-def _within(path: str, folder: str) -> str:
-    return path.removeprefix(f"{folder}/") if folder else path
+        return f"{key}_mask.png"
+    split, _, rest = key.partition("/")
+    of_split = next((folder for folder, of in masks.items() if of == split), "")
+    return f"{of_split}/{rest}.png" if of_split else f"{next(iter(masks))}/{key}.png"
 
 
 def _shown(places: list[Place]) -> str:
@@ -319,3 +297,12 @@ def _shown(places: list[Place]) -> str:
 def _preference(file: str) -> tuple[bool, bool, str]:
     """Sorts the masks of one name: a PNG before other files, and JPEGs last."""
     return is_lossy(file), not file.lower().endswith(".png"), file
+
+
+def no_masks(image: Path, wanted: str, count: int, of: int, orphans: Sequence[str] = ()) -> InputError:
+    """What is said where `count` of so many images have no mask, the first of which is `image`."""
+    suffix = os.path.splitext(wanted)[1][1:].upper()
+    line = f"{count} of {of} images have no mask, the first is {image}: a {suffix} at {wanted} would work"
+    if orphans:
+        line += f"; and {len(orphans)} masks have no image, such as {orphans[0]}"
+    return InputError(f"{line}; to learn without masks, a folder that holds images alone")

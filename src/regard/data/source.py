@@ -111,7 +111,8 @@ def _mask_tree(found: Pairs) -> Source:
     number_of = {path: number for number, path in enumerate(whole.paths)}
     datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}
     every: dict[str, Dataset] = {}
-    if few := found.counts():
+    if not found.has_mask.all():
+        few = f"{found.has_mask.sum():,} of {len(found.images):,} images have a mask"
         without = found.by_split(~found.has_mask)["train"]
         if len(without) < (~found.has_mask).sum():
             notes += (f"{few}: {len(without):,} of the others are for pretrain, those of val and test are left out",)

@@ -13,7 +13,7 @@ from jaxtyping import Int16, UInt8
 
 from regard.data.compact import Names
 from regard.data.datasets.folders import ImageFolder
-from regard.data.layouts import Pairs, check_fits, find_pairs
+from regard.data.layouts import Pairs, check_fits, find_pairs, no_masks
 from regard.data.listing import is_image
 from regard.data.names import VOID, Color, Legend, numbered, read_json, read_names
 from regard.data.reading import image_size
@@ -37,9 +37,7 @@ class PairedImages(ImageFolder):
         present = {folder: _names(self.root / folder) for folder in {os.path.dirname(mask) for mask in self.masks}}
         missing = [path for path, mask in masks.items() if os.path.basename(mask) not in present[os.path.dirname(mask)]]
         if missing and not missing_ok:
-            first = f"the first is {self.root / missing[0]}: {_wanted(masks[missing[0]])}"
-            alone = "to learn without masks, a folder that holds images alone"
-            raise InputError(f"{len(missing)} of {len(masks)} images have no mask, {first}; {alone}")
+            raise no_masks(self.root / missing[0], masks[missing[0]], len(missing), len(masks))
         self.missing = frozenset(missing)
 
     @property
@@ -50,7 +48,8 @@ class PairedImages(ImageFolder):
     def mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
         """The class index, or `ignore_index`, of each pixel; InputError if it doesn't fit the image or the classes."""
         if self.paths[i] in self.missing:
-            raise InputError(f"{self.root / self.paths[i]} has no mask: {_wanted(self.masks[i])}")
+            suffix = os.path.splitext(self.masks[i])[1][1:].upper()
+            raise InputError(f"{self.root / self.paths[i]} has no mask: a {suffix} at {self.masks[i]} would work")
         path = self.root / self.masks[i]
         labels, size = self.read_labels(path), image_size(self.root / self.paths[i])
         if labels.shape != size:
@@ -154,11 +153,6 @@ def _own_palette(path: Path, legend: Legend) -> tuple[tuple[int, int, int], ...]
     colors = tuple((red, green, blue) for red, green, blue in entries)
     told = len(set(colors)) == len(legend.classes) and any(len(set(color)) > 1 for color in colors)
     return colors if told else ()
-
-
-def _wanted(mask: str) -> str:
-    """What would work where a mask is missing."""
-    return f"a {os.path.splitext(mask)[1][1:].upper()} at {mask} would work"
 
 
 def _names(folder: Path) -> set[str]:
