@@ -92,25 +92,27 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; InputError when it is not whole."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except RecursionError as error:
-        raise InputError(f"cannot read {path}: {TOO_DEEP}") from error
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"cannot read {path}: {error}") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {_why(error)}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file, in which 1e-3 is a number, as in YAML 1.2; InputError for what has none."""
+    text = read_text(path)
     try:
-        found = parse_yaml(read_text(path))
-    except RecursionError as error:
-        raise InputError(f"{path}: {TOO_DEEP}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+        found = parse_yaml(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: is not YAML ({_why(error)})") from error
     if not isinstance(found, dict) or not found:
         raise InputError(f"{path}: should hold keys with values, such as `lr: 1e-3`")
     return found
+
+
+def _why(error: Exception) -> str:
+    return TOO_DEEP if isinstance(error, RecursionError) else " ".join(str(error).split())
 
 
 def parse_yaml(text: str) -> Any:

@@ -183,10 +183,8 @@ def _resample_positions(state: State, model: Any, size: int | Sequence[int] | No
     model if their number fits, and else for a square.
     """
     positions, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
-    kernels, grid = (
-        state.get("patch_embed.proj.weight"),
-        getattr(getattr(model, "patch_embed", None), "grid_size", None),
-    )
+    kernels = state.get("patch_embed.proj.weight")
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if positions is None or positions.ndim != 3 or own is None or grid is None or kernels is None or kernels.ndim < 4:
         return ""
     new = (int(grid[0]), int(grid[1]))
@@ -202,26 +200,21 @@ def _resample_positions(state: State, model: Any, size: int | Sequence[int] | No
     if old != new:
         state["pos_embed"] = resample_abs_pos_embed(positions, list(new), list(old), ahead)
     model.pretrained_model_args = {"img_size": model.patch_embed.img_size}  # else timm might take them for a square
-    said = f"{old[0]} x {old[1]} patches"
-    said = f"a grid of {said}, which the file does not say," if size is None and old != grids[0] else said
+    is_guess, words = size is None and old != grids[0], f"{old[0]} x {old[1]} patches"
     if old != new:
-        return f"positions of {said} resampled to {new[0]} x {new[1]}"
-    return f"positions taken for {said.rstrip(',')}" if size is None and old != grids[0] else ""
+        guess = f"a grid of {words}, which the file does not say," if is_guess else words
+        return f"positions of {guess} resampled to {new[0]} x {new[1]}"
+    return f"positions taken for a grid of {words}, which the file does not say" if is_guess else ""
 
 
 def _resized(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """What else has another size than in the file, in words."""
-    said, kinds = [], {"patch_embed.proj.weight": "patch kernels", "relative_position_bias_table": "bias tables"}
-    for name, words in kinds.items():
-        there = [
-            key for key in after.keys() & before.keys() if key.endswith(name) and before[key].ndim == after[key].ndim
-        ]
-        sizes = [
-            (before[key].shape, after[key].shape) for key in sorted(there) if before[key].shape != after[key].shape
-        ]
-        if sizes:
-            old, new = (" x ".join(map(str, shape[-2:] if len(shape) > 2 else shape[:1])) for shape in sizes[0])
-            said.append(f"{words} resampled from {old} to {new}")
+    said = []
+    for name, words in (("patch_embed.proj.weight", "patch kernels"), ("relative_position_bias_table", "bias tables")):
+        shapes = ((before[key].shape, after[key].shape) for key in sorted(after.keys() & before) if key.endswith(name))
+        for old, new in [(old, new) for old, new in shapes if old != new and len(old) == len(new)][:1]:
+            sizes = (" x ".join(map(str, shape[-2:] if len(shape) > 2 else shape[:1])) for shape in (old, new))
+            said.append(f"{words} resampled from {' to '.join(sizes)}")
     return said
 
 

@@ -193,7 +193,8 @@ def header(file: File, name: str | Path) -> Image.Image:
     kind = next((kind for mark, kind in KINDS.items() if start.startswith(mark)), None)
     file.seek(0)
     if kind is None:
-        raise InputError(f"{name} can't be read: not an image, or broken: {REMEDY}")
+        what = "HEIC, AVIF or a video" if start[4:8] == b"ftyp" else "not an image, or broken" if start else "empty"
+        raise InputError(f"{name} can't be read: {what}: {REMEDY}")
     try:
         image = kind(file)
     except DAMAGE as error:

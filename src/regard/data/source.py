@@ -129,11 +129,11 @@ def _mask_tree(found: Pairs) -> Source:
 def _class_folders(root: Path) -> Source | None:
     said = {name: meaning(name)[0] for name in subfolders(root)}
     tops = {split: root / name for name, split in said.items() if split}
-    if "train" not in tops or not _by_class(tops["train"]):
-        if not _by_class(root):
-            return None
-        train = ClassFolders(root)
-        return Source("class folders", str(root), {"train": train}, _maybe_masks(train), "class folders")
+    is_split = "train" in tops and _by_class(tops["train"])
+    if not is_split and not _by_class(root):
+        return None
+    if not is_split:
+        said, tops = {}, {"train": root}
     train = ClassFolders(tops["train"])
     splits = {"train": train}
     for split in ("val", "test"):
@@ -258,16 +258,13 @@ def fingerprint(source: Source, *besides: Path) -> str:
     besides: folders that may lie below the source and do not count. The scenes' tells their counts and size;
     a pack's, the sums of its chunks.
     """
-    digest = hashlib.sha256()
     if source.layout == "packed":
-        digest.update(sums(source.splits).encode())
-        return digest.hexdigest()
+        return hashlib.sha256(sums(source.splits).encode()).hexdigest()
     if source.layout == "scenes":
         parts = sorted((split, len(dataset), dataset.image(0).shape) for split, dataset in source.splits.items())
-        digest.update(repr(parts).encode())
-        return digest.hexdigest()
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
     left_out = {folder.resolve() for folder in besides}
-    digest.update(os.fsencode("".join(f"{note}\n" for note in source.notes)))
+    digest = hashlib.sha256(os.fsencode("".join(f"{note}\n" for note in source.notes)))
     for root in _roots(source):
         for folder, folders, files in os.walk(root, followlinks=True):
             folders[:] = sorted(
@@ -276,9 +273,7 @@ def fingerprint(source: Source, *besides: Path) -> str:
             if folder != os.fspath(root) and not set(OF_RUNS).isdisjoint(files):  # written by a run
                 folders.clear()
                 continue
-            for file in sorted(files):
-                if is_hidden(file):
-                    continue
+            for file in sorted(name for name in files if not is_hidden(name)):
                 try:
                     status = os.stat(os.path.join(folder, file))
                 except OSError:  # a link to nothing
