@@ -322,7 +322,8 @@ def test_a_damaged_cache_is_computed_again_with_a_word(tmp_path, capsys, harm: s
         HARMS[harm](folder)
     cached(tmp_path / "two", tmp_path / "cache")
     assert same(values(tmp_path / "one"), values(tmp_path / "two"))
-    assert capsys.readouterr().err.count("is damaged: what is not whole is computed again") == 2
+    times = 0 if harm == "lines too many" else 2  # of these nothing is computed again: they are cut off
+    assert capsys.readouterr().err.count("is damaged: what is not whole is computed again") == times
     assert {file: file.read_bytes() for file in before} == before
 
 

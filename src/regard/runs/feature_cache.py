@@ -9,8 +9,8 @@ A folder of caches: KEY/, named by all that the features depend on, holds
     samples.txt    a line each: where a sample starts, the types and shapes of its tensors, and the CRC-32 of its bytes
 
 A cache that is being filled is KEY.partial/: an interrupted one goes on behind its last whole sample, and so does one
-that is found damaged when it is opened: then all of it is read once. Caches that are
-of no use any more are not removed: delete the folder at will.
+that is found damaged when it is opened: then all of it is read once. Caches of no use any more are not removed: delete
+the folder at will.
 """
 
 import hashlib
@@ -200,7 +200,7 @@ class _Filling:
         done, partial = folder / key, folder / f"{key}.partial"
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"{key}.lock"):  # another process may be filling it
-            if done.is_dir() and not _is_whole(done, count):
+            if done.is_dir() and _whole_samples(done)[0] != count:
                 say(f"{done} is damaged: what is not whole is computed again")
                 shutil.rmtree(partial, ignore_errors=True)
                 done.rename(partial)
@@ -213,7 +213,7 @@ class _Filling:
     @torch.inference_mode()
     def _fill(self, folder: Path, dataset: TorchDataset, count: int, whole: bool) -> None:
         samples, tensors = folder / SAMPLES_FILE, folder / TENSORS_FILE
-        before, end = _whole_samples(samples, tensors)
+        before, end = _whole_samples(folder)
         rest = range(before, count)
         loader = DataLoader(dataset, self.batch, sampler=rest, collate_fn=list, **loading(self.workers))
         what = f"features of {'validation images' if whole else 'crops'}"
@@ -252,46 +252,30 @@ class _Filling:
                 yield [*(array[i] for array in arrays), *size, mask.numpy().astype(np.uint8)]
 
 
-def _is_whole(folder: Path, count: int) -> bool:
-    """Whether a finished cache has all its samples, with the bytes that they had."""
-    try:
-        lines, end = _sound(folder / SAMPLES_FILE, folder / TENSORS_FILE)
-        is_all = (folder / SAMPLES_FILE).stat().st_size == sum(map(len, lines))
-        return is_all and len(lines) == count and (folder / TENSORS_FILE).stat().st_size == end
-    except OSError:
-        return False
+def _whole_samples(folder: Path) -> tuple[int, int]:
+    """How many samples have the bytes that they had, up to the first that has not, and where they end.
 
-
-def _whole_samples(samples: Path, tensors: Path) -> tuple[int, int]:
-    """How many samples an interrupted filling left whole, and where they end; what is behind them is cut off."""
-    if not samples.is_file() or not tensors.is_file():
-        samples.unlink(missing_ok=True)
-        tensors.write_bytes(b"")
-        return 0, 0
-    kept, end = _sound(samples, tensors)
-    samples.write_bytes(b"".join(kept))
-    with tensors.open("r+b") as file:
-        file.truncate(end)
-    return len(kept), end
-
-
-def _sound(samples: Path, tensors: Path) -> tuple[list[bytes], int]:
-    """The lines of the samples up to the first that is not whole, and where they end."""
-    kept, end = [], 0
-    with samples.open("rb") as lines, tensors.open("rb") as data:
+    What is behind them is cut off.
+    """
+    count = end = kept = 0
+    for name in (SAMPLES_FILE, TENSORS_FILE):
+        (folder / name).touch()
+    with (folder / SAMPLES_FILE).open("r+b") as lines, (folder / TENSORS_FILE).open("r+b") as data:
+        there = os.fstat(data.fileno()).st_size
         for line in lines:
             try:
                 start, layout, crc = json.loads(line)
                 size = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in layout)
             except (ValueError, TypeError, RecursionError):
                 break
-            if not line.endswith(b"\n") or start != end or not 0 <= size <= os.fstat(data.fileno()).st_size - end:
+            if not line.endswith(b"\n") or start != end or not 0 <= size <= there - end:
                 break
             if zlib.crc32(data.read(size)) != crc:
                 break
-            kept.append(line)
-            end += size
-    return kept, end
+            count, end, kept = count + 1, end + size, kept + len(line)
+        lines.truncate(kept)
+        data.truncate(end)
+    return count, end
 
 
 def _check_room(folder: Path, needed: int) -> None:

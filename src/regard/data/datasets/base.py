@@ -1,8 +1,9 @@
 """The contracts: what every dataset offers, with masks or labels where it has them, and a source, its splits."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -49,17 +50,19 @@ class Decoded(Protocol):
     def encoded(self, i: int) -> bytes: ...  # noqa: D102
 
 
-@runtime_checkable
-class _AtBits(Protocol):
-    def at_bits(self, bits: int) -> Dataset: ...
-
-
 D = TypeVar("D", bound=Dataset)
 
 
 def at_bits(dataset: D, bits: int | None) -> D:
     """The dataset with 16-bit images that use so many; itself for None, and where images are drawn."""
-    return cast(D, dataset.at_bits(bits)) if bits is not None and isinstance(dataset, _AtBits) else dataset
+    if bits is None:
+        return dataset
+    if isinstance(dataset, Decoded):
+        part: Any = copy.copy(dataset)
+        part.bits = bits
+        return part
+    around: Any = dataset  # maybe around another one
+    return cast(D, around.at_bits(bits) if hasattr(around, "at_bits") else dataset)
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,6 @@ class ImageFolder:
         with opened(self.root / self.paths[i]) as file:
             return file.read()
 
-    def at_bits(self: Images, bits: int) -> Images:
-        """The same, with 16-bit images of which so many are in use."""
-        part = copy.copy(self)
-        part.bits = bits
-        return part
-
 
 class ClassFolders(ImageFolder):
     """root/<class>/**/image. `classes` fixes the names and their order: val must number them as train does."""

@@ -3,12 +3,10 @@
 Chunks on disk are memory-mapped, never read whole; remote ones come into the chunk cache first.
 """
 
-import copy
 import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -21,7 +19,6 @@ from regard.data.packs.store import Store, is_remote
 from regard.data.reading import Least, decode_image, header, readable
 from regard.errors import InputError
 
-Split = TypeVar("Split", bound="Packed")
 AHEAD = 2  # chunks that are fetched ahead where a split is read in order
 
 
@@ -58,12 +55,6 @@ class Packed:
     def decoded(self, i: int, least: Least | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """As `image`, or fewer pixels of it where `least` says that they are enough: see `decode_image`."""
         return decode_image(self.encoded(i), f"{self.store.shown}/{self.split}: {self.name(i)}", least, self.bits)
-
-    def at_bits(self: Split, bits: int) -> Split:
-        """The same, with 16-bit images of which so many are in use, whatever was said when they were packed."""
-        part = copy.copy(self)
-        part.bits = bits
-        return part
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Begin to fetch these chunks, in the background, where they are remote."""
