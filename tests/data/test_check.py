@@ -188,7 +188,6 @@ def test_what_is_said_of_few_bits_works(tmp_path, capsys) -> None:
 
 
 def test_an_index_of_two_colours_is_noted(tmp_path) -> None:
-    (tmp_path / "classes.txt").parent.mkdir(exist_ok=True)
     (tmp_path / "classes.txt").write_text("a\nb\n")
     for i, colours in enumerate((b"\0\0\0\xff\0\0\1\1\1", b"\0\0\0\0\xff\0\2\2\2")):
         save(tmp_path / f"images/{i}.png", noise(i))

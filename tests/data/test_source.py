@@ -292,6 +292,10 @@ def test_a_few_photos_of_a_mask_are_photos(tmp_path):
         ("images/train/1.png images/more/2.png masks/train/1.png", ("images/more is no split and has no masks",)),
         ("a/x/images/1.jpg a/x/masks/1.png a/y/images/2.jpg a/y/masks/2.png", ("2 files in folders of masks",)),
         ("sat/1.jpg map/1.png", ("map/ and sat/ share their names",)),
+        (
+            "train/1.jpg train/2.jpg train_masks/1.png test/3.jpg",
+            ("1 without, for pretrain alone, 1 without, of val",),
+        ),
         ("1.jpg 2.HEIC", ("also holds .HEIC files, which are not read",)),
     ],
 )
@@ -319,7 +323,7 @@ def test_of_partly_labelled_images_those_with_masks_are_used_and_all_to_learn_wi
     write(tmp_path / "masks", *(f"{i:02}.png" for i in range(3)), value=1)
     source = open_source(tmp_path)
     assert counts(source) == {"train": 2, "val": 1}
-    assert "3 of 12 images have a mask: the others are for pretrain alone" in source.describe()
+    assert "3 of 12 images have a mask: 9 without, for pretrain alone" in source.describe()
     every = source.images("train")
     held_out = source.splits["val"].name(0)
     assert sorted([held_out, *(every.name(i) for i in range(len(every)))]) == [f"images/{i:02}.jpg" for i in range(12)]

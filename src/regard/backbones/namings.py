@@ -64,7 +64,8 @@ def place(state: Iterable[str], own: Iterable[str]) -> tuple[str, str]:
     found = []
     for naming, rules in NAMINGS.items():
         theirs = {renamed(key, rules) for key in wanted}
-        counts = Counter(name[:start] for name in names for start in _starts(name) if name[start:] in theirs)
+        starts = ((name, found.end()) for name in names for found in re.finditer(r"^|\.", name))
+        counts = Counter(name[:start] for name, start in starts if name[start:] in theirs)
         found += [(count, -_rank(prefix), -len(prefix), naming, prefix) for prefix, count in counts.items()]
     count, _, _, naming, prefix = max(found, key=lambda one: one[:3], default=(0, 0, 0, "", ""))
     return (naming, prefix) if count >= FEWEST * len(wanted) else ("timm", _shared(names))
@@ -98,10 +99,6 @@ def part(name: str, prefix: str = "") -> str:
     while len(words) > 1 and words[0] == beside[0]:
         words, beside = words[1:], beside[1:] or [""]
     return words[0]
-
-
-def _starts(name: str) -> list[int]:
-    return [0, *(found.end() for found in re.finditer(r"\.", name))]
 
 
 def _rank(prefix: str) -> int:

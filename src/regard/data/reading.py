@@ -107,9 +107,10 @@ def decode_image(
         check_pages(image, name)
         if image.mode[0] in "IF" and not image.mode.startswith("I;16"):
             raise InputError(f"{name} holds 32-bit values: 8- or 16-bit images would work")
+        flags = cv2.IMREAD_ANYDEPTH if image.mode.startswith("I;16") else ANY_DEPTH  # grey stays so: half the time
         if _is_lossless_tiff(image):
             found = np.array(image)
-        elif (found := cv2.imdecode(np.frombuffer(data, np.uint8), _flags(image))) is not None:
+        elif (found := cv2.imdecode(np.frombuffer(data, np.uint8), flags)) is not None:
             found = cv2.cvtColor(found, cv2.COLOR_BGR2RGB) if found.ndim == 3 else found
         else:  # what OpenCV can't read; Pillow also knows broken from unsupported
             rgb = np.array(image.convert("RGB"))
@@ -117,11 +118,6 @@ def decode_image(
         if found.dtype == np.uint16:
             found = upper_bits(found, bits, name)
         return found.astype(np.uint8, copy=False) if found.ndim == 3 else cv2.merge([found] * 3)
-
-
-def _flags(image: Image.Image) -> int:
-    """How OpenCV decodes: grey of 16 bits stays one channel, which is half the time."""
-    return cv2.IMREAD_ANYDEPTH if image.mode.startswith("I;16") else ANY_DEPTH
 
 
 def _is_lossless_tiff(image: Image.Image) -> bool:

@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import cast
 
@@ -112,13 +113,12 @@ def _mask_tree(found: Pairs) -> Source:
     datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}
     every: dict[str, Dataset] = {}
     if not found.has_mask.all():
-        few = f"{found.has_mask.sum():,} of {len(found.images):,} images have a mask"
-        without = found.by_split(~found.has_mask)["train"]
-        if len(without) < (~found.has_mask).sum():
-            notes += (f"{few}: {len(without):,} of the others are for pretrain, those of val and test are left out",)
-        else:
-            notes += (f"{few}: the others are for pretrain alone",)
-        every = {"train": ImageFolder(found.root, Names(sorted([*splits.get("train", ()), *without])))}
+        without = found.by_split(~found.has_mask)
+        train, rest = len(without["train"]), len(without["val"]) + len(without["test"])
+        kinds = ((train, "without, for pretrain alone"), (rest, "without, of val or test, left out"))
+        said = ", ".join(f"{count:,} {what}" for count, what in kinds if count)
+        notes += (f"{found.has_mask.sum():,} of {len(found.images):,} images have a mask: {said}",)
+        every = {"train": ImageFolder(found.root, Names(sorted([*splits.get("train", ()), *without["train"]])))}
     if not any((found.root / name).is_file() for name in ("classes.txt", "classes.json")):
         notes += ("no classes.txt, so the classes are counted from the values in all the masks",)
     if found.orphans:
@@ -148,13 +148,13 @@ def _maybe_masks(dataset: ClassFolders) -> tuple[str, ...]:
     """What is said of two or three classes of which one has lossless images by the names of another's."""
     if len(dataset.classes) > 3:
         return ()
-    of: dict[str, set[str]] = {}
-    for path in dataset.paths:
-        folder, _, name = path.partition("/")
-        of.setdefault(folder, set()).add(OF_IMAGE.sub("", OF_MASK.sub("", os.path.splitext(name)[0])))
-    lossless = {path.partition("/")[0] for path in dataset.paths if not is_lossy(path)}
-    for one, other in ((one, other) for one in sorted(lossless) for other in of if one != other):
-        if of[one] == of[other]:
+    paths = {folder: dataset.paths[dataset.paths.below(folder)] for folder in subfolders(dataset.root)}
+    names = {
+        folder: {OF_IMAGE.sub("", OF_MASK.sub("", os.path.splitext(path.removeprefix(folder))[0])) for path in of}
+        for folder, of in paths.items()
+    }
+    for one, other in permutations(paths, 2):
+        if names[one] == names[other] and not any(map(is_lossy, paths[one])):
             return (f"{one}/ and {other}/ share their names: as masks/ and images/ they would be read as pairs",)
     return ()
 
