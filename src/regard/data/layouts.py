@@ -155,8 +155,6 @@ def split_images(root: Path, folder: str = "") -> tuple[dict[str, Names], tuple[
 
 def _in_folders_of_masks(paths: Names) -> np.ndarray:
     """Which paths are of lossless files in folders that are called so, as each patient's may have one."""
-    if not re.search(rb"(?i)(mask|label|ann|seg|gt|truth)[^/\0]*/", paths.data):
-        return np.zeros(len(paths), bool)
     of = functools.cache(lambda folder: any(meaning(part)[1] == "masks" for part in folder.split("/")))
     return np.array([not is_lossy(path) and of(os.path.dirname(path)) for path in paths], bool)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".t
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw")  # pictures all the same, as of phones
 OF_RUNS = (SETTINGS_FILE, RUN_FILE)  # what a run wrote lies beside one of them
 # What systems put beside pictures: Synology's folders hold small copies of each.
-OF_SYSTEMS = (
-    "__MACOSX",
-    "@eaDir",
-    "lost+found",
-    "$RECYCLE.BIN",
-    "System Volume Information",
-    "Thumbs.db",
-    "desktop.ini",
+OF_SYSTEMS = frozenset(
+    ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini"]
 )
 
 
@@ -33,8 +27,7 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
 
     Hidden files and folders are left out, and those of systems; pictures of formats that aren't read are said. Folders
     that are links are followed, but what was met before isn't listed again; a link with the name of an image counts as
-    one. Each folder is read once, and its files not looked at. What a run wrote below root/folder is left out, and that
-    is said once: its pictures are nothing to learn from.
+    one. Each folder is read once, and its files not looked at. What a run wrote below root/folder is left out.
 
     by_class: what was met below another of the folders directly in root/folder is: they may share images by links.
     """
@@ -44,7 +37,7 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
     met: dict[str, set[str]] = {}  # by the folder directly in root/folder, or all together
     for below, real in folders:  # which grow while they are walked
         here, start = (os.path.join(root, below), f"{below}/") if below else (os.fspath(root), "")
-        inner, images, is_run = [], [], False
+        inner, images, of_run = [], [], []
         with readable(here), os.scandir(here) as entries:
             for entry in entries:
                 name = entry.name
@@ -55,11 +48,10 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
                 elif is_image(name):
                     images.append(start + name)
                 elif name in OF_RUNS:
-                    is_run = below != folder
+                    of_run.append(name)
                 elif name.lower().endswith(UNREAD):
                     unread.add(os.path.splitext(name)[1])
-        if is_run:
-            say_once(f"{here} is a run's own folder, and left out of the images")
+        if below != folder and is_runs_own(here, of_run):
             continue
         found += images
         for name, is_link in sorted(inner):
@@ -74,6 +66,14 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
         kinds = " and ".join(sorted(unread))
         say_once(f"{root} also holds {kinds} files, which are not read: copies as JPEG or PNG would be")
     return Names(sorted(found))
+
+
+def is_runs_own(folder: str, files: Collection[str]) -> bool:
+    """Whether these files of a folder say that it is a run's, and is left out: that is said."""
+    is_run = not set(OF_RUNS).isdisjoint(files)
+    if is_run:  # whose pictures are nothing to learn from
+        say_once(f"{folder} is a run's own folder, and left out of the images")
+    return is_run
 
 
 def is_hidden(name: str) -> bool:
@@ -110,9 +110,7 @@ def subfolders(root: str | Path) -> list[str]:
     kept = []
     for name in names:
         folder = os.path.join(root, name)
-        if any(os.path.exists(os.path.join(folder, file)) for file in OF_RUNS):
-            say_once(f"{folder} is a run's own folder, and left out of the images")
-        else:
+        if not is_runs_own(folder, [file for file in OF_RUNS if os.path.exists(os.path.join(folder, file))]):
             kept.append(name)
     return kept
 

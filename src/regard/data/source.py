@@ -33,7 +33,7 @@ from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
 from regard.data.datasets.scenes import Scenes
 from regard.data.layouts import OF_IMAGE, OF_MASK, Pairs, check_fits, find_beside, find_pairs, meaning, split_images
-from regard.data.listing import OF_RUNS, holds_images, is_hidden, is_lossy, list_images, subfolders, with_val
+from regard.data.listing import holds_images, is_hidden, is_lossy, is_runs_own, list_images, subfolders, with_val
 from regard.data.names import VOID
 from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
@@ -61,9 +61,10 @@ def open_source(
     root = _folder(src)
     if source := open_published(root):
         return source
-    source, inner = _own(root), unwrapped(root)
-    if source.layout == "images" and inner != root and (within := _own(inner)).layout != "images":
-        return within
+    source = _own(root)
+    if source.layout == "images" and (inner := unwrapped(root)) != root:
+        within = _own(inner)
+        return source if within.layout == "images" else within
     return source
 
 
@@ -270,7 +271,7 @@ def fingerprint(source: Source, *besides: Path) -> str:
             folders[:] = sorted(
                 name for name in folders if not is_hidden(name) and Path(folder, name).resolve() not in left_out
             )
-            if folder != os.fspath(root) and not set(OF_RUNS).isdisjoint(files):  # written by a run
+            if folder != os.fspath(root) and is_runs_own(folder, files):
                 folders.clear()
                 continue
             for file in sorted(name for name in files if not is_hidden(name)):
