@@ -301,6 +301,15 @@ def test_a_smaller_copy_within_a_tiff_is_no_page(tmp_path):
             refused(lambda: read_image(tmp_path / "a.tif"), "holds 2 pages")
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [(b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, AVIF or a video"), (b"", "empty"), (b"<html>", "not an image")],
+)
+def test_what_is_no_image_is_called_by_name(tmp_path, data, what):
+    (tmp_path / "photo.jpg").write_bytes(data)
+    refused(lambda: read_image(tmp_path / "photo.jpg"), f"photo.jpg can't be read: {what}", "save it as JPEG or PNG")
+
+
 @pytest.mark.parametrize(("bands", "bits"), [(5, 8), (2, 16), (1, 64)])
 def test_a_tiff_of_other_bands_is_called_what_it_is(bands, bits):
     said = f"a.tif is a TIFF of {bands} x {bits} bits: 1 or 3 bands of 8 or 16 bits would work"
