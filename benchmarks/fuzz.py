@@ -65,7 +65,7 @@ from regard.studies.plan_file import read_plan
 from regard.studies.space import read_space
 from regard.training.stopping import CHECKPOINTS, last_whole_checkpoint
 
-SECONDS, MOST, ROOM = 10, 1 << 30, 4 << 30
+SECONDS, MOST, ROOM = 10, 1 << 30, 8 << 30
 HEAD = ("reader", "inputs", "fine", "refused", "findings", "longest, s", "peak, MB")
 MEMORY = Path("/dev/shm")  # where there is one, inputs touch no disk
 SAID = "stdout"

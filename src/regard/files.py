@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+import msgspec
 import yaml
 
 from regard.errors import InputError, first_line
@@ -90,12 +91,12 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; InputError when it is not whole."""
+def read_json(path: Path, kind: Any = Any) -> Any:
+    """Read a JSON file; InputError when it is not whole, or no `kind`, such as `list[int]`."""
     text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return msgspec.convert(json.loads(text), kind)
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise InputError(f"cannot read {path}: {_why(error)}") from error
 
 

@@ -18,6 +18,11 @@ from regard.files import write_whole
 from regard.settings import Inference, PretrainSettings, SegmentSettings
 
 VERSION = 3  # of what is declared here
+NO_JSON = (
+    msgspec.DecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+)  # what msgspec raises of bytes that are not of a kind
 MODEL_FILE = "model.safetensors"  # the weights of a whole segmentation, its backbone among the rest
 SETTINGS_FILE, RUN_FILE = "settings.json", "run.json"  # of a run: when it begins, and when it is finished
 REMEDY = "run the command that made it again: what was finished is kept"
@@ -713,13 +718,13 @@ def parse_stored(content: bytes | str, kind: type[Stored], where: str, remedy: s
         if schema == VERSION:
             return msgspec.json.decode(content, type=kind)
         wrong = f"was made by another version of regard (format {schema}, and this one reads {VERSION})"
-    except (msgspec.DecodeError, RecursionError) as error:  # also of what is no JSON
+    except NO_JSON as error:
         wrong = str(error)
     raise InputError(f"{where}: {wrong}; {remedy}")
 
 
 def kind_of(path: Path) -> str | None:
     """What a file says that it is of, such as "compare"; None where it cannot be told."""
-    with suppress(OSError, msgspec.DecodeError, RecursionError):
+    with suppress(OSError, *NO_JSON):
         return msgspec.json.decode(path.read_bytes(), type=_Opening).kind
     return None

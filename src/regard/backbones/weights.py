@@ -79,6 +79,10 @@ def checked(description: dict[str, Any], tensors: int) -> dict[str, Any]:
         layers = value if isinstance(value, list | tuple) else (value,)
         if re.search("depth|layers", key) and not 0 <= sum(layers) <= tensors:
             raise ValueError(f"{key} {value} in a file of {tensors} tensors")
+    size = description["options"].get("img_size", 1)
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"img_size {size} is no size of images")
     statistics = description.get("statistics")
     if statistics:
         mean, std = ([float(value) for value in statistics[part]] for part in ("mean", "std"))

@@ -28,6 +28,7 @@ from msgspec import Meta, Struct
 
 from regard.errors import InputError
 from regard.files import read_text
+from regard.results import NO_JSON
 
 VOID = 255  # the label of pixels that belong to no class, in VOC and in nearly every data set since
 UNKNOWN = -1  # of a value or a colour that no class has
@@ -131,7 +132,7 @@ def read_json(file: Path) -> Legend:
     """classes.json: InputError for what is no such file, and for classes that cannot be told apart."""
     try:
         entries = msgspec.json.decode(read_text(file), type=list[Entry])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except NO_JSON as error:
         one = '{"name": "road", "color": [128, 64, 128] or "#804080", "value": 7}'
         raise InputError(f"{file}: {error}: a list of {one} would work") from error
     return from_entries(entries, file)
@@ -143,7 +144,7 @@ def read_labelmap(file: Path) -> Legend:
     for line in read_text(file).splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        found = re.fullmatch(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:.*)?", line.strip())
+        found = re.fullmatch(r"([^:]+):\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*(:.*)?", line.strip())
         if found is None or max(int(found[2]), int(found[3]), int(found[4])) > 255:
             raise InputError(f"{file} has the line {line.strip()!r}: one such as road:128,64,128:: would work")
         name = "void" if found[1].lower() == "ignored" else found[1]

@@ -32,17 +32,17 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from regard.errors import InputError
+from regard.errors import InputError, first_line
 from regard.settings import most_megapixels
 
 File = io.BytesIO | io.BufferedReader
 Least = Callable[[tuple[int, int]], tuple[int, int]]
 
-JPEG = b"\xff\xd8\xff"
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # By the first bytes: Pillow's own `open` would start Ghostscript where a file asks for it.
 KINDS: dict[bytes, Callable[[File], ImageFile.ImageFile]] = {
     JPEG: JpegImagePlugin.JpegImageFile,
-    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    PNG: PngImagePlugin.PngImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
     b"GIF8": GifImagePlugin.GifImageFile,  # as there are in Oxford-IIIT Pet, named .jpg
     b"RIFF": WebPImagePlugin.WebPImageFile,
@@ -110,7 +110,7 @@ def decode_image(
         flags = cv2.IMREAD_ANYDEPTH if image.mode.startswith("I;16") else ANY_DEPTH  # grey stays so: half the time
         if _is_lossless_tiff(image):
             found = np.array(image)
-        elif (found := cv2.imdecode(np.frombuffer(data, np.uint8), flags)) is not None:
+        elif (found := imdecode(data, flags)) is not None:
             found = cv2.cvtColor(found, cv2.COLOR_BGR2RGB) if found.ndim == 3 else found
         else:  # what OpenCV can't read; Pillow also knows broken from unsupported
             rgb = np.array(image.convert("RGB"))
@@ -118,6 +118,19 @@ def decode_image(
         if found.dtype == np.uint16:
             found = upper_bits(found, bits, name)
         return found.astype(np.uint8, copy=False) if found.ndim == 3 else cv2.merge([found] * 3)
+
+
+def imdecode(data: bytes, flags: int) -> np.ndarray | None:
+    """What OpenCV makes of a file; None where it can't read it.
+
+    It isn't asked to read a PNG with a chunk that would be longer than the file, for which it takes as much memory.
+    """
+    at = 8 if data.startswith(PNG) else len(data)
+    while at < len(data) and data[at + 4 : at + 8] != b"IEND":
+        at += 12 + int.from_bytes(data[at : at + 4])
+        if at > len(data):
+            return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
 def _is_lossless_tiff(image: Image.Image) -> bool:
@@ -138,7 +151,7 @@ def bits_in_use(data: bytes, name: str | Path) -> int | None:
     with readable(name):
         if data.startswith(JPEG) or _depth(header(io.BytesIO(data), name)) != 16:
             return None
-        values = cv2.imdecode(np.frombuffer(data, np.uint8), ANY_DEPTH)
+        values = imdecode(data, ANY_DEPTH)
         return int(values.max()).bit_length() if values is not None and values.dtype == np.uint16 else None
 
 
@@ -287,6 +300,9 @@ def readable(path: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except (Image.DecompressionBombError, MemoryError) as error:  # a GIF says the size of its frames behind its header
+        pixels = first_line(error).partition(",")[0]
+        raise InputError(f"{path} can't be read: {pixels}: a smaller copy would work") from error
     except (*DAMAGE, cv2.error) as error:
         reason = getattr(error, "strerror", None) or f"not an image, or broken: {REMEDY}"
         raise InputError(f"{path} can't be read: {reason}") from error

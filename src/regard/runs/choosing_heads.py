@@ -101,8 +101,7 @@ def remembered_choice(
     """
     note = out / CHOICE_FILE
     if last_checkpoint(out) is not None and note.is_file():
-        kept = read_json(note)
-        return None if kept is None else tuple(map(tuple, kept))
+        return read_json(note, Kept | None)
     kept = choose_heads(backbone, train, reads, levels, heads_kept, size)
     write_json(note, kept)
     return kept

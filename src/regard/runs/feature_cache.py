@@ -24,11 +24,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import filelock
+import msgspec
 import numpy as np
 import torch
+from msgspec import Meta
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -40,11 +42,14 @@ from regard.data.loading.modules import SegmentationData, loading
 from regard.data.loading.samples import WholePairs
 from regard.errors import InputError
 from regard.files import on_disk
+from regard.results import NO_JSON
 from regard.say import console, say
 from regard.segmentation.model import SegmentationModel
 
 TENSORS_FILE, SAMPLES_FILE = "tensors.bin", "samples.txt"
 Sample = list[np.ndarray]
+Side = Annotated[int, Meta(ge=1)]
+Line = tuple[int, tuple[tuple[Literal["float32", "int32", "uint8"], tuple[Side, ...]], ...], int]  # of SAMPLES_FILE
 
 
 class CachedData(SegmentationData):
@@ -264,11 +269,12 @@ def _whole_samples(folder: Path) -> tuple[int, int]:
         there = os.fstat(data.fileno()).st_size
         for line in lines:
             try:
-                start, layout, crc = json.loads(line)
-                size = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in layout)
-            except (ValueError, TypeError, RecursionError):
+                start, layout, crc = msgspec.json.decode(line, type=Line)
+            except NO_JSON:
                 break
-            if not line.endswith(b"\n") or start != end or not 0 <= size <= there - end:
+            size = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in layout)
+            as_written = line == f"{json.dumps([start, layout, crc])}\n".encode()
+            if not as_written or start != end or size > there - end:
                 break
             if zlib.crc32(data.read(size)) != crc:
                 break

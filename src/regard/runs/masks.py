@@ -105,6 +105,6 @@ def name_evaluation(folder: Path, name: str, source: Source) -> str:
     data, longer = source.describe(), f"{name}-{Path(source.root).resolve().name[:60]}"
     for free in (name, longer):
         path = folder / evaluation_file(free)
-        if not path.exists() or read_json(path).get("data") == data:
+        if not path.exists() or read_json(path, dict).get("data") == data:
             return free
     raise InputError(f"{folder / evaluation_file(longer)} holds the scores of other data: move it, or delete it")

@@ -239,7 +239,10 @@ class OnnxModel(SegmentationModel):
         pixels = images * std + mean  # the graph normalises
         if self.fixed is not None and size != self.fixed:
             pixels = F.interpolate(pixels, self.fixed, mode="bilinear", align_corners=False, antialias=True)
-        (logits,) = self.session.run([OUTPUT], {INPUT: pixels.float().cpu().numpy()})
+        try:
+            (logits,) = self.session.run([OUTPUT], {INPUT: pixels.float().cpu().numpy()})
+        except Exception as error:  # onnxruntime has no common kind
+            raise InputError(f"the ONNX file cannot be run ({first_line(error)}): export it again") from error
         if not np.isfinite(logits).all():
             raise InputError("the ONNX file gives logits that are not finite: export a run that did not diverge")
         logits = torch.from_numpy(logits).to(images.device)
@@ -262,11 +265,11 @@ def session(path: Path) -> Any:
     except ImportError as error:
         raise InputError(MISSING.format("onnxruntime")) from error
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # an error is raised too
+    options.log_severity_level = 4  # an error is raised too, and only of a fallback it would print
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime has no common kind
         raise InputError(f"{path} is damaged, or no ONNX model: {first_line(error)}") from error
 

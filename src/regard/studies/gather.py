@@ -178,7 +178,7 @@ def _majority(study: Study, truth: Int[np.ndarray, "classes"]) -> Majority:
     file = study.out / CLASSES_FILE  # the data of a study does not change: counted once
     if not file.is_file():
         write_json(file, class_pixels(require_masks(study.source)["train"]).tolist())
-    answer = int(np.argmax(read_json(file)))
+    answer = int(np.argmax(read_json(file, list[int])))
     share = float(truth[answer] / truth.sum())
     return Majority(name=study.source.classes[answer], miou=share / int(np.count_nonzero(truth)), pixel_accuracy=share)
 

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from regard.data.names import Byte
 from regard.data.packs.store import Store
 from regard.errors import InputError
+from regard.results import NO_JSON
 
 VERSION = 3
 PACK_FILE, UNFINISHED_FILE = "regard.json", "packing.json"
@@ -33,6 +34,10 @@ class Chunk(Struct, frozen=True, forbid_unknown_fields=True):
     bytes: Annotated[int, Meta(ge=2, lt=2**32)]
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     through: Annotated[int, Meta(ge=1)]
+
+    def __post_init__(self) -> None:
+        if self.images * 12 > self.bytes:  # an offset and two sizes each
+            raise ValueError("there are more images than its bytes can hold")
 
 
 class Contents(Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,5 +77,5 @@ def finished(store: Store) -> Contents | None:
 def _decoded(data: bytes) -> Contents | None:
     try:
         return msgspec.json.decode(data, type=Contents)
-    except (msgspec.MsgspecError, RecursionError):
+    except NO_JSON:
         return None

@@ -16,7 +16,7 @@ from regard.data.datasets.base import Dataset, Source
 from regard.data.packs.cache import chunk_folder, mapped, prefetch
 from regard.data.packs.contents import FIELDS, PACK_FILE, Chunk, Contents, finished, unfinished
 from regard.data.packs.store import Store, is_remote
-from regard.data.reading import Least, decode_image, header, readable
+from regard.data.reading import Least, decode_image, header, imdecode, readable
 from regard.errors import InputError
 
 AHEAD = 2  # chunks that are fetched ahead where a split is read in order
@@ -42,7 +42,7 @@ class Packed:
 
     def name(self, i: int) -> str:
         """The name that it had where it was packed from."""
-        return self._field(i, "name").decode()
+        return self._field(i, "name").decode(errors="replace")
 
     def encoded(self, i: int) -> bytes:
         """The file of image `i`, not decoded."""
@@ -99,7 +99,7 @@ class PackedMasks(Packed):
         data, name = self._field(i, "mask"), f"{self.store.shown}/{self.split}: the mask of {self.name(i)}"
         with readable(name):
             header(io.BytesIO(data), name)
-            mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            mask = imdecode(data, cv2.IMREAD_UNCHANGED)
         if mask is None or mask.ndim != 2 or mask.dtype != np.uint8:
             raise InputError(f"{name} is broken: pack it again")
         return mask
