@@ -372,7 +372,9 @@ def _outcome(name: str, folder: Path) -> str:
             call()
         except InputError as error:
             answer = "refused"
-            if "\n" in str(error):
+            if (
+                "\n" in str(error) and name != "packs"
+            ):  # whose names may have it, and are written out where they are shown
                 return f"an error of several lines, {str(error)[:200]!r}"
             if (cause := _of_memory(error)) is not None:
                 return f"out of memory, {first_line(cause)}"
@@ -389,11 +391,13 @@ def _outcome(name: str, folder: Path) -> str:
 
 
 def _of_memory(error: BaseException | None) -> BaseException | None:
+    """What was refused for lack of memory; but for reading bytes that a file hasn't, which are never resident."""
     while error is not None and not (
         isinstance(error, MemoryError) or re.search("allocat|nsufficient mem", first_line(error))
     ):
         error = error.__cause__
-    return error
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    return None if frames and "read(" in (frames[-1].line or "") else error
 
 
 def _peak() -> int:

@@ -3,6 +3,7 @@
 import pytest
 
 from commands import refused
+from regard.errors import InputError
 from regard.files import read_json, read_yaml
 from regard.results import StudyResults, read_stored
 from regard.say import console, say, shown
@@ -37,6 +38,14 @@ def test_json_that_is_too_much_is_one_line(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     refused(lambda: read_json(tmp_path / "x.json"), "x.json")
     refused(lambda: read_stored(tmp_path / "x.json", StudyResults), "x.json")
+
+
+@pytest.mark.parametrize("text", ["3", "[1, [2]]", '{"a": 1}', "[NaN]", "\udcff"])
+def test_json_of_another_kind_is_one_line(tmp_path, text):
+    (tmp_path / "x.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(InputError, match=r"x\.json") as error:
+        read_json(tmp_path / "x.json", list[int])
+    assert error.value.__cause__ is not error.value  # or whoever looks for the first cause never ends
 
 
 def test_names_are_text_and_no_terminal_obeys_them(capsys):

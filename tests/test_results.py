@@ -93,7 +93,7 @@ def test_wrong_results_are_one_line(results, tmp_path, change, message) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"regard": "0.1', b"", b"\xff\xfe\x00", b"[]", b"null", b'{"schema": NaN}', None]
+    "content", [b'{"regard": "0.1', b"", b"\xff\xfe\x00", b"[]", b"null", b'{"schema": NaN}', b'{"kind": "\xff"}', None]
 )
 def test_what_is_no_such_file_is_one_line(tmp_path, content) -> None:
     if content is not None:

@@ -441,7 +441,7 @@ def test_a_file_that_does_not_say_what_it_holds_is_one_line(tmp_path, descriptio
     [
         {"options": OPTIONS[VIT] | {"depth": 5000}},
         {"options": OPTIONS[VIT] | {"depth": -1}},
-        {"options": OPTIONS[VIT] | {"img_size": 10**6}},
+        *({"options": OPTIONS[VIT] | {"img_size": size}} for size in (10**6, -64, 64.0, [64, 64, 64], "64")),
         {"options": OPTIONS[VIT] | {"embed_dim": 3 * 10**6}},
         {"options": OPTIONS[VIT] | {"embed_dim": 3 * 10**9}},
         {"name": "resnet50", "options": {"layers": [1, 10**5, 1, 1]}},

@@ -58,6 +58,12 @@ def test_a_labelmap_names_classes_in_order(tmp_path):
     assert legend.palette.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+@pytest.mark.parametrize("line", ["road", "road:1,2", "road:1,2,256::", f"road:1,2,{'9' * 5000}::"])
+def test_a_labelmap_with_another_line_is_refused(tmp_path, line):
+    (tmp_path / "labelmap.txt").write_text(f"{line}\n")
+    refused(lambda: read_labelmap(tmp_path / "labelmap.txt"), "has the line 'road", "such as road:128,64,128::")
+
+
 def test_voc_palette_is_the_published_one():
     colours = voc_palette(256)
     assert colours[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]

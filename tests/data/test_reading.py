@@ -332,6 +332,25 @@ def test_a_damaged_jpeg_is_no_image_and_a_padded_one_is(tmp_path):
         assert np.array_equal(decode_image(padded, "x.jpg"), decode_image(whole, "x.jpg"))
 
 
+@pytest.mark.parametrize("length", [2**32 - 1, 2**31 - 1, 10**6])
+def test_a_png_is_not_taken_at_the_word_of_its_chunks(tmp_path, length, monkeypatch):
+    data = save(tmp_path / "a.png", smooth(40, 60)).read_bytes()
+    assert (decode_image(data + b"what is behind its end", "a.png") == smooth(40, 60)).all()
+    place = data.index(b"IDAT") - 4
+    monkeypatch.setattr(cv2, "imdecode", None)  # which would take as many bytes
+    forged = data[:place] + struct.pack(">I", length) + data[place + 4 :]
+    assert (decode_image(forged, "a.png") == smooth(40, 60)).all()  # Pillow's pixels, which are all there
+    refused(lambda: decode_image(forged[:-200], "a.png"), "a.png can't be read")
+
+
+def test_a_frame_of_too_many_pixels_is_refused(tmp_path):
+    path = save(tmp_path / "a.gif", (0, 0, 0), size=(6, 4))
+    frame, large = b"," + struct.pack("<4H", 0, 0, 6, 4), b"," + struct.pack("<4H", 0, 0, 65535, 65535)
+    path.write_bytes(path.read_bytes().replace(frame, large))
+    for read in (read_image, read_mask, image_size):
+        refused(partial(read, path), "a.gif can't be read: it would take too much memory: a smaller copy would work")
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
 def test_a_damaged_tiff_is_no_image(tmp_path, compression):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import refused
 from regard.backbones import AttentionMap, Backbone, Features
 from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from regard.backbones.weights import MODEL_FILE
@@ -193,6 +194,13 @@ def test_a_run_that_goes_on_has_the_heads_that_it_began_with(tmp_path, monkeypat
     assert others.kept != whole.kept
     assert train(tmp_path / "cut", heads_kept=1).kept == whole.kept
     assert same(values(tmp_path / "whole"), values(tmp_path / "cut"))
+
+
+def test_a_note_that_is_no_choice_is_one_line(tmp_path) -> None:
+    write_json(tmp_path / CHOICE_FILE, [[0], 3])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/resume-step=1.ckpt").touch()
+    refused(lambda: train(tmp_path, heads_kept=1), CHOICE_FILE, "Expected `array`, got `int` - at `$[1]`")
 
 
 def test_a_note_without_a_checkpoint_is_of_another_run(tmp_path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from regard.files import read_json, write_json
 from regard.results import EpochScore, HeadShares, Origin, write_stored
 from regard.runs import onnx
 from regard.runs.export import CONFIG_FILE, save_onnx, save_pretrained, save_safetensors
+from regard.runs.exported import config
 from regard.runs.hub import from_pretrained, push
 from regard.runs.run import RUN_FILE, Run, load_run
 from regard.segmentation.model import SegmentationModel
@@ -440,7 +442,7 @@ def test_the_check_tells_a_wrong_graph(run: Run, tmp_path: Path, monkeypatch) ->
             onnx.check(wrapped, tmp_path, [(32, 32)])
 
 
-def test_a_file_that_is_no_onnx_model_of_ours_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_onnx_model_of_ours_is_one_line(tmp_path: Path, capsys) -> None:
     helper = pytest.importorskip("onnx").helper
     pytest.importorskip("onnxruntime")
     with pytest.raises(InputError, match="no ONNX file at"):
@@ -459,6 +461,15 @@ def test_a_file_that_is_no_onnx_model_of_ours_is_one_line(tmp_path: Path) -> Non
     (tmp_path / "partial.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match=r"the metadata of .*partial.onnx: was made by another version of regard"):
         load_run(tmp_path / "partial.onnx")
+    described = load_run(make_run(tmp_path / "run", "vit", "none", "linear")).description
+    model.metadata_props[0].value = msgspec.json.encode(config(described)).decode()
+    (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"the ONNX file cannot be run \(.*\): export it again"):
+        load_run(tmp_path / "other.onnx").predict(Scenes(1, size=32).image(0))
+    (tmp_path / "odd.onnx").write_bytes(model.SerializeToString().replace(b"Identity", b"Ident\xff\xffy"))
+    with pytest.raises(InputError, match="is damaged, or no ONNX model"):
+        load_run(tmp_path / "odd.onnx")
+    assert not capsys.readouterr().out
 
 
 def test_missing_packages_are_named(run: Run, tmp_path: Path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -298,6 +299,10 @@ def more(file: Path, content: bytes) -> None:
     file.write_bytes(file.read_bytes() + content)
 
 
+def replace_in(file: Path, pattern: bytes, new: bytes) -> None:
+    file.write_bytes(re.sub(pattern, new, file.read_bytes()))
+
+
 HARMS: dict[str, Callable[[Path], object]] = {
     "a bit of the last sample": lambda folder: flip(folder / feature_cache.TENSORS_FILE),
     "a bit of the first sample": lambda folder: flip(folder / feature_cache.TENSORS_FILE, 0),
@@ -309,6 +314,8 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "lines of something else": lambda folder: (folder / feature_cache.SAMPLES_FILE).write_bytes(
         b"\xff[" * 1000 + b"\n"
     ),
+    "sides below 0": lambda folder: replace_in(folder / feature_cache.SAMPLES_FILE, rb"(\d+), (\d+)\]", rb"-\1, -\2]"),
+    "a side that is no number": lambda folder: replace_in(folder / feature_cache.SAMPLES_FILE, rb"(\d+)\]", rb"\1.0]"),
     "lines too many": lambda folder: more(folder / feature_cache.SAMPLES_FILE, b"[0, [], 0]\n"),
 }
 

@@ -32,7 +32,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from regard.errors import InputError, first_line
+from regard.errors import InputError
 from regard.settings import most_megapixels
 
 File = io.BytesIO | io.BufferedReader
@@ -300,9 +300,8 @@ def readable(path: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (Image.DecompressionBombError, MemoryError) as error:  # a GIF says the size of its frames behind its header
-        pixels = first_line(error).partition(",")[0]
-        raise InputError(f"{path} can't be read: {pixels}: a smaller copy would work") from error
+    except (Image.DecompressionBombError, MemoryError) as error:  # a GIF tells the size of its frames late
+        raise InputError(f"{path} can't be read: it would take too much memory: a smaller copy would work") from error
     except (*DAMAGE, cv2.error) as error:
         reason = getattr(error, "strerror", None) or f"not an image, or broken: {REMEDY}"
         raise InputError(f"{path} can't be read: {reason}") from error

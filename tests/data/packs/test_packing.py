@@ -370,6 +370,7 @@ CHANGES = {
     "a sum that is a path": ("chunk", {"sha256": "../../" + "0" * 58}),
     "a name that is a path": ("chunk", {"file": "../chunk-0-0.bin"}),
     "no images": ("chunk", {"images": 0}),
+    "more images than bytes": ("chunk", {"images": 10**9}),
     "a number of bytes that is a text": ("chunk", {"bytes": "12"}),
     "a negative number": ("chunk", {"bytes": -1}),
     "a field of another time": ("chunk", {"colour": 1}),
@@ -384,7 +385,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", [*CHANGES, "{", "[]", "{}", '{"version": 3}', "[" * 100_000])
+@pytest.mark.parametrize("change", [*CHANGES, "{", "[]", "{}", '{"version": 3}', "[" * 100_000, '{"kind": "\udcff"}'])
 def test_a_list_that_can_not_be_one_is_named_and_nothing_of_it_used(change, tmp_path):
     pack(open_source(pairs(tmp_path / "source")), tmp_path / "pack")
     file, text = tmp_path / "pack" / PACK_FILE, change
@@ -394,7 +395,7 @@ def test_a_list_that_can_not_be_one_is_named_and_nothing_of_it_used(change, tmp_
         of = {"all": said, "splits": said["splits"], "chunk": said["splits"]["train"][0]}
         of[where].update(new)
         text = json.dumps(said)
-    file.write_text(text)
+    file.write_text(text, errors="surrogateescape")
     with pytest.raises(InputError, match=f"{PACK_FILE} is broken, or of another version than 3: to pack into another"):
         open_source(tmp_path / "pack")
 
