@@ -10,6 +10,7 @@ were found are kept in a folder, to be read again:
     python benchmarks/fuzz.py --only images --replay runs/fuzz/images-0-4711
 """
 
+import itertools
 import json
 import os
 import random
@@ -38,6 +39,7 @@ import numpy as np
 import torch
 from mutations import MARKER, changed
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.io import savemat
 from side_by_side import ROOT, table, write
 
@@ -48,15 +50,18 @@ from regard.cli import COMMANDS, build_parser, parsed
 from regard.data import names, reading, reading_masks
 from regard.data.datasets.published import read_mat
 from regard.data.datasets.scenes import Scenes
+from regard.data.packs.contents import PACK_FILE
 from regard.data.packs.packed import open_pack
 from regard.data.packs.packing import pack
 from regard.data.source import open_source
 from regard.errors import InputError, first_line
 from regard.files import read_yaml
+from regard.results import RUN_FILE, SETTINGS_FILE
 from regard.runs import feature_cache
 from regard.runs.choosing_heads import CHOICE_FILE, remembered_choice
 from regard.runs.export import save_onnx, save_safetensors
 from regard.runs.extras import Cache, Extras
+from regard.runs.feature_cache import SAMPLES_FILE, TENSORS_FILE
 from regard.runs.folders import run_folder
 from regard.runs.run import load_run
 from regard.runs.segmenting import segment_run
@@ -74,6 +79,7 @@ LIFE = 500  # inputs of a process, after which another takes its place
 PROCESSES = os.cpu_count() or 1
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 COLORED = names.Legend(("a", "b"), {}, {(0, 0, 0): 0, (255, 0, 0): 1})
+RUN_SETTINGS = {"images": {"train": 8, "val": 2}, "files": "0f" * 32, "settings": asdict(SegmentSettings())}
 Files = dict[str, bytes]
 os.environ[BOUND] = "30"  # megapixels: several times that many bytes are in no bound on an image
 Reads = Iterable[Callable[[], object]]
@@ -81,8 +87,8 @@ Reads = Iterable[Callable[[], object]]
 
 @dataclass(frozen=True)
 class Reader:
-    """make: writes folders of good files, each a case. reads: what is called of one. only: the files that are changed.
-    settle: makes sums fit again.
+    """make: writes good files, those of a case into a folder of a folder. reads: what is called of a case.
+    only: the files that are changed. settle: makes sums fit again.
     """
 
     make: Callable[[Path], None]
@@ -91,81 +97,72 @@ class Reader:
     settle: Callable[[Files], None] = lambda files: None
 
 
+def _new(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _make_images(root: Path) -> None:
     rgb = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8), (5, 5), 0)
     image, exif = Image.fromarray(rgb), Image.Exif()
     exif[0x112] = 6
-    for number, mode in enumerate(("RGB", "L", "CMYK", "RGBA", "LA", "P", "1")):
-        for suffix in (".jpg", ".png", ".tif", ".bmp", ".gif", ".webp"):
-            options = {"compression": ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")[number % 5]}
-            options = options if suffix == ".tif" else {"exif": exif, "progressive": number % 2, "lossless": number % 2}
-            try:
-                (root / f"{mode}{suffix}").mkdir()
-                image.convert(mode).save(root / f"{mode}{suffix}" / f"x{suffix}", **options)
-            except (OSError, ValueError):  # not every format has every mode
-                shutil.rmtree(root / f"{mode}{suffix}")
-    for channels, suffix in ((1, ".png"), (3, ".png"), (1, ".tif"), (3, ".tif")):
-        (root / f"16{channels}{suffix}").mkdir()
-        cv2.imwrite(str(root / f"16{channels}{suffix}" / f"x{suffix}"), rgb[..., :channels].astype(np.uint16) * 16)
+    packed = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "raw", "tiff_lzw")
+    for mode, compression in zip(("RGB", "L", "CMYK", "RGBA", "LA", "P", "1"), packed, strict=True):
+        more = {"exif": exif, "progressive": mode == "L", "lossless": mode == "RGBA"}
+        for suffix in ("jpg", "png", "tif", "bmp", "gif", "webp"):
+            with suppress(OSError, ValueError):  # not every format has every mode
+                file = _new(root / mode / suffix / f"x.{suffix}")
+                image.convert(mode).save(file, **({"compression": compression} if suffix == "tif" else more))
+    for channels, suffix in itertools.product((1, 3), ("png", "tif")):
+        cv2.imwrite(str(_new(root / f"16{channels}/{suffix}/x.{suffix}")), rgb[..., :channels].astype(np.uint16) * 16)
 
 
 def _read_images(folder: Path) -> Reads:
     (path,) = folder.iterdir()
     data, third = path.read_bytes(), lambda size: (size[0] // 3, size[1] // 3)
-    decode = reading.decode_image
-    return [
-        *(partial(reading.read_image, path), partial(decode, data, path, third), partial(decode, data, path, None, 12)),
-        *(partial(reading.image_size, path), partial(reading.bits_in_use, data, path)),
-    ]
+    yield from (partial(read, path) for read in (reading.read_image, reading.image_size))
+    yield from (partial(reading.decode_image, data, path, *options) for options in ((third,), (None, 12)))
+    yield partial(reading.bits_in_use, data, path)
 
 
 def _make_masks(root: Path) -> None:
     mask = np.random.default_rng(0).integers(0, 2, (30, 40), np.uint8)
     indexed = Image.fromarray(mask).convert("P")
     indexed.putpalette([0, 0, 0, 255, 0, 0])
-    kinds = {"P": indexed, "L": Image.fromarray(mask), "1": Image.fromarray(mask > 0), "RGB": indexed.convert("RGB")}
-    for mode, image in {**kinds, "I;16": Image.fromarray(mask.astype(np.uint16))}.items():
-        for suffix, bits in ((".png", 8), (".png", 2), (".tif", 8), (".gif", 8), (".bmp", 8)):
-            case = root / f"{mode}{suffix}{bits}"
-            if not (mode == "I;16" and suffix in (".gif", ".bmp")):
-                case.mkdir()
-                image.save(case / f"x{suffix}", **({"bits": bits} if mode == "P" and suffix == ".png" else {}))
-    (root / "mat").mkdir()
-    savemat(root / "mat/x.mat", {"S": mask}, do_compression=True)
+    kinds = [indexed, Image.fromarray(mask), Image.fromarray(mask > 0), indexed.convert("RGB")]
+    for image, suffix in itertools.product(
+        [*kinds, Image.fromarray(mask.astype(np.uint16))], ("png", "tif", "gif", "bmp")
+    ):
+        with suppress(OSError):
+            image.save(_new(root / image.mode / suffix / f"x.{suffix}"))
+    indexed.save(_new(root / "few bits/png/x.png"), bits=2)
+    savemat(_new(root / "of MATLAB/mat/x.mat"), {"S": mask}, do_compression=True)
 
 
 def _read_masks(folder: Path) -> Reads:
     (path,) = folder.iterdir()
     if path.suffix == ".mat":
         return [partial(read_mat, path, "S", lambda content: content["S"])]
-    legends = (COLORED, names.numbered(("a", "b")))
-    labels = [partial(reading_masks.read_labels, path, legend) for legend in legends]
+    labels = [partial(reading_masks.read_labels, path, one) for one in (COLORED, names.numbered(("a", "b")))]
     return [partial(reading_masks.read_mask, path), partial(reading_masks.read_palette, path), *labels]
 
 
 def _make_names(root: Path) -> None:
     """Trees whose classes and lists are in files of text, and what people write as YAML."""
-    for name, images, masks in (
-        ("voc", "JPEGImages", "SegmentationClass"),
-        ("a", "images", "masks"),
-        ("b", "img", "ann"),
-    ):
-        for i in range(3):
-            for folder, pixels in ((images, Scenes(3, 32).image(i)), (masks, Scenes(3, 32).mask(i))):
-                (root / name / folder).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(root / name / folder / f"{i}.png")
-    (root / "voc/ImageSets/Segmentation").mkdir(parents=True)
-    (root / "voc/ImageSets/Segmentation/train.txt").write_text("0\n1.png\n")
-    (root / "voc/ImageSets/Segmentation/val.txt").write_text("2\n")
-    colors = [tuple(color) for color in Scenes(1).palette.tolist()]
-    lines = [f"{name}:{','.join(map(str, color))}::\n" for name, color in zip(Scenes.classes, colors, strict=True)]
-    (root / "voc/labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "".join(lines))
-    entries = [{"name": one, "value": i, "color": colors[i]} for i, one in enumerate(Scenes.classes)]
-    (root / "a/classes.json").write_text(json.dumps(entries))
-    (root / "b/classes.txt").write_text("\n".join(Scenes.classes))
+    scenes, folders = Scenes(3, 32), {"voc": "JPEGImages SegmentationClass", "a": "images masks", "b": "img ann"}
+    for (name, both), i in itertools.product(folders.items(), range(3)):
+        for folder, pixels in zip(both.split(), (scenes.image(i), scenes.mask(i)), strict=True):
+            Image.fromarray(pixels).save(_new(root / "trees" / name / folder / f"{i}.png"))
+    _new(root / "trees/voc/ImageSets/Segmentation/train.txt").write_text("0\n1.png\n")
+    _new(root / "trees/voc/ImageSets/Segmentation/val.txt").write_text("2\n")
+    colors = dict(zip(Scenes.classes, scenes.palette.tolist(), strict=True))
+    lines = ["# label:color_rgb:parts:actions", *(f"{name}:{str(color)[1:-1]}::" for name, color in colors.items())]
+    (root / "trees/voc/labelmap.txt").write_text("\n".join(lines))
+    entries = [{"name": name, "value": i, "color": color} for i, (name, color) in enumerate(colors.items())]
+    (root / "trees/a/classes.json").write_text(json.dumps(entries))
+    (root / "trees/b/classes.txt").write_text("\n".join(colors))
     for config, name in (("camvid_compare", "plan"), ("sweep", "space"), ("dino_small_images", "pretrain")):
-        (root / name).mkdir()
-        shutil.copy(ROOT / f"configs/{config}.yaml", root / name / f"{name}.yaml")
+        shutil.copy(ROOT / f"configs/{config}.yaml", _new(root / f"yaml/{name}/{name}.yaml"))
 
 
 def _read_names(folder: Path) -> Reads:
@@ -186,11 +183,9 @@ def _command_line(words: list[str]) -> None:
 
 
 def _first_samples(opening: Callable[[Path], Any], folder: Path) -> None:
-    """Up to eight samples of each split, as far as they can be read."""
     for dataset in opening(folder).splits.values():
-        for i in range(min(len(dataset), 8)):
-            for part in ("name", "image", "mask", "label"):
-                getattr(dataset, part, lambda i: None)(i)
+        for i, part in itertools.product(range(min(len(dataset), 8)), ("name", "image", "mask", "label")):
+            getattr(dataset, part, lambda i: None)(i)
 
 
 @cache
@@ -199,36 +194,29 @@ def _tiny_backbone() -> Backbone:
 
 
 def _make_weights(root: Path) -> None:
-    for name in ("zip", "args", "legacy", "plain", "ours"):
-        (root / name).mkdir()
-    state, args = _tiny_backbone().model.state_dict(), Namespace(lr=np.float64(0.1), epochs=3)
-    torch.save(state, root / "zip/x.pth")
-    torch.save({"state_dict": state, "args": args, "epoch": 3}, root / "args/x.pth")
-    torch.save({"state_dict": state, "args": args}, root / "legacy/x.pt", _use_new_zipfile_serialization=False)
-    save_backbone(_tiny_backbone(), root / "ours/x.safetensors")
-    save_backbone(_tiny_backbone(), root / "plain/x.safetensors")
+    state = _tiny_backbone().model.state_dict()
+    whole = {"state_dict": state, "args": Namespace(lr=np.float64(0.1), epochs=3), "epoch": 3}
+    torch.save(state, _new(root / "torch/plain/x.pth"))
+    torch.save(whole, _new(root / "torch/args/x.pth"))
+    torch.save(whole, _new(root / "torch/legacy/x.pt"), _use_new_zipfile_serialization=False)
+    save_file(state, _new(root / "safetensors/plain/x.safetensors"))
+    save_backbone(_tiny_backbone(), _new(root / "safetensors/ours/x.safetensors"))
 
 
 def _read_weights(folder: Path) -> Reads:
     (path,) = folder.iterdir()
-    load = partial(load_weights, _tiny_backbone().model, path)
-    return [
-        partial(read_state, path),
-        load,
-        *([partial(build_backbone, path)] if path.suffix == ".safetensors" else []),
-    ]
+    yield partial(read_state, path)
+    yield partial(load_weights, _tiny_backbone().model, path)
+    if path.suffix == ".safetensors":
+        yield partial(build_backbone, path)
 
 
 def _make_runs(root: Path, cached: Path | None = None) -> None:
-    """A run of a second; cached: where its features are."""
+    """A run of a second, and what is exported of it. cached: where its features are then."""
     settings = SegmentSettings(size=32, epochs=1, batch_size=4, head="linear", fusion="gate", freeze=True)
-    extras = Extras(cache=Cache(cached, "")) if cached else Extras()
-    hardware = Hardware(accelerator="cpu", bar=False)
-    segment_run(Scenes(4, 32), Scenes(2, 32, 1), _tiny_backbone(), settings, root / "run", 0, hardware, extras)
-    for file in (root / "run").iterdir():
-        if file.name not in ("run.json", "model.safetensors"):
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
-    save_safetensors(load_run(root / "run", "cpu"), root / "exported")
+    extras, hardware = Extras(cache=Cache(cached, "") if cached else None), Hardware(accelerator="cpu", bar=False)
+    segment_run(Scenes(4, 32), Scenes(2, 32, 1), _tiny_backbone(), settings, root / "runs/run", 0, hardware, extras)
+    save_safetensors(load_run(root / "runs/run", "cpu"), root / "runs/exported")
 
 
 def _predicted(path: Path) -> None:
@@ -236,84 +224,66 @@ def _predicted(path: Path) -> None:
 
 
 def _make_onnx(root: Path) -> None:
-    _make_runs(root)
-    run = load_run(root / "run", "cpu")
-    for name, size in (("free", None), ("fixed", (32, 32))):
-        save_onnx(run, root / name / "x.onnx", size)
-    shutil.rmtree(root / "run")
-    shutil.rmtree(root / "exported")
+    with tempfile.TemporaryDirectory() as top:
+        _make_runs(Path(top))
+        for name, size in (("free", None), ("fixed", (32, 32))):
+            save_onnx(load_run(f"{top}/runs/run", "cpu"), root / "onnx" / name / "x.onnx", size)
 
 
 def _make_packs(root: Path) -> None:
     with tempfile.TemporaryDirectory() as top:
         _make_names(Path(top))
-        for name, folder in (("masks", "a"), ("images", "a/images"), ("labels", "a")):
-            source = f"{top}/{folder}" if name != "labels" else f"{top}/labels"
-            if name == "labels":
-                for split in ("images", "masks"):
-                    shutil.copytree(f"{top}/a/{split}", f"{source}/class {split}")
-            pack(open_source(source), root / name)
+        for split in ("images", "masks"):
+            shutil.copytree(f"{top}/trees/a/{split}", f"{top}/classes/the {split}")
+        for name, source in (("masks", "trees/a"), ("images", "trees/a/images"), ("labels", "classes")):
+            pack(open_source(f"{top}/{source}"), root / "packs" / name)
 
 
 def _settle_pack(files: Files) -> None:
-    index = json.loads(files["regard.json"])
+    index = json.loads(files[PACK_FILE])
     for split, chunks in index["splits"].items():
         for chunk in chunks:
             data = files[f"{split}/{chunk['file']}"]
             chunk.update(bytes=len(data), sha256=sha256(data).hexdigest())
-    files["regard.json"] = json.dumps(index).encode()
+    files[PACK_FILE] = json.dumps(index).encode()
 
 
 def _make_caches(root: Path) -> None:
     with tempfile.TemporaryDirectory() as top:
-        _make_runs(Path(top), root)
-    for lock in root.glob("*.lock"):
-        lock.unlink()
+        _make_runs(Path(top), root / "caches")
 
 
-def _read_caches(folder: Path) -> Reads:
-    def use() -> None:
-        count = len((folder / feature_cache.SAMPLES_FILE).read_bytes().splitlines())
-        if not feature_cache._is_whole(folder, count):
-            count = feature_cache._whole_samples(
-                folder / feature_cache.SAMPLES_FILE, folder / feature_cache.TENSORS_FILE
-            )[0]
-        file = feature_cache.TensorFile(folder)
-        assert len([file[i] for i in range(count)]) == len(file)
-
-    return [use]
+def _use_cache(folder: Path) -> None:
+    files = folder / SAMPLES_FILE, folder / TENSORS_FILE
+    count = len(files[0].read_bytes().splitlines())
+    count = count if feature_cache._is_whole(folder, count) else feature_cache._whole_samples(*files)[0]
+    file = feature_cache.TensorFile(folder)
+    assert len([file[i] for i in range(count)]) == len(file)
 
 
 def _settle_cache(files: Files) -> None:
-    lines, data = [], files[feature_cache.TENSORS_FILE]
-    for line in files[feature_cache.SAMPLES_FILE].splitlines():
+    lines, data = [], files[TENSORS_FILE]
+    for line in files[SAMPLES_FILE].splitlines():
         start, layout, _ = json.loads(line)
-        size = sum(np.dtype(kind).itemsize * prod(shape) for kind, shape in layout)
-        lines.append(json.dumps([start, layout, zlib.crc32(data[start : start + size])]))
-    files[feature_cache.SAMPLES_FILE] = "".join(f"{line}\n" for line in lines).encode()
-
-
-RUN_SETTINGS = {"images": {"train": 8, "val": 2}, "files": "0f" * 32, "settings": asdict(SegmentSettings())}
+        size = sum(np.dtype(kind).itemsize * prod(map(int, shape)) for kind, shape in layout)
+        lines.append(json.dumps([start, layout, zlib.crc32(data[start : start + size])]) + "\n")
+    files[SAMPLES_FILE] = "".join(lines).encode()
 
 
 def _make_checkpoints(root: Path) -> None:
     model = _tiny_backbone().model
     state = {"epoch": 1, "global_step": 4, "state_dict": model.state_dict(), "loops": {"fit_loop": {"seen": [1, 2]}}}
     state["optimizer_states"] = [torch.optim.AdamW(model.parameters()).state_dict()]
-    (root / "case" / CHECKPOINTS).mkdir(parents=True)
     for step in (4, 8):
-        torch.save(state, root / "case" / CHECKPOINTS / f"resume-step={step}.ckpt")
-    (root / "case/settings.json").write_text(json.dumps(RUN_SETTINGS))
-    (root / "case" / CHOICE_FILE).write_text("[[0, 2], [1, 2]]")
+        torch.save(state, _new(root / "runs/cut" / CHECKPOINTS / f"resume-step={step}.ckpt"))
+    (root / "runs/cut" / SETTINGS_FILE).write_text(json.dumps(RUN_SETTINGS))
+    (root / "runs/cut" / CHOICE_FILE).write_text("[[0, 2], [1, 2]]")
 
 
-def _read_checkpoints(folder: Path) -> Reads:
-    def go_on() -> None:
-        with run_folder(folder, RUN_SETTINGS, "run.json"):
-            remembered_choice(folder, _tiny_backbone(), Scenes(1), (), (), 1, 32)
-            last_whole_checkpoint(folder)
-
-    return [go_on]
+def _go_on(folder: Path) -> None:
+    with run_folder(folder, RUN_SETTINGS, RUN_FILE):
+        remembered_choice(folder, _tiny_backbone(), Scenes(1), (), (), 1, 32)
+        last_whole_checkpoint(folder)
 
 
 READERS = {
@@ -321,11 +291,11 @@ READERS = {
     "masks": Reader(_make_masks, _read_masks),
     "names": Reader(_make_names, _read_names, r"(txt|json|yaml)$"),
     "weights": Reader(_make_weights, _read_weights),
-    "runs": Reader(_make_runs, lambda folder: [partial(_predicted, folder)]),
+    "runs": Reader(_make_runs, lambda folder: [partial(_predicted, folder)], r"(run|config)\.json$|safetensors$"),
     "onnx": Reader(_make_onnx, lambda folder: [partial(_predicted, folder / "x.onnx")]),
     "packs": Reader(_make_packs, lambda folder: [partial(_first_samples, open_pack, folder)], "", _settle_pack),
-    "caches": Reader(_make_caches, _read_caches, "", _settle_cache),
-    "checkpoints": Reader(_make_checkpoints, _read_checkpoints),
+    "caches": Reader(_make_caches, lambda folder: [partial(_use_cache, folder)], "", _settle_cache),
+    "checkpoints": Reader(_make_checkpoints, lambda folder: [partial(_go_on, folder)]),
 }
 
 
@@ -337,11 +307,11 @@ def _good_files(name: str) -> list[Files]:
         maker.join()
         if maker.exitcode:
             raise SystemExit(f"no good files for {name}")
-        cases = (case for case in sorted(Path(top).iterdir()))
-        return [
-            {str(file.relative_to(case)): file.read_bytes() for file in case.rglob("*") if file.is_file()}
-            for case in cases
+        cases = [
+            {str(file.relative_to(case)): file.read_bytes() for file in sorted(case.rglob("*")) if file.is_file()}
+            for case in sorted(Path(top).glob("*/*"))
         ]
+    return [files for files in cases if files]
 
 
 def _input_of(name: str, cases: list[Files], seed: int, number: int) -> Files:
@@ -392,12 +362,10 @@ def _outcome(name: str, folder: Path) -> str:
 
 def _of_memory(error: BaseException | None) -> BaseException | None:
     """What was refused for lack of memory; but for reading bytes that a file hasn't, which are never resident."""
-    while error is not None and not (
-        isinstance(error, MemoryError) or re.search("allocat|nsufficient mem", first_line(error))
-    ):
-        error = error.__cause__
-    frames = traceback.extract_tb(error.__traceback__) if error else []
-    return None if frames and "read(" in (frames[-1].line or "") else error
+    if error is None or isinstance(error, MemoryError) or re.search("allocat|nsufficient mem", first_line(error)):
+        frames = traceback.extract_tb(error.__traceback__) if error else []
+        return None if frames and "read(" in (frames[-1].line or "") else error
+    return _of_memory(error.__cause__)
 
 
 def _peak() -> int:
