@@ -254,9 +254,7 @@ def _make_caches(root: Path) -> None:
 
 
 def _use_cache(folder: Path) -> None:
-    files = folder / SAMPLES_FILE, folder / TENSORS_FILE
-    count = len(files[0].read_bytes().splitlines())
-    count = count if feature_cache._is_whole(folder, count) else feature_cache._whole_samples(*files)[0]
+    count, _ = feature_cache._whole_samples(folder)
     file = feature_cache.TensorFile(folder)
     assert len([file[i] for i in range(count)]) == len(file)
 
