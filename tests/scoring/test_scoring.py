@@ -361,7 +361,7 @@ TINY = ["--backbone", VIT, "--backbone_options", json.dumps(SMALLEST_VIT), "--da
             "the DINO protocol is of CLS tokens, and swin_tiny_patch4_window7_224 has none",
         ),
         ([*TINY, "--kind", "seen"], "kind"),
-        ([*TINY, "--out", "/proc/version"], "/proc/version is no folder that can be written to"),
+        ([*TINY, "--out", "/proc/version"], "/proc/version is a file, and a folder is to be there"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_one_line_and_nothing_is_written(

@@ -334,18 +334,18 @@ def test_where_a_pack_cannot_go(tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("")
     for to, words in (
-        (tmp_path / "file", "File exists"),
+        (tmp_path / "file", "is a file, and a folder is to be there"),
         (tmp_path / "full", "is no pack, and holds notes.txt: an empty or a new folder would work"),
         (source, "is within"),
         (source / "deep/pack", "is within"),
-        (tmp_path / "file/pack", "Not a directory"),
+        (tmp_path / "file/pack", "is a file, and a folder is to be there"),
         ("https://user:secret@host/pack?token=secret", "https://host/pack can be read from, not written to"),
     ):
         said = fails(capsys, "data", "pack", str(source), str(to))
         assert words in said
         assert "secret" not in said
-    for size in ("0", "5000"):
-        said = fails(capsys, "data", "pack", str(source), str(tmp_path / "p"), "--chunk_mb", size)
+    for size in ("0", "5,000"):
+        said = fails(capsys, "data", "pack", str(source), str(tmp_path / "p"), "--chunk_mb", size.replace(",", ""))
         assert f"chunk_mb {size} is out of bounds" in said
     assert "no such folder" in fails(capsys, "data", "pack", str(tmp_path / "nowhere"), str(tmp_path / "p"))
     assert not (tmp_path / "p").exists()
