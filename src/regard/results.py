@@ -605,6 +605,93 @@ class ScoreReport:
     importance: ImportanceSetting | None
 
 
+# ---- probe.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """A value, or a difference, in [0, 1], and its 95% limits."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow:
+    """What the answers from some columns reach. fraction: of the training masks; draws: of them.
+
+    power, penalty, ratio: what was chosen, of each draw; held_out: the mIoU there, on held-out groups.
+    edges: of how many draws a choice lies at the grid's end.
+    """
+
+    features: str
+    columns: str
+    count: int
+    fraction: float
+    draws: int
+    miou: Limits
+    power: list[float]
+    penalty: list[float]
+    ratio: list[float | None]
+    held_out: list[float | None]
+    edges: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeDifference:
+    """What columns bring to the same features: mIoU of `columns` minus that of `against`."""
+
+    features: str
+    columns: str
+    against: str
+    fraction: float
+    miou: Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeData:
+    """What was learned from and scored on. groups_said: how images belong together; few: too few groups for a
+    verdict; rows: of patches that were kept of the training images."""
+
+    source: str
+    split: str
+    train_images: int
+    images: int
+    train_groups: int
+    groups: int
+    groups_said: str
+    few: bool
+    classes: list[str]
+    size: int
+    stride: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResults:
+    """What `regard probe` found. ceiling: the mIoU where each patch has its most frequent class."""
+
+    schema: int = VERSION
+    regard: str
+    commit: str | None
+    command: str
+    environment: dict[str, str]
+    backbone: dict[str, Any]
+    weights: str
+    seconds: float
+    data: ProbeData
+    grid: dict[str, list[float]]
+    ceiling: Limits
+    rows: list[ProbeRow]
+    differences: list[ProbeDifference]
+
+
+def is_head(row: ProbeRow | ProbeDifference) -> bool:
+    """Whether it is of single heads, or of some."""
+    return "head" in row.columns
+
+
 # ---- results.json of a sweep
 
 

@@ -73,6 +73,7 @@ Width = Annotated[int, msgspec.Meta(ge=1, le=2**15)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=MOST)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
+FOLDER = "folder"  # of `--groups`: the images of a folder belong together
 WEIGHT_FILES = (".pth", ".safetensors", ".ckpt", ".pt")
 
 S = TypeVar("S", bound="Settings")
@@ -804,6 +805,30 @@ class Scoring(Bits):
     batch_size: int = setting(16, "Images per forward pass.", 1)
     workers: int = setting(4, "Processes that load images.", 0, MOST_PROCESSES)
     seed: int = setting(0, "Of views and of random weights.", 0, MOST_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probing(Bits):
+    """What `regard probe` answers from."""
+
+    split: str | None = setting(
+        None, "What is scored: val or test; by default test where there is one, else val.", common=True
+    )
+    size: int = setting(224, "Short side that images are brought to, in pixels.", 1, MOST_PIXELS, common=True)
+    groups: str | None = setting(
+        None,
+        "Images that belong together, which folds and errors never part: `folder`, a regular expression on file names "
+        "such as '^[^_]*', or a .csv file with name and group; by default each image is a group.",
+        common=True,
+    )
+    fractions: tuple[float, ...] = setting(
+        (1.0,), "Shares of the training masks to learn from, such as [0.05,0.2,1].", above=0, most=1, common=True
+    )
+    draws: int = setting(10, "Draws of the labels, for each fraction below 1.", 1, MOST_SEEDS, common=True)
+    heads: bool = setting(True, "Also the map of each head alone, beside the features of the last level.", common=True)
+    limit: int | None = setting(None, "Images of each split at most: evenly spaced ones.", 1, common=True)
+    workers: int = setting(2, "Processes that load images.", 0, MOST_PROCESSES)
+    seed: int = setting(0, "Of the draws of labels.", 0, MOST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)

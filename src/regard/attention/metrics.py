@@ -57,6 +57,15 @@ def area(mask: Bool[Tensor, "*lead h w"]) -> Float[Tensor, "*lead"]:
     return mask.float().mean(dim=(-2, -1))
 
 
+def salience(weights: Float[Tensor, "*lead h w"]) -> Float[Tensor, "*lead h w"]:
+    """How much more than evenly a head looks at each position: 0 where evenly, in (-ln 2, ln(h * w)).
+
+    Weights sum to 1 over the grid, so they shrink as it grows; times h * w they do not, and 1 is even attention. The
+    logarithm keeps a head that looks at one position from drowning the rest.
+    """
+    return torch.log1p(weights * weights.shape[-2] * weights.shape[-1]) - math.log(2)
+
+
 def jensen_shannon(first: Float[Tensor, "*lead h w"], second: Float[Tensor, "*lead h w"]) -> Float[Tensor, "*lead"]:
     """The Jensen-Shannon divergence of two distributions (Lin 1991), in [0, 1] bits: 0 if equal, 1 if disjoint."""
     apart = (entropy(first) + entropy(second)) / 2

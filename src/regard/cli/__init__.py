@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from regard.cli.data import check, download, info, pack
 from regard.cli.look import attention, embed, features
 from regard.cli.parser import Commands, arguments_of, build_parser, check_there, parsed
+from regard.cli.probe import probe
 from regard.cli.score import score
 from regard.cli.study import ablate, compare, demo, report, sweep
 from regard.cli.train import pretrain, segment
@@ -22,6 +23,7 @@ COMMANDS: Commands = {
     "features": features,
     "embed": embed,
     "score": score,
+    "probe": probe,
     "segment": segment,
     "evaluate": evaluate,
     "predict": predict,

@@ -32,6 +32,7 @@ from scipy.stats import t as student
 from regard.errors import InputError
 
 LEVEL = 0.95
+FEW = 8  # images, or groups: below it the bootstrap's intervals are far too narrow, and the jackknife takes its place
 DRAWS = 1000  # the images' standard error then moves by about 2% from one bootstrap seed to another
 BATCH = 100  # draws at a time: bounds memory at BATCH x (images + seeds x classes) numbers
 OneSeed = Int[np.ndarray, "images classes classes"]
@@ -66,12 +67,12 @@ class Scored:
         """Of the seeds at these places alone: what two configurations have in common."""
         return Scored(self.miou[list(seeds)], self.draws[:, list(seeds)], self.labelled)
 
-    def estimate(self) -> Estimate:
+    def estimate(self, shared: float = 0.0) -> Estimate:
         """Dataset-level mIoU, in [0, 1].
 
-        Of one seed, the interval is over images only: variance of seeds is not counted.
+        Of one seed, the interval is over images only: variance of seeds is not counted. shared: see `difference`.
         """
-        return _estimate(self.miou, self.draws.mean(axis=1), int(self.labelled.sum()), lowest=0.0)
+        return _estimate(self.miou, self.draws, int(self.labelled.sum()), lowest=0.0, shared=shared)
 
 
 def score(counts: Iterable[OneSeed]) -> Scored:
@@ -80,11 +81,19 @@ def score(counts: Iterable[OneSeed]) -> Scored:
     It is that of `evaluation.scores`, the mean over the classes of the ground truth of all these images.
     Raises InputError where every pixel of the masks is void.
     """
-    found, occurs = [], None
+    found, occurs = [], np.zeros(0)
     for seed in counts:
         found.append(_terms(seed))
         occurs = seed.sum(axis=(0, 2)) > 0  # of every seed the same
-    terms = np.stack(found, axis=1)[..., occurs]  # images seeds 2 classes
+    return score_terms(np.stack(found, axis=1), occurs)
+
+
+def score_terms(terms: Float[np.ndarray, "images seeds 2 classes"], occurs: Bool[np.ndarray, "classes"]) -> Scored:
+    """As `score`, from intersections and unions of images, or of groups of images, in place of counts.
+
+    occurs: the classes of the ground truth, which mIoU is the mean over.
+    """
+    terms = terms[..., occurs]
     labelled = np.asarray(terms.any(axis=(1, 2, 3)))
     if not labelled.any():
         raise InputError("no labelled pixel to score: every pixel of the masks is void")
@@ -92,15 +101,18 @@ def score(counts: Iterable[OneSeed]) -> Scored:
     return Scored(_miou(terms.sum(axis=0)), _draws(terms), labelled)
 
 
-def difference(a: Scored, b: Scored) -> Estimate:
+def difference(a: Scored, b: Scored, shared: float = 0.0) -> Estimate:
     """mIoU of `a` minus mIoU of `b`, in [-1, 1], paired by image and by seed: the same ones in the same order.
 
     Of one seed, the interval is over images only: variance of seeds is not counted.
+
+    shared: where seeds are draws of training images from one pool, the share of the pool in each, below 1. Any two
+            draws share as much, so they are not independent: the variance of their mean is s²(1/S + shared/(1 -
+            shared)), as of Nadeau and Bengio (2003, https://doi.org/10.1023/A:1024068626366), section 3.
     """
     assert a.miou.shape == b.miou.shape, "paired: both configurations must have the same seeds"
     assert np.array_equal(a.labelled, b.labelled), "paired: both configurations must have the same images"
-    draws = a.draws.mean(axis=1) - b.draws.mean(axis=1)
-    return _estimate(a.miou - b.miou, draws, int(a.labelled.sum()), lowest=-1.0)
+    return _estimate(a.miou - b.miou, a.draws - b.draws, int(a.labelled.sum()), lowest=-1.0, shared=shared)
 
 
 def holm(ps: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
@@ -142,15 +154,20 @@ def correlate(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> Correlati
 
 
 def _estimate(
-    per_seed: Float[np.ndarray, "seeds"], draws: Float[np.ndarray, "draws"], images: int, lowest: float
+    per_seed: Float[np.ndarray, "seeds"],
+    draws: Float[np.ndarray, "draws seeds"],
+    images: int,
+    lowest: float,
+    shared: float = 0.0,
 ) -> Estimate:
     """The mean over seeds. draws: its values in the draws of the images. lowest: what can be; the highest is 1."""
     mean, seeds = float(per_seed.mean()), len(per_seed)
     # the bootstrap's variance of a mean divides by n: n / (n - 1) makes it the unbiased one that Student's t needs
-    variances = [float(np.var(draws)) * images / (images - 1) if images > 1 else np.inf]
+    factor = images - 1 if images < FEW else images / (images - 1)  # that of the jackknife, see `_draws`
+    variances = [float(np.var(draws.mean(axis=1))) * factor if images > 1 else np.inf]
     freedom = [images - 1]
     if seeds > 1:
-        variances.append(float(per_seed.var(ddof=1)) / seeds)
+        variances.append(float(per_seed.var(ddof=1)) * (1 / seeds + shared / (1 - shared)))
         freedom.append(seeds - 1)
     total = sum(variances)
     if total == np.inf:
@@ -164,13 +181,16 @@ def _estimate(
 
 
 def _draws(terms: Float[np.ndarray, "images seeds 2 classes"]) -> Float[np.ndarray, "draws seeds"]:
-    """mIoU where as many images are drawn with replacement, `DRAWS` times: each draw is the same for all seeds.
+    """mIoU where as many images are drawn with replacement, `DRAWS` times: each draw is the same for all seeds. Of few
+    images: where each is left out in turn.
 
     Counts are resampled, not averages of per-image IoU: mIoU is not linear.
     """
     images, seeds = terms.shape[:2]
     if images == 1:
         return np.empty((0, seeds))
+    if images < FEW:
+        return _miou(terms.sum(axis=0) - terms)  # each left out in turn
     rng = np.random.default_rng(0)  # fixed: the same draws for every configuration, and the same interval each time
     flat = terms.reshape(images, -1)
     draws = []

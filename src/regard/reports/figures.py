@@ -78,11 +78,16 @@ def draw(arranged: Arranged) -> dict[str, list[Chart]]:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # letters that matplotlib's font lacks; the SVG has the text
         for place, name, title, figure in _figures(arranged):
-            name, text = file_name(name), io.StringIO()
-            with matplotlib.rc_context({"svg.hashsalt": name}):
-                figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-            charts.setdefault(place, []).append(Chart(name, title, figure, text.getvalue()))
+            charts.setdefault(place, []).append(chart_of(file_name(name), title, figure))
     return charts
+
+
+def chart_of(name: str, title: str, figure: Figure) -> Chart:
+    """A figure as a chart; see `Chart`."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return Chart(name, title, figure, text.getvalue())
 
 
 def write_charts(charts: dict[str, list[Chart]], directory: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regard.attention.metrics import salience
 from regard.backbones import AttentionMap, Backbone, Features
 from regard.errors import InputError
 from regard.settings import FUSIONS, find
@@ -118,17 +119,6 @@ class _Unfused(nn.Module):
         return torch.zeros(())
 
 
-def salience(attention: AttentionMap) -> Float[Tensor, "batch heads h w"]:
-    """How much more than evenly a head looks at each position: 0 where evenly, in (-ln 2, ln(h * w)).
-
-    Weights sum to 1 over the grid, so they shrink as it grows; times h * w they do not, and 1 is even attention. The
-    logarithm keeps a head that looks at one position from drowning the features.
-    """
-    weights = attention.weights
-    positions = weights.shape[-2] * weights.shape[-1]
-    return torch.log1p(weights * positions) - math.log(2)
-
-
 class NoFusion(Fusion):
     """The pyramid as it is."""
 
@@ -180,7 +170,7 @@ class _Concat(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], attention: AttentionMap) -> Float[Tensor, "b c h w"]:
         """x, with what the maps say added to it."""
-        return x + self.mix(self.project(salience(attention)))
+        return x + self.mix(self.project(salience(attention.weights)))
 
     def head_weights(self) -> Float[Tensor, " heads"]:
         """How far each head gets through both matrices, as a share."""
@@ -212,7 +202,7 @@ class _Gate(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], attention: AttentionMap) -> Float[Tensor, "b c h w"]:
         """x scaled by the mix of heads."""
-        mix = torch.einsum("bnhw,n->bhw", salience(attention), self.head_logits.softmax(dim=0))
+        mix = torch.einsum("bnhw,n->bhw", salience(attention.weights), self.head_logits.softmax(dim=0))
         return x * (1 + self.strength.view(-1, 1, 1) * mix.unsqueeze(1))
 
     def head_weights(self) -> Float[Tensor, " heads"]:

@@ -1,0 +1,63 @@
+"""Which images belong together: frames of one video, slices of one patient, tiles of one scene.
+
+They are not independent, so folds never part them, and standard errors go over groups, not over images.
+"""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from regard.errors import InputError
+from regard.files import read_text
+from regard.settings import FOLDER
+
+FRAME = re.compile(r"^(.*\D|)\d{3,}\D*$")  # of a file name that ends in a number, the part before it
+FEW_NAMES = 0.5  # names that differ in their number alone: more than half of the images look like frames
+
+
+def groups_of(names: Sequence[str], rule: str | None) -> list[str]:
+    """The group of each image, by its name.
+
+    rule: None, each image is a group; `folder`, those of one folder are; a .csv file with the columns `name` and
+          `group`; else a regular expression, whose first group, or whole match, names it: `^[^_]*`.
+
+    Raises InputError for a rule that is none of these, and for an image that it gives no group.
+    """
+    if rule is None:
+        return list(names)
+    if rule == FOLDER:
+        return [str(PurePath(name).parent) for name in names]
+    if rule.endswith(".csv"):
+        listed = _listed(Path(rule))
+        return [_found(listed.get(name) or listed.get(PurePath(name).name), name, rule) for name in names]
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise InputError(
+            f"groups {rule!r} is no regular expression ({error}): `folder`, or ^[^_]*, would work"
+        ) from None
+    matches = [pattern.search(PurePath(name).name) for name in names]
+    return [
+        _found(match and match[1 if pattern.groups else 0], name, rule)
+        for match, name in zip(matches, names, strict=True)
+    ]
+
+
+def look_like_frames(names: Sequence[str]) -> bool:
+    """Whether most images share all of their name but a number with another one, as frames of a video do."""
+    stems = [match[1] for name in names if (match := FRAME.match(PurePath(name).stem)) and match[1]]
+    return len(stems) > FEW_NAMES * len(names) and len(set(stems)) <= len(stems) / 4
+
+
+def _listed(path: Path) -> dict[str, str]:
+    rows = list(csv.DictReader(read_text(path).splitlines()))
+    if not rows or not {"name", "group"} <= rows[0].keys():
+        raise InputError(f"{path} should have a first line with `name` and `group`, and a line for each image")
+    return {row["name"]: row["group"] for row in rows if row["name"] and row["group"]}
+
+
+def _found(group: str | None, name: str, rule: str) -> str:
+    if not group:
+        raise InputError(f"{name} is in no group by {rule!r}: another --groups, such as `folder`, would work")
+    return group

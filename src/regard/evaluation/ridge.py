@@ -1,0 +1,116 @@
+"""Ridge regression in closed form, from sums that add up: of images, of shards, of any choice among them.
+
+minimise  sum_i w_i |y_i - b - x_i B|^2 / sum_i w_i  +  sum_j penalty_j |B_j|^2,
+
+the columns of x brought to mean 0 and variance 1 under the weights, the intercept b free. scikit-learn's
+`Ridge(alpha)` on such columns has the same solution where penalty = alpha / sum w.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CONSTANT = 1e-6  # a column that varies by less than this share of its size tells nothing, and gets no weight
+NONE = torch.empty(0, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What ridge regression needs to know of rows x (with a 1 in front), targets y and weights w, in float64.
+
+    xx: sum of w x x^T; xy: sum of w x y^T. Of other columns, `of` takes the part.
+    """
+
+    xx: Float[Tensor, "columns+1 columns+1"]
+    xy: Float[Tensor, "columns+1 targets"]
+
+    @classmethod
+    def zeros(cls, columns: int, targets: int) -> "Sums":
+        """Of no rows."""
+        return cls(*(torch.zeros(columns + 1, n, dtype=torch.float64) for n in (columns + 1, targets)))
+
+    def add(
+        self, x: Float[Tensor, "rows columns"], y: Float[Tensor, "rows targets"], weights: Float[Tensor, "rows"]
+    ) -> None:
+        """Add rows. The products are of the type of x: float32 will do for the rows of an image at a time."""
+        x = torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
+        weighted = x.T * weights.to(x.dtype)
+        self.xx.add_((weighted @ x).to(self.xx))
+        self.xy.add_((weighted @ y.to(x.dtype)).to(self.xy))
+
+    def without(self, part: "Sums") -> "Sums":
+        """Of the rows that are not in this part."""
+        return Sums(self.xx - part.xx, self.xy - part.xy)
+
+    def of(self, columns: Int[Tensor, "some"]) -> "Sums":
+        """Of these columns alone, by number."""
+        chosen = torch.cat([columns.new_zeros(1), columns + 1])
+        return Sums(self.xx[chosen][:, chosen], self.xy[chosen])
+
+
+def total(parts: Iterable[Sums]) -> Sums:
+    """Of all their rows."""
+    first, *others = parts
+    xx, xy = first.xx.clone(), first.xy.clone()
+    for other in others:
+        xx += other.xx
+        xy += other.xy
+    return Sums(xx, xy)
+
+
+class Ridge:
+    """Solutions for some columns, of which `base` have fixed penalties, and others may be added at any.
+
+    What the base costs is paid once: beside it, added columns need the Schur complement of their own few.
+    """
+
+    def __init__(
+        self,
+        sums: Sums,
+        base: Int[Tensor, "base"],
+        penalties: Float[Tensor, "base"],
+        added: Int[Tensor, "added"] = NONE,
+    ) -> None:
+        self.count = len(base)
+        sums = sums.of(torch.cat([base, added]))
+        weight = sums.xx[0, 0]
+        self.mean, self.mean_y = sums.xx[0, 1:] / weight, sums.xy[0] / weight
+        covariance = sums.xx[1:, 1:] / weight - torch.outer(self.mean, self.mean)
+        variance = covariance.diagonal().clamp(min=0)
+        constant = variance <= (CONSTANT * (self.mean.abs() + variance.sqrt())) ** 2
+        self.scale = variance.sqrt().reciprocal().masked_fill(constant, 0)
+        correlation = covariance * self.scale * self.scale[:, None]
+        with_y = (sums.xy[1:] / weight - torch.outer(self.mean, self.mean_y)) * self.scale[:, None]
+
+        own = correlation[: self.count, : self.count] + penalties.to(correlation).diag()
+        self.across = correlation[: self.count, self.count :]
+        right = torch.cat([self.across, with_y[: self.count]], dim=1)
+        solved = torch.cholesky_solve(right, torch.linalg.cholesky(own))
+        self.of_added, self.of_y = solved[:, : len(added)], solved[:, len(added) :]
+        self.schur = correlation[self.count :, self.count :] - self.across.T @ self.of_added
+        self.left = with_y[self.count :] - self.across.T @ self.of_y
+
+    def solve(self, added: Int[Tensor, "some"] = NONE, penalty: float = 0.0) -> Float[Tensor, "columns+1 targets"]:
+        """The coefficients of raw columns, the intercept's first, then those of the base, in float64.
+
+        added: which of the added columns, by place; penalty: of each of them.
+        """
+        slopes = self.of_y
+        if len(added):
+            factor = torch.linalg.cholesky(self.schur[added][:, added] + penalty * torch.eye(len(added)).to(self.schur))
+            own = torch.cholesky_solve(self.left[added], factor)
+            slopes = torch.cat([slopes - self.of_added[:, added] @ own, own])
+        which = torch.cat([torch.arange(self.count), self.count + added])
+        slopes = slopes * self.scale[which, None]
+        return torch.cat([(self.mean_y - self.mean[which] @ slopes)[None], slopes])
+
+
+def answers(
+    x: Float[Tensor, "rows columns"], coefficients: Float[Tensor, "columns+1 targets"]
+) -> Float[Tensor, "rows targets"]:
+    """What a solution says of rows."""
+    coefficients = coefficients.to(x.dtype)
+    return torch.addmm(coefficients[0], x, coefficients[1:])

@@ -1,0 +1,267 @@
+"""The probe's training: rows of patches kept on disk, and the ridge answers of any draw of the images.
+
+Rows weigh their pixels, each times its class's frequency^-a. The power a, the penalty of features and that of added
+columns are chosen where whole groups of the draw's images are held out, by mIoU, from one grid for all variants; then
+all images of the draw are used.
+
+Rows are kept on disk within `KEPT` bytes; where they are more, of each image evenly many patches, drawn at random. So
+memory does not grow with the number of images.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from regard.data.loading.draws import LABELS, draws
+from regard.errors import InputError
+from regard.evaluation.ridge import CONSTANT, Ridge, Sums, answers, total
+from regard.scoring.probe_columns import Layout, Patches, folds
+
+KEPT = 4 * 2**30  # bytes of rows on disk
+FOLDS = 5  # of groups, where a penalty is chosen
+POWERS = (0.0, 0.5, 1.0)  # of class frequency
+PENALTIES = tuple(10.0**power for power in range(-5, 2))  # of standardised columns, beside a mean squared error
+RATIOS = tuple(10.0**power for power in range(-2, 5))  # penalty of added columns over it: the last hardly lets them in
+MIDDLE = POWERS[1]
+Solutions = Float[Tensor, "solutions columns+1 classes"]
+Name = tuple[str, str]  # features, and columns beside them
+SCORED = 2**16  # rows that a choice is scored on, about: evenly many of each image
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Columns that an answer may use: those of the variant it stands `beside`, and its own."""
+
+    columns: Int[Tensor, "own"]
+    beside: Name | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Columns, the penalty of each, and the power of class frequency in the weights of rows.
+
+    penalty: of the features; ratio: of the variant's own columns over it, None for features themselves.
+    miou:    on held-out groups, in [0, 1]; None where nothing could be held out.
+    """
+
+    columns: Int[Tensor, "all"]
+    penalties: Float[Tensor, "all"]
+    power: float
+    penalty: float
+    ratio: float | None = None
+    miou: float | None = None
+
+    @property
+    def on_edge(self) -> bool:
+        """Whether it is at an end of what was tried: a wider grid might do better."""
+        ends = (RATIOS[0], RATIOS[-1]) if self.ratio is not None else (PENALTIES[0], PENALTIES[-1])
+        return (self.penalty if self.ratio is None else self.ratio) in ends
+
+
+class Rows:
+    """The rows of the training images, on disk."""
+
+    def __init__(self, folder: Path, layout: Layout, classes: int, groups: Sequence[str]) -> None:
+        self.layout, self.classes, self.groups = layout, classes, groups
+        self.most = max(1, KEPT // (4 * (layout.columns + classes) * len(groups)))  # rows of one image
+        self.files = {name: folder / name for name in ("columns", "pixels")}
+        self.starts = [0]
+        # of each column, summed up in float64
+        self.sum, self.squares = (torch.zeros(layout.columns, dtype=torch.float64) for _ in range(2))
+
+    def add(self, patches: Patches) -> None:
+        """The rows of the next image; those without a labelled pixel tell nothing."""
+        known = patches.pixels.sum(dim=1) > 0
+        columns, pixels = patches.columns[known], patches.pixels[known]
+        if len(columns) > self.most:
+            some = torch.from_numpy(draws(LABELS, 0, len(self.starts)).permutation(len(columns))[: self.most].copy())
+            columns, pixels = columns[some], pixels[some]
+        for name, rows in (("columns", columns), ("pixels", pixels)):
+            with self.files[name].open("ab") as file:
+                rows.float().numpy().tofile(file)
+        self.starts.append(self.starts[-1] + len(columns))
+        self.sum += columns.double().sum(dim=0)
+        self.squares += columns.double().square().sum(dim=0)
+
+    @property
+    def standard(self) -> tuple[Float[Tensor, "columns"], Float[Tensor, "columns"]]:
+        """Mean and standard deviation of the columns; 1 for one that is constant."""
+        mean = self.sum / self.starts[-1]
+        deviation = (self.squares / self.starts[-1] - mean.square()).clamp(min=0).sqrt()
+        return mean, deviation.where(deviation > CONSTANT * mean.abs(), 1.0)
+
+    def count(self, image: int) -> int:
+        """How many rows an image has."""
+        return self.starts[image + 1] - self.starts[image]
+
+    def of(self, images: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Columns and pixels of these images, one after the other.
+
+        The columns are standardised, over all rows: float32 then has the digits that sums of products need.
+        """
+        every, pixels = (self._mapped(name) for name in self.files)
+        mean, deviation = (part.float() for part in self.standard)
+        for image in images:
+            part = slice(self.starts[image], self.starts[image + 1])
+            if part.stop > part.start:
+                yield (torch.from_numpy(every[part]) - mean) / deviation, torch.from_numpy(pixels[part])
+
+    def _mapped(self, name: str) -> np.ndarray:
+        width = self.layout.columns if name == "columns" else self.classes
+        return np.memmap(self.files[name], np.float32, "c", shape=(self.starts[-1], width))
+
+
+class Training:
+    """Some of the training images, as a draw of labels: what ridge regression needs to know of each fold of them."""
+
+    def __init__(self, rows: Rows, images: Sequence[int]) -> None:
+        self.rows, self.images = rows, images
+        groups = [rows.groups[image] for image in images]
+        several = groups if len(set(groups)) > 1 else [str(image) for image in images]
+        self.fold_of = folds(several, FOLDS)
+        pixels = sum((pixels.double().sum(dim=0) for _, pixels in rows.of(images)), torch.zeros(rows.classes))
+        if not pixels.any():
+            raise InputError("no labelled pixel to learn from: every pixel of the training masks is void")
+        self.frequency = pixels / pixels.sum()
+        count = int(self.fold_of.max()) + 1
+        sums = {power: [Sums.zeros(rows.layout.columns, rows.classes) for _ in range(count)] for power in POWERS}
+        for image, fold in zip(images, self.fold_of.tolist(), strict=True):
+            for columns, pixels in rows.of([image]):
+                for power, of_folds in sums.items():
+                    of_folds[fold].add(columns, shares(pixels), self.weights(pixels, power))
+        self.whole = {power: total(of_folds) for power, of_folds in sums.items()}
+        self.others = {  # of all folds but one
+            power: [self.whole[power].without(fold) for fold in of_folds] for power, of_folds in sums.items()
+        }
+
+    def weights(self, pixels: Float[Tensor, "rows classes"], power: float) -> Float[Tensor, "rows"]:
+        """Of rows: labelled pixels, each times its class's frequency^-power."""
+        return (pixels * self.frequency.clamp(min=1e-12).pow(-power).float()).sum(dim=1)
+
+    def choose(
+        self, variants: Mapping[Name, Variant], chosen: Mapping[Name, Choice] | None = None
+    ) -> dict[Name, Choice]:
+        """The best of the grid for each variant, on held-out folds.
+
+        Of features the penalty, at the middle power, and then the power; of a variant beside another one, the ratio
+        alone, the rest as it was chosen there: so what its columns bring is the only difference.
+
+        chosen: of variants that these stand beside.
+
+        Of a single image nothing can be held out: then it is the middle of the grid.
+        """
+        found, left = dict(chosen or {}), dict(variants)
+        while left:
+            ready = {name: v for name, v in left.items() if v.beside is None or v.beside in found}
+            assert ready, "a variant stands beside one that there is not"
+            roots = {name: v.columns for name, v in ready.items() if v.beside is None}
+            first = {name: [_root(c, MIDDLE, penalty) for penalty in PENALTIES] for name, c in roots.items()}
+            found |= (best := self._best(first))
+            found |= self._best({name: [_root(c, p, best[name].penalty) for p in POWERS] for name, c in roots.items()})
+            for beside in {v.beside for v in ready.values() if v.beside is not None}:
+                some = {name: v.columns for name, v in ready.items() if v.beside == beside}
+                found |= self._best(
+                    {n: [_added(found[beside], c, r) for r in RATIOS] for n, c in some.items()}, found[beside]
+                )
+            left = {name: v for name, v in left.items() if name not in ready}
+        return {name: found[name] for name in variants}
+
+    def _best(self, tried: Mapping[Name, Sequence[Choice]], beside: Choice | None = None) -> dict[Name, Choice]:
+        """Of what is tried for each variant, the best on held-out folds. beside: what all of them have in common."""
+        if len(self.images) == 1:
+            return {name: some[len(some) // 2] for name, some in tried.items()}
+        classes = self.rows.classes
+        found = {name: torch.zeros(len(some), 2, classes, dtype=torch.float64) for name, some in tried.items()}
+        truth = torch.zeros(classes, dtype=torch.float64)
+        step = max(1, sum(self.rows.count(image) for image in self.images) // SCORED)
+        for fold in range(len(self.others[MIDDLE])):
+            others = {power: of_folds[fold] for power, of_folds in self.others.items()}
+            solved = _solved_beside(others, tried, beside) if beside else _solved(others, tried)
+            held_out = [image for image, f in zip(self.images, self.fold_of.tolist(), strict=True) if f == fold]
+            for columns, pixels in self.rows.of(held_out):
+                columns, pixels = columns[::step], pixels[::step]
+                truth += pixels.double().sum(dim=0)
+                for name, coefficients in solved.items():
+                    found[name] += terms_of_rows(columns[:, tried[name][0].columns], pixels, coefficients)
+        best = {}
+        for name, some in tried.items():
+            hits, union = found[name][..., truth > 0].unbind(dim=1)
+            miou = (hits / union).mean(dim=1)
+            place = int(miou.argmax())
+            best[name] = replace(some[place], miou=float(miou[place]))
+        return best
+
+    def solve(self, choice: Choice) -> Float[Tensor, "columns+1 classes"]:
+        """The answer of all images of the draw, of columns as they were before they were standardised."""
+        solved = Ridge(self.whole[choice.power], choice.columns, choice.penalties).solve()
+        mean, deviation = (part[choice.columns] for part in self.rows.standard)
+        slopes = solved[1:] / deviation[:, None]
+        return torch.cat([(solved[0] - mean @ slopes)[None], slopes]).float()
+
+
+def _root(columns: Int[Tensor, "own"], power: float, penalty: float) -> Choice:
+    """For features."""
+    return Choice(columns, torch.full((len(columns),), penalty), power, penalty)
+
+
+def _added(beside: Choice, columns: Int[Tensor, "own"], ratio: float) -> Choice:
+    """For columns beside others."""
+    penalties = torch.cat([beside.penalties, torch.full((len(columns),), ratio * beside.penalty)])
+    return Choice(torch.cat([beside.columns, columns]), penalties, beside.power, beside.penalty, ratio)
+
+
+def _solved(sums: Mapping[float, Sums], tried: Mapping[Name, Sequence[Choice]]) -> dict[Name, Solutions]:
+    """The solutions for features."""
+    return {
+        name: torch.stack([Ridge(sums[c.power], c.columns, c.penalties).solve().float() for c in some])
+        for name, some in tried.items()
+    }
+
+
+def _solved_beside(
+    sums: Mapping[float, Sums], tried: Mapping[Name, Sequence[Choice]], beside: Choice
+) -> dict[Name, Solutions]:
+    """The solutions for columns that are added to one and the same base."""
+    own = {name: some[0].columns[len(beside.columns) :] for name, some in tried.items()}
+    added = torch.cat(list(own.values())).unique()
+    ridge = Ridge(sums[beside.power], beside.columns, beside.penalties, added)
+    places = {name: torch.searchsorted(added, columns) for name, columns in own.items()}
+    return {
+        name: torch.stack([ridge.solve(places[name], (c.ratio or 0) * c.penalty).float() for c in some])
+        for name, some in tried.items()
+    }
+
+
+def shares(pixels: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+    """Of each class among the labelled pixels of a patch."""
+    return pixels / pixels.sum(dim=1, keepdim=True)
+
+
+def terms_of_rows(
+    columns: Float[Tensor, "rows some"],
+    pixels: Float[Tensor, "rows classes"],
+    coefficients: Float[Tensor, "solutions some+1 classes"],
+) -> Float[Tensor, "solutions 2 classes"]:
+    """Intersection and union per class, in pixels, of several solutions; all pixels of a patch get one answer."""
+    solutions, _, classes = coefficients.shape
+    flat = answers(columns, coefficients.permute(1, 0, 2).flatten(1)).view(-1, solutions, classes)
+    return terms_of(flat.argmax(dim=2), pixels)
+
+
+def terms_of(
+    answer: Int[Tensor, "rows solutions"], pixels: Float[Tensor, "rows classes"]
+) -> Float[Tensor, "solutions 2 classes"]:
+    """As `terms_of_rows`, of the classes that are answered."""
+    truth, classes = pixels.double().sum(dim=0), pixels.shape[1]
+    found = []
+    for column in answer.unbind(dim=1):
+        hit = torch.zeros(classes, dtype=torch.float64)
+        hit.index_add_(0, column, pixels.gather(1, column[:, None])[:, 0].double())
+        answered = torch.zeros(classes, dtype=torch.float64).index_add_(0, column, pixels.sum(dim=1).double())
+        found.append(torch.stack([hit, truth + answered - hit]))
+    return torch.stack(found)
