@@ -19,13 +19,13 @@ NONE = torch.empty(0, dtype=torch.long)
 
 @dataclass(frozen=True)
 class Sums:
-    """What ridge regression needs to know of rows x (with a 1 in front), targets y and weights w, in float64.
+    """What ridge regression needs to know of rows x (with a 1 in front: `terms`), targets y and weights w, in float64.
 
     xx: sum of w x x^T; xy: sum of w x y^T. Of other columns, `of` takes the part.
     """
 
-    xx: Float[Tensor, "columns+1 columns+1"]
-    xy: Float[Tensor, "columns+1 targets"]
+    xx: Float[Tensor, "terms terms"]
+    xy: Float[Tensor, "terms targets"]
 
     @classmethod
     def zeros(cls, columns: int, targets: int) -> "Sums":
@@ -93,7 +93,7 @@ class Ridge:
         self.schur = correlation[self.count :, self.count :] - self.across.T @ self.of_added
         self.left = with_y[self.count :] - self.across.T @ self.of_y
 
-    def solve(self, added: Int[Tensor, "some"] = NONE, penalty: float = 0.0) -> Float[Tensor, "columns+1 targets"]:
+    def solve(self, added: Int[Tensor, "some"] = NONE, penalty: float = 0.0) -> Float[Tensor, "terms targets"]:
         """The coefficients of raw columns, the intercept's first, then those of the base, in float64.
 
         added: which of the added columns, by place; penalty: of each of them.
@@ -109,7 +109,7 @@ class Ridge:
 
 
 def answers(
-    x: Float[Tensor, "rows columns"], coefficients: Float[Tensor, "columns+1 targets"]
+    x: Float[Tensor, "rows columns"], coefficients: Float[Tensor, "terms targets"]
 ) -> Float[Tensor, "rows targets"]:
     """What a solution says of rows."""
     coefficients = coefficients.to(x.dtype)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
 from regard.files import write_whole
@@ -26,7 +25,7 @@ def render_probe(results: ProbeResults) -> str:
     """The page."""
     fractions = list(dict.fromkeys(row.fraction for row in results.rows))
     brings = {(one.features, one.columns, one.fraction): one for one in results.differences}
-    plain = [one for one in results.differences if not is_head(one)]
+    plain = [one for one in results.differences if one.features and "+" in one.columns and not is_head(one)]
     values = {
         "r": results,
         "fractions": fractions,
@@ -71,8 +70,6 @@ def _chart(differences: list[ProbeDifference], fraction: float) -> Chart:
             [f"{name(one.features, one.columns)} – {name(one.features, one.against)}" for one in differences],
         )
         axes.set_ylim(len(differences) - 0.5, -0.5)
-        widest = float(np.percentile([abs(v) for one in differences for v in (one.miou.low, one.miou.high)], 80)) * 100
-        axes.set_xlim(-max(1.5 * widest, 0.2), max(1.5 * widest, 0.2))
         axes.set_xlabel("points of mIoU, 95% interval")
         return chart_of(
             f"brings-{100 * fraction:g}",

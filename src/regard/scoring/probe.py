@@ -26,7 +26,7 @@ from regard.data.loading.modules import loading
 from regard.evaluation.statistics import Estimate, difference, score_terms
 from regard.results import Limits, ProbeDifference, ProbeRow
 from regard.say import console
-from regard.scoring.chosen import Chosen, Sample, Samples
+from regard.scoring.chosen import Chosen, Samples
 from regard.scoring.probe_columns import Layout, Patches, Reader, folds
 from regard.scoring.probe_training import Choice, Name, Rows, Training, Variant, terms_of, terms_of_rows
 from regard.scoring.protocol import MASS, Protocol
@@ -103,16 +103,10 @@ def _read(
         if groups[number] != first_group:
             reader.see(normalize(samples[number].image[None].to(device)), groups[number])
             break
-    loader = DataLoader(samples, None, collate_fn=_as_it_is, generator=torch.Generator(), **loading(asked.workers))
-    for number, sample in enumerate(
-        track(loader, words, len(data), transient=True, console=console(), disable=not bar)
-    ):
-        assert sample.labels is not None
-        yield reader.read(normalize(sample.image[None].to(device)), sample.labels[None].to(device), groups[number])
-
-
-def _as_it_is(sample: Sample) -> Sample:
-    return sample
+    loader = DataLoader(samples, 1, collate_fn=list, generator=torch.Generator(), **loading(asked.workers))
+    seen = track(loader, words, len(data), transient=True, console=console(), disable=not bar)
+    for (sample,), group in zip(seen, groups, strict=True):
+        yield reader.read(normalize(sample.image[None].to(device)), sample.labels[None].to(device), group)
 
 
 def _variants(layout: Layout) -> dict[Name, Variant]:

@@ -28,7 +28,7 @@ POWERS = (0.0, 0.5, 1.0)  # of class frequency
 PENALTIES = tuple(10.0**power for power in range(-5, 2))  # of standardised columns, beside a mean squared error
 RATIOS = tuple(10.0**power for power in range(-2, 5))  # penalty of added columns over it: the last hardly lets them in
 MIDDLE = POWERS[1]
-Solutions = Float[Tensor, "solutions columns+1 classes"]
+Solutions = Float[Tensor, "solutions terms classes"]
 Name = tuple[str, str]  # features, and columns beside them
 SCORED = 2**16  # rows that a choice is scored on, about: evenly many of each image
 
@@ -104,6 +104,8 @@ class Rows:
 
         The columns are standardised, over all rows: float32 then has the digits that sums of products need.
         """
+        if not self.starts[-1]:
+            return
         every, pixels = (self._mapped(name) for name in self.files)
         mean, deviation = (part.float() for part in self.standard)
         for image in images:
@@ -196,7 +198,7 @@ class Training:
             best[name] = replace(some[place], miou=float(miou[place]))
         return best
 
-    def solve(self, choice: Choice) -> Float[Tensor, "columns+1 classes"]:
+    def solve(self, choice: Choice) -> Float[Tensor, "terms classes"]:
         """The answer of all images of the draw, of columns as they were before they were standardised."""
         solved = Ridge(self.whole[choice.power], choice.columns, choice.penalties).solve()
         mean, deviation = (part[choice.columns] for part in self.rows.standard)
@@ -206,12 +208,12 @@ class Training:
 
 def _root(columns: Int[Tensor, "own"], power: float, penalty: float) -> Choice:
     """For features."""
-    return Choice(columns, torch.full((len(columns),), penalty), power, penalty)
+    return Choice(columns, torch.full((len(columns),), penalty, dtype=torch.float64), power, penalty)
 
 
 def _added(beside: Choice, columns: Int[Tensor, "own"], ratio: float) -> Choice:
     """For columns beside others."""
-    penalties = torch.cat([beside.penalties, torch.full((len(columns),), ratio * beside.penalty)])
+    penalties = torch.cat([beside.penalties, torch.full((len(columns),), ratio * beside.penalty, dtype=torch.float64)])
     return Choice(torch.cat([beside.columns, columns]), penalties, beside.power, beside.penalty, ratio)
 
 
@@ -245,7 +247,7 @@ def shares(pixels: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes
 def terms_of_rows(
     columns: Float[Tensor, "rows some"],
     pixels: Float[Tensor, "rows classes"],
-    coefficients: Float[Tensor, "solutions some+1 classes"],
+    coefficients: Float[Tensor, "solutions terms classes"],
 ) -> Float[Tensor, "solutions 2 classes"]:
     """Intersection and union per class, in pixels, of several solutions; all pixels of a patch get one answer."""
     solutions, _, classes = coefficients.shape
