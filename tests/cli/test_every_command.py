@@ -93,6 +93,7 @@ def test_every_command_takes_names_as_text(data: Path, tmp_path: Path, run) -> N
         "pca",
     )
     run("score", *VIT, "--data", str(data), "--out", str(out / "score"), "--size", "32", "--workers", "0")
+    run("probe", *VIT, "--data", str(data), "--out", str(out / "probe"), "--size", "32", "--workers", "0")
     pretrained = ["--epochs", "1", "--method_options", json.dumps({"widths": [16, 16]}), "--out", str(out / "pretrain")]
     run("pretrain", *VIT, *SMALL, "--data", str(data), *pretrained)
     run("segment", *VIT, *SMALL, "--data", str(data), "--epochs", "1", "--head", "linear", "--out", segmented)

@@ -17,6 +17,7 @@ from regard.settings import (
     Model,
     ModelToTrain,
     PretrainSettings,
+    Probing,
     Scoring,
     SurveyOptions,
     Watch,
@@ -39,6 +40,13 @@ def score(data: str, out: str) -> None:
 
     model, scoring = Model(backbone=VIT, backbone_options=TINY), Scoring(split="train", size=32, workers=0)
     score(data, model, scoring, Device(accelerator="cpu"), out)
+
+
+def probe(data: str, out: str) -> None:
+    from regard.cli.probe import probe
+
+    model, probing = Model(backbone=VIT, backbone_options=TINY), Probing(split="val", size=32, workers=0, heads=False)
+    probe(data, model, probing, Device(accelerator="cpu"), out)
 
 
 def evaluate(data: str, out: str) -> None:
@@ -86,7 +94,7 @@ if __name__ == "__main__":
     command, data, out, *keep = sys.argv[1:]
     if keep:
         keep_images()
-    {f.__name__: f for f in (pretrain, score, evaluate, embed, info)}[command](data, out)
+    {f.__name__: f for f in (pretrain, score, probe, evaluate, embed, info)}[command](data, out)
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     print(f"peak {int(found[1]) * 1024}")

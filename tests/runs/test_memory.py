@@ -62,7 +62,14 @@ def peak(command: str, data: Path, out: Path, *keep: str) -> int:
     return int(found[1])
 
 
-COMMANDS = {"pretrain": "classes", "score": "masks", "evaluate": "masks", "embed": "classes", "info": "masks"}
+COMMANDS = {
+    "pretrain": "classes",
+    "score": "masks",
+    "probe": "masks",
+    "evaluate": "masks",
+    "embed": "classes",
+    "info": "masks",
+}
 
 
 @pytest.mark.slow  # two processes, each up to 15 s

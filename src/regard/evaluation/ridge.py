@@ -2,8 +2,9 @@
 
 minimise  sum_i w_i |y_i - b - x_i B|^2 / sum_i w_i  +  sum_j penalty_j |B_j|^2,
 
-the columns of x brought to mean 0 and variance 1 under the weights, the intercept b free. scikit-learn's
-`Ridge(alpha)` on such columns has the same solution where penalty = alpha / sum w.
+the columns of x brought to mean 0 and variance 1 under the weights (they should not be far from it, as float32 has few
+digits), the intercept b free. scikit-learn's `Ridge(alpha)` on such columns has the same solution where penalty =
+alpha / sum w.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CONSTANT = 1e-6  # a column that varies by less than this share of its size tells nothing, and gets no weight
+CONSTANT = 1e-5  # of a column's mean square: where its variance is less, it tells nothing that sums in float32 hold
 NONE = torch.empty(0, dtype=torch.long)
 
 
@@ -80,7 +81,7 @@ class Ridge:
         self.mean, self.mean_y = sums.xx[0, 1:] / weight, sums.xy[0] / weight
         covariance = sums.xx[1:, 1:] / weight - torch.outer(self.mean, self.mean)
         variance = covariance.diagonal().clamp(min=0)
-        constant = variance <= (CONSTANT * (self.mean.abs() + variance.sqrt())) ** 2
+        constant = variance <= CONSTANT * (self.mean.square() + variance)
         self.scale = variance.sqrt().reciprocal().masked_fill(constant, 0)
         correlation = covariance * self.scale * self.scale[:, None]
         with_y = (sums.xy[1:] / weight - torch.outer(self.mean, self.mean_y)) * self.scale[:, None]

@@ -10,6 +10,7 @@ other:     as maps, but of an image of another group, always the same one: what 
            bring.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -141,9 +142,9 @@ def _rows(part: Float[Tensor, "1 c h w"]) -> Float[Tensor, "patches c"]:
 
 def folds(groups: list[str], count: int) -> Int[Tensor, "images"]:
     """A fold for each image, whole groups together: the largest group first, to the fold with the fewest images."""
-    sizes = {group: groups.count(group) for group in dict.fromkeys(groups)}
+    sizes = Counter(groups)
     filled, fold_of = [0] * min(count, len(sizes)), {}
-    for group, size in sorted(sizes.items(), key=lambda item: -item[1]):
+    for group, size in sizes.most_common():  # of equal sizes, in the order of their coming
         fold_of[group] = filled.index(min(filled))
         filled[fold_of[group]] += size
     return torch.tensor([fold_of[group] for group in groups])

@@ -19,17 +19,18 @@ from torch import Tensor
 
 from regard.data.loading.draws import LABELS, draws
 from regard.errors import InputError
-from regard.evaluation.ridge import CONSTANT, Ridge, Sums, answers, total
+from regard.evaluation.ridge import Ridge, Sums, answers, total
 from regard.scoring.probe_columns import Layout, Patches, folds
 
 KEPT = 4 * 2**30  # bytes of rows on disk
 FOLDS = 5  # of groups, where a penalty is chosen
 POWERS = (0.0, 0.5, 1.0)  # of class frequency
-PENALTIES = tuple(10.0**power for power in range(-5, 2))  # of standardised columns, beside a mean squared error
+PENALTIES = tuple(10.0**power for power in range(-4, 2))  # of standardised columns, beside a mean squared error
 RATIOS = tuple(10.0**power for power in range(-2, 5))  # penalty of added columns over it: the last hardly lets them in
 MIDDLE = POWERS[1]
 Solutions = Float[Tensor, "solutions terms classes"]
 Name = tuple[str, str]  # features, and columns beside them
+EXACT = 2**14  # rows up to which sums are in float64 throughout: of few, a column may vary by very little
 SCORED = 2**16  # rows that a choice is scored on, about: evenly many of each image
 
 
@@ -93,7 +94,7 @@ class Rows:
         """Mean and standard deviation of the columns; 1 for one that is constant."""
         mean = self.sum / self.starts[-1]
         deviation = (self.squares / self.starts[-1] - mean.square()).clamp(min=0).sqrt()
-        return mean, deviation.where(deviation > CONSTANT * mean.abs(), 1.0)
+        return mean, deviation.where(deviation > 1e-6 * mean.abs(), 1.0)
 
     def count(self, image: int) -> int:
         """How many rows an image has."""
@@ -104,18 +105,17 @@ class Rows:
 
         The columns are standardised, over all rows: float32 then has the digits that sums of products need.
         """
-        if not self.starts[-1]:
-            return
-        every, pixels = (self._mapped(name) for name in self.files)
         mean, deviation = (part.float() for part in self.standard)
         for image in images:
-            part = slice(self.starts[image], self.starts[image + 1])
-            if part.stop > part.start:
-                yield (torch.from_numpy(every[part]) - mean) / deviation, torch.from_numpy(pixels[part])
+            if self.count(image):
+                yield (self._read("columns", image) - mean) / deviation, self._read("pixels", image)
 
-    def _mapped(self, name: str) -> np.ndarray:
+    def _read(self, name: str, image: int) -> Float[Tensor, "rows width"]:
         width = self.layout.columns if name == "columns" else self.classes
-        return np.memmap(self.files[name], np.float32, "c", shape=(self.starts[-1], width))
+        found = np.fromfile(
+            self.files[name], np.float32, self.count(image) * width, offset=4 * self.starts[image] * width
+        )
+        return torch.from_numpy(found.reshape(-1, width))
 
 
 class Training:
@@ -132,8 +132,10 @@ class Training:
         self.frequency = pixels / pixels.sum()
         count = int(self.fold_of.max()) + 1
         sums = {power: [Sums.zeros(rows.layout.columns, rows.classes) for _ in range(count)] for power in POWERS}
+        few = sum(rows.count(image) for image in images) <= EXACT
         for image, fold in zip(images, self.fold_of.tolist(), strict=True):
             for columns, pixels in rows.of([image]):
+                columns = columns.double() if few else columns
                 for power, of_folds in sums.items():
                     of_folds[fold].add(columns, shares(pixels), self.weights(pixels, power))
         self.whole = {power: total(of_folds) for power, of_folds in sums.items()}

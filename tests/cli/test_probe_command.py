@@ -1,0 +1,52 @@
+"""`regard probe`, from the command line to its page."""
+
+import json
+import re
+
+import pytest
+
+from commands import fails
+from models import SMALLEST_VIT
+from regard.cli import main
+from regard.reports.probe_report import render_probe
+from regard.results import ProbeResults, read_stored
+from trees import class_folders, mask_tree
+
+LOOK = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", json.dumps(SMALLEST_VIT), "--size", "32"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return mask_tree(tmp_path_factory.mktemp("data"), train=8, val=3, test=4)
+
+
+def test_it_writes_numbers_and_a_page_made_of_them(data, tmp_path, capsys) -> None:
+    words = ["probe", "--data", str(data), *LOOK, "--workers", "0", "--fractions", "[0.5,1]", "--draws", "2"]
+    main([*words, "--out", str(tmp_path)])
+    out, said = capsys.readouterr()
+    assert str(tmp_path / "probe.html") in out
+    assert "4 groups are too few for a verdict" in said
+    found = read_stored(tmp_path / "probe.json", ProbeResults)
+    assert (found.data.split, found.data.images, found.data.train_images, found.data.few) == ("test", 4, 8, True)
+    assert found.command.startswith("regard probe --data")
+    assert found.weights == "random"
+    page = (tmp_path / "probe.html").read_text()
+    assert page == render_probe(found)
+    assert "Too few groups" in page
+    assert not re.search(r">(better|worse|not shown)<", page)  # no verdict
+    for row in found.rows:
+        assert f"{row.features or 'no features'} {row.columns}" in page
+
+
+def test_what_cannot_be_probed_is_one_line(data, tmp_path, capsys) -> None:
+    common = [*LOOK, "--workers", "0", "--out", str(tmp_path / "out")]
+    classes = str(class_folders(tmp_path / "classes", {"a": 2, "b": 2}))
+    for words, said in (
+        (["--data", str(data), "--split", "train"], "learned from"),
+        (["--data", str(data), "--groups", "("], "no regular expression"),
+        (["--data", str(data), "--groups", "none of them"], "is in no group"),
+        (["--data", str(data), "--fractions", "[0]"], "fractions"),
+        (["--data", classes], "masks"),
+    ):
+        assert said in fails(capsys, "probe", *words, *common)
+    assert not (tmp_path / "out").exists()
