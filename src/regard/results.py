@@ -248,7 +248,10 @@ class FailedPart:
 
 @dataclass(kw_only=True)
 class StudyData:
-    """What was trained and scored on. class_share: of the labelled pixels that were scored."""
+    """What was trained and scored on. class_share: of the labelled pixels that were scored.
+
+    groups: how these images belong together, and in how many groups; None: each is for itself.
+    """
 
     source: str
     description: str
@@ -259,6 +262,8 @@ class StudyData:
     evaluated_images: int
     evaluated_split: str
     short_side: int
+    groups: str | None = None
+    evaluated_groups: int | None = None
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -362,6 +367,7 @@ class Difference:
     """mIoU of `a` minus `b`, over the seeds that both have. p, p_strict: see `statistics.Estimate`.
 
     question: whether it was asked of the study; holm: then, whether it is still shown after Holm's correction.
+    few:      whether it is over too few images, or groups of images, for a verdict.
     """
 
     a: str
@@ -374,10 +380,16 @@ class Difference:
     question: bool
     holm: bool
     seeds: int
+    few: bool = False
 
     @property
     def is_shown(self) -> bool:
-        """The one verdict: the interval leaves out 0 in tenths of a point, as it is shown; a question's after Holm."""
+        """The one verdict: the interval leaves out 0 in tenths of a point, as it is shown; a question's after Holm.
+
+        Of too few images, or groups, nothing is shown.
+        """
+        if self.few:
+            return False
         excludes = round(100 * self.low, 1) > 0 or round(100 * self.high, 1) < 0
         return bool(excludes and (self.holm or not self.question))
 

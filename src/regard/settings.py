@@ -637,7 +637,19 @@ class SweepOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyOptions(Settings):
+class Grouping(Settings):
+    """Which images belong together."""
+
+    groups: str | None = setting(
+        None,
+        "Images that belong together, which folds and errors never part: `folder`, a regular expression on file names "
+        "such as '^[^_]*', or a .csv file with name and group; by default each image is a group.",
+        common=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(Grouping):
     """What a study departs from, and how its trainings are run."""
 
     preset: str = setting(
@@ -808,19 +820,13 @@ class Scoring(Bits):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probing(Bits):
+class Probing(Bits, Grouping):
     """What `regard probe` answers from."""
 
     split: str | None = setting(
         None, "What is scored: val or test; by default test where there is one, else val.", common=True
     )
     size: int = setting(224, "Short side that images are brought to, in pixels.", 1, MOST_PIXELS, common=True)
-    groups: str | None = setting(
-        None,
-        "Images that belong together, which folds and errors never part: `folder`, a regular expression on file names "
-        "such as '^[^_]*', or a .csv file with name and group; by default each image is a group.",
-        common=True,
-    )
     fractions: tuple[float, ...] = setting(
         (1.0,), "Shares of the training masks to learn from, such as [0.05,0.2,1].", above=0, most=1, common=True
     )

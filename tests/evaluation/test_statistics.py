@@ -403,3 +403,56 @@ def test_limits_of_correlations_cover_the_truth_in_95_percent_of_the_studies(n: 
         covered += found.low <= rho <= found.high
     low, high = binom.interval(0.999, studies, 0.95)  # 1867 to 1931; 1897, 1894 and 1902 are covered
     assert low <= covered <= high
+
+
+FRAMES = 10  # of a group, with a difficulty in common
+
+
+def clips(rng, groups: int, skill: float) -> np.ndarray:
+    """Counts of one seed over frames of so many groups. What a model makes of a group is the same in all its frames."""
+    spread = np.repeat(rng.normal(0, 0.08, groups), FRAMES) + rng.normal(0, 0.03, groups * FRAMES)
+    right = rng.binomial(1000, np.clip(skill + spread, 0, 1))
+    return symmetric(right[None], 1000)
+
+
+@pytest.mark.parametrize("studies", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("groups", [4, 8, 12, 30])
+def test_intervals_over_groups_cover_where_those_over_frames_do_not(groups: int, studies: int) -> None:
+    rng, truth = np.random.default_rng(groups), 0.7 / 1.3 - 0.65 / 1.35  # of unlimited groups: p / (2 - p)
+    of_groups, covered, by_frames = np.repeat(np.arange(groups), FRAMES), 0, 0
+    for _ in range(studies):
+        pair = [clips(rng, groups, skill) for skill in (0.7, 0.65)]
+        found = difference(*(score(one, of_groups) for one in pair))
+        naive = difference(*(score(one) for one in pair))
+        covered += found.low <= truth <= found.high
+        by_frames += naive.low <= truth <= naive.high
+    low, high = binom.ppf(0.0005, studies, 0.91), binom.ppf(0.9995, studies, 0.97)
+    assert low <= covered <= high
+    assert by_frames / studies < 0.65
+
+
+def test_groups_are_sums_of_their_images_and_below_eight_there_is_no_verdict() -> None:
+    rng = np.random.default_rng(0)
+    counts = draw(rng, np.array([0.6, 0.7]), rng.uniform(-0.1, 0.1, 20))
+    groups = rng.permutation(np.repeat(np.arange(5), 4))
+    summed = np.stack([counts[:, groups == g].sum(axis=1) for g in range(5)], axis=1)
+    assert score(counts, groups).estimate() == score(summed).estimate()
+    assert score(counts, groups).few
+    assert not score(counts, np.arange(20) % 8).few
+
+
+def test_overlapping_draws_of_labels_are_not_taken_as_independent() -> None:
+    """Each draw is half of a pool; the mean over draws is to cover what other pools would give."""
+    rng, pools, draws, covered, naive = np.random.default_rng(3), 200, 8, 0, 0
+    for _ in range(pools):
+        skills = rng.normal(0.0, 0.08, 40)  # what an image in training brings
+        chosen = np.stack([rng.permutation(40)[:20] for _ in range(draws)])
+        scored = np.clip(0.6 + skills[chosen].mean(axis=1), 0, 1)
+        one = score(symmetric(np.round(1e6 * scored)[:, None].repeat(30, axis=1).astype(np.int64), 10**6))
+        truth = 0.6 / 1.4
+        for shared in (0.5, 0.0):
+            found = one.estimate(shared)
+            hit = found.low <= truth <= found.high
+            covered, naive = covered + hit * (shared > 0), naive + hit * (shared == 0)
+    assert covered / pools > 0.9
+    assert naive / pools < 0.75

@@ -24,7 +24,7 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
     from regard.backbones import describe
     from regard.cli.common import opened
     from regard.cli.parser import command_line
-    from regard.data.groups import look_like_frames
+    from regard.data.groups import group_numbers
     from regard.data.source import check_readable, open_source, require_masks
     from regard.evaluation.statistics import FEW
     from regard.reports.probe_report import write_probe_report
@@ -45,8 +45,7 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
     backbone = opened(model, device)
     say(source.describe())
     check_readable(source, probing.size)
-    if probing.groups is None and look_like_frames([scored.name(i) for i in range(len(scored))]):
-        say("names look like frames of videos, which are not independent: --groups '^[^_]*' would keep them together")
+    group_numbers(scored, probing.groups)
     started = time.monotonic()
     found = run(backbone, train, scored, probing)
     results = ProbeResults(

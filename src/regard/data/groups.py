@@ -8,8 +8,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+import numpy as np
+from jaxtyping import Int
+
+from regard.data.datasets.base import Dataset
 from regard.errors import InputError
 from regard.files import read_text
+from regard.say import say_once
 from regard.settings import FOLDER
 
 FRAME = re.compile(r"^(.*\D|)\d{3,}\D*$")  # of a file name that ends in a number, the part before it
@@ -42,6 +47,22 @@ def groups_of(names: Sequence[str], rule: str | None) -> list[str]:
         _found(match and match[1 if pattern.groups else 0], name, rule)
         for match, name in zip(matches, names, strict=True)
     ]
+
+
+def group_numbers(dataset: Dataset, rule: str | None) -> Int[np.ndarray, "images"] | None:
+    """The number of each image's group, from 0 ; None without a rule.
+
+    Where names look like frames of videos and there is no rule, that is said.
+    """
+    names = [dataset.name(i) for i in range(len(dataset))]
+    if rule is None:
+        if look_like_frames(names):
+            say_once(
+                "names look like frames of videos, which are not independent: --groups '^[^_]*' would keep those "
+                "together that share what is before the first _"
+            )
+        return None
+    return np.unique(groups_of(names, rule), return_inverse=True)[1]
 
 
 def look_like_frames(names: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ Why not resample seeds too: the percentile interval of 3 resampled seeds goes fr
 and the truth is outside in a quarter of the studies (all three above it or all below), not in a twentieth.
 
 Images are drawn once for a configuration, by the same generator for every one, so that the difference of any two is a
-subtraction of what is kept of each: 8 kB a seed. Scoring one takes 32 bytes an image, seed and class, 82 MB for 5000
+subtraction of what is kept of each: 8 kB a seed. Scoring one takes 48 bytes an image, seed and class, 123 MB for 5000
 images, 3 seeds and 171 classes, beside the counts themselves, of which one seed at a time in memory will do.
 """
 
@@ -63,6 +63,11 @@ class Scored:
     draws: Float[np.ndarray, "draws seeds"]  # of one image, which tells nothing of others: no draws
     labelled: Bool[np.ndarray, "images"]  # an image that is all void is no evidence
 
+    @property
+    def few(self) -> bool:
+        """Whether there are too few images, or groups, for a verdict."""
+        return int(self.labelled.sum()) < FEW
+
     def only(self, seeds: Sequence[int]) -> "Scored":
         """Of the seeds at these places alone: what two configurations have in common."""
         return Scored(self.miou[list(seeds)], self.draws[:, list(seeds)], self.labelled)
@@ -75,26 +80,22 @@ class Scored:
         return _estimate(self.miou, self.draws, int(self.labelled.sum()), lowest=0.0, shared=shared)
 
 
-def score(counts: Iterable[OneSeed]) -> Scored:
+def score(counts: Iterable[OneSeed], groups: Int[np.ndarray, "images"] | None = None) -> Scored:
     """The mIoU of a configuration, from the confusion counts of its seeds, which need not all be in memory at once.
 
     It is that of `evaluation.scores`, the mean over the classes of the ground truth of all these images.
+
+    groups: of each image, from 0, where images are not independent: then what is said of images holds of groups.
+
     Raises InputError where every pixel of the masks is void.
     """
-    found, occurs = [], np.zeros(0)
-    for seed in counts:
-        found.append(_terms(seed))
-        occurs = seed.sum(axis=(0, 2)) > 0  # of every seed the same
-    return score_terms(np.stack(found, axis=1), occurs)
+    return score_terms(np.stack([_terms(_summed(seed, groups)) for seed in counts], axis=1))
 
 
-def score_terms(terms: Float[np.ndarray, "images seeds 2 classes"], occurs: Bool[np.ndarray, "classes"]) -> Scored:
-    """As `score`, from intersections and unions of images, or of groups of images, in place of counts.
-
-    occurs: the classes of the ground truth, which mIoU is the mean over.
-    """
-    terms = terms[..., occurs]
-    labelled = np.asarray(terms.any(axis=(1, 2, 3)))
+def score_terms(terms: Float[np.ndarray, "images seeds 3 classes"]) -> Scored:
+    """As `score`, from the intersections, unions and true pixels of images, or of groups of images."""
+    terms = terms[..., terms[..., 2, :].any(axis=(0, 1))]
+    labelled = np.asarray(terms[:, :, 2].any(axis=(1, 2)))
     if not labelled.any():
         raise InputError("no labelled pixel to score: every pixel of the masks is void")
     terms = terms[labelled]
@@ -180,7 +181,7 @@ def _estimate(
     return Estimate(mean, max(mean - half, lowest), min(mean + half, 1.0), p, p_strict)
 
 
-def _draws(terms: Float[np.ndarray, "images seeds 2 classes"]) -> Float[np.ndarray, "draws seeds"]:
+def _draws(terms: Float[np.ndarray, "images seeds 3 classes"]) -> Float[np.ndarray, "draws seeds"]:
     """mIoU where as many images are drawn with replacement, `DRAWS` times: each draw is the same for all seeds. Of few
     images: where each is left out in turn.
 
@@ -200,15 +201,23 @@ def _draws(terms: Float[np.ndarray, "images seeds 2 classes"]) -> Float[np.ndarr
     return np.concatenate(draws)
 
 
-def _terms(counts: OneSeed) -> Float[np.ndarray, "images 2 classes"]:
-    """The two terms of IoU, intersection and union: they add up over images, and are few where classes are many."""
-    hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
-    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
-    return np.stack([hits, union], axis=-2)
+def _summed(counts: OneSeed, groups: Int[np.ndarray, "images"] | None) -> Int[np.ndarray, "groups classes classes"]:
+    if groups is None:
+        return counts
+    summed = np.zeros((int(groups.max()) + 1, *counts.shape[1:]), counts.dtype)
+    np.add.at(summed, groups, counts)
+    return summed
 
 
-def _miou(terms: Float[np.ndarray, "*batch 2 classes"]) -> Float[np.ndarray, "*batch"]:
-    """Mean IoU over the classes that occur in these images, in truth or prediction."""
-    hits, union = terms[..., 0, :], terms[..., 1, :]
-    occurs = union > 0
-    return np.divide(hits, union, out=np.zeros_like(hits), where=occurs).sum(axis=-1) / occurs.sum(axis=-1)
+def _terms(counts: OneSeed) -> Float[np.ndarray, "images 3 classes"]:
+    """Intersection, union and true pixels, which add up over images, and are few where classes are many."""
+    hits, truth = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64), counts.sum(axis=-1)
+    return np.stack([hits, truth + counts.sum(axis=-2) - hits, truth], axis=-2)
+
+
+def _miou(terms: Float[np.ndarray, "*batch 3 classes"]) -> Float[np.ndarray, "*batch"]:
+    """Mean IoU over the classes of the ground truth of these images."""
+    hits, union, truth = (terms[..., i, :] for i in range(3))
+    occurs = truth > 0
+    iou = np.divide(hits, union, out=np.zeros_like(hits), where=occurs)
+    return np.divide(iou.sum(axis=-1), occurs.sum(axis=-1), out=np.zeros(occurs.shape[:-1]), where=occurs.any(axis=-1))

@@ -76,7 +76,12 @@ def caution(d: Difference, questions: int) -> str:
     notes = []
     if not d.is_shown and not d.low <= 0 <= d.high:
         corrected = d.question and not d.holm
-        why = f"not after Holm's correction for {questions} questions" if corrected else "by less than the digits show"
+        if d.few:
+            why = "there are too few images, or groups of them, for a verdict"
+        elif corrected:
+            why = f"not after Holm's correction for {questions} questions"
+        else:
+            why = "by less than the digits show"
         notes.append(f"The interval leaves out 0, but {why}.")
     if d.seeds == 1:
         notes.append("One seed: the interval says nothing of what another seed would have given.")
@@ -234,9 +239,9 @@ def interval_kind(scored: Sequence[Shown]) -> str:
     return "; ".join([common, *(f"of {listed(names)}: {kind}" for kind, names in others)])
 
 
-def paired_kind(differences: Sequence[Difference]) -> str:
+def paired_kind(differences: Sequence[Difference], units: str = "images") -> str:
     """What the intervals of differences are of: see `statistics.difference`."""
     single = [d.seeds == 1 for d in differences]
     if all(single):
-        return "95%, over images; of one seed, so without the chance of training"
-    return "95%, over images and seeds" + ("; over images alone where a pair has one seed in common" * any(single))
+        return f"95%, over {units}; of one seed, so without the chance of training"
+    return f"95%, over {units} and seeds" + (f"; over {units} alone where a pair has one seed in common" * any(single))

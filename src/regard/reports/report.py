@@ -71,7 +71,7 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
         "measured": [key for key in costs if any(getattr(c, key) is not None for c in scored)],
         "few_seeds": findings.few_seeds(scored),
         "interval": findings.interval_kind(scored),
-        "paired_interval": findings.paired_kind(r.differences),
+        "paired_interval": findings.paired_kind(r.differences, "groups of images" if r.data.groups else "images"),
         "leading": findings.leading(scored, r.differences) if scored else "",
         "following": findings.following(scored, r.differences),
         "effects": {axis.name: findings.axis_effect(axis, r.differences) for axis in a.axes},

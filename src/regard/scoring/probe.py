@@ -74,15 +74,17 @@ def probe(backbone: Backbone, train: Chosen, scored: Chosen, asked: Probing, bar
         answers = list(fitting)
     blocks = folds(groups[1], BLOCKS)
     terms = np.zeros((int(blocks.max()) + 1, len(answers) + 1, 2, classes))  # the last answer is the ceiling's
-    truth, together = torch.zeros(classes), _together(answers)
+    truth, together = np.zeros((len(terms), classes)), _together(answers)
     for number, patches in enumerate(_read(Reader(backbone, classes), scored, groups[1], asked, "scoring", bar)):
-        truth += patches.pixels.sum(dim=0)
+        truth[int(blocks[number])] += patches.pixels.sum(dim=0).numpy()
         into = terms[int(blocks[number])]
         into[-1:] += terms_of(patches.pixels.argmax(dim=1, keepdim=True), patches.pixels).numpy()
         for columns, places, coefficients in together:
             into[places] += terms_of_rows(patches.columns[:, columns], patches.pixels, coefficients).numpy()
-    made = _rows_and_differences(answers, terms, (truth > 0).numpy())
-    ceiling = _limits(score_terms(terms[:, -1:], (truth > 0).numpy()).estimate())
+    known = np.broadcast_to(truth[:, None, None], (*terms.shape[:2], 1, classes))
+    terms = np.concatenate([terms, known], axis=2)  # as `score_terms` takes them
+    made = _rows_and_differences(answers, terms)
+    ceiling = _limits(score_terms(terms[:, -1:]).estimate())
     counts = [len(set(some)) for some in groups]
     return Found(ceiling, *made, counts[1], counts[0], rows.starts[-1], reader.layout.stride)
 
@@ -177,16 +179,14 @@ def _together(answers: Sequence[Answer]) -> list[tuple[Tensor, list[int], Tensor
     ]
 
 
-def _rows_and_differences(
-    answers: Sequence[Answer], terms: np.ndarray, occurs: np.ndarray
-) -> tuple[list[ProbeRow], list[ProbeDifference]]:
+def _rows_and_differences(answers: Sequence[Answer], terms: np.ndarray) -> tuple[list[ProbeRow], list[ProbeDifference]]:
     """The scores of all answers, and what the last part of their columns brings to the others: `+ position + maps` is
     held against `+ position`.
     """
     places: dict[tuple[str, str, float], list[int]] = {}
     for place, answer in enumerate(answers):
         places.setdefault((*answer.name, answer.fraction), []).append(place)
-    scored = {name: score_terms(terms[:, some], occurs) for name, some in places.items()}
+    scored = {name: score_terms(terms[:, some]) for name, some in places.items()}
     rows, differences = [], []
     for (features, columns, fraction), some in places.items():
         shared, choices = fraction if fraction < 1 else 0.0, [answers[place].choice for place in some]

@@ -63,4 +63,5 @@ def _start(options: StudyOptions) -> Plan:
     else:
         plan = read_plan(options.study)
     plan = replace(plan, seeds=tuple(range(options.seeds))) if options.seeds else plan
+    plan = replace(plan, groups=options.groups) if options.groups else plan
     return replace(plan, pretrain_each_seed=True) if options.pretrain_each_seed else plan

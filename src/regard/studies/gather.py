@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from regard.data.groups import group_numbers
 from regard.data.loading.augment import short_side
 from regard.data.source import require_masks
 from regard.data.survey import class_pixels
@@ -47,6 +48,7 @@ from regard.studies.tasks import Failure
 
 CLASSES_FILE = "train_pixels.json"  # of each class
 Matrix = Int[np.ndarray, "classes classes"]
+Groups = Int[np.ndarray, "images"] | None
 
 
 def scored_split(splits: Mapping[str, Any]) -> str:
@@ -59,7 +61,7 @@ class _Cells:
     only where there is one.
     """
 
-    def __init__(self, study: Study, configuration: Configuration) -> None:
+    def __init__(self, study: Study, configuration: Configuration, groups: Groups) -> None:
         found = [
             (seed, study.scored(configuration, seed), study.trained(configuration, seed)) for seed in study.plan.seeds
         ]
@@ -69,7 +71,7 @@ class _Cells:
         self.runs = [run for _, _, run in finished]
         self.folders = [study.cell_folder(configuration, seed) for seed in self.seeds]
         if self.folders:
-            self.scored = score(self._counts(folder) for folder in self.folders)
+            self.scored = score((self._counts(folder) for folder in self.folders), groups)
             self.matrices: list[Matrix] = [self._counts(folder).sum(axis=0) for folder in self.folders]
             self.per_image = _miou_per_image(self._counts(self.folders[0]))
 
@@ -108,7 +110,8 @@ def gather(study: Study, command: str, failures: Sequence[Failure], complete: bo
     plan, source = study.plan, study.source
     splits = require_masks(source)
     split = scored_split(splits)
-    cells = {c.name: _Cells(study, c) for c in plan.configurations}
+    groups = group_numbers(splits[split], plan.groups)
+    cells = {c.name: _Cells(study, c, groups) for c in plan.configurations}
     finished = {name: cell for name, cell in cells.items() if cell.seeds}
     if not finished:
         reasons = "".join(f"; {failure.name}: {failure.error}" for failure in failures[:1])
@@ -154,6 +157,8 @@ def gather(study: Study, command: str, failures: Sequence[Failure], complete: bo
             evaluated_images=len(splits[split]),
             evaluated_split=split,
             short_side=plan.segment.size,
+            groups=plan.groups,
+            evaluated_groups=None if groups is None else int(groups.max()) + 1,
         ),
         majority=_majority(study, truth),
         pretraining=pretraining,
@@ -210,19 +215,19 @@ def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: fl
         milliseconds_per_image=milliseconds,
         images_per_second=1000 / milliseconds if milliseconds else None,
         peak_memory_mb=cells.peak_memory(),
-        miou=_interval(cells.scored) if cells.runs else None,
+        miou=_interval(cells.scored, "groups of images" if plan.groups else "images") if cells.runs else None,
         runs=cells.results() if cells.runs else [],
     )
 
 
-def _interval(scored: Scored) -> MeanMiou:
+def _interval(scored: Scored, units: str) -> MeanMiou:
     found, several = scored.estimate(), len(scored.miou) > 1
     return MeanMiou(
         mean=found.mean,
         std=float(np.std(scored.miou, ddof=1)) if several else None,
         low=found.low,
         high=found.high,
-        interval="95%, over images and seeds" if several else "95%, over images",
+        interval=f"95%, over {units} and seeds" if several else f"95%, over {units}",
     )
 
 

@@ -78,6 +78,7 @@ class Plan:
     pretrain_each_seed: a pre-training of its own for each seed, so that the intervals hold its chance too; otherwise
                         all seeds start from one, of seed 0.
     cache:              compute the features of frozen backbones once, for all that use them (`feature_cache`).
+    groups:             which of the scored images belong together, see `data.groups`; None: each is for itself.
     text:               the file that it was read from, for the report.
     axes:               what is varied, and the values in order; none where configurations are simply listed.
     note:               what a reader of the report must know.
@@ -95,6 +96,7 @@ class Plan:
     kind: Literal["compare", "ablate"] = "compare"
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     note: str = ""
+    groups: str | None = None
     text: str | None = None
 
     def settings(self, configuration: Configuration) -> SegmentSettings:

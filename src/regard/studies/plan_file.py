@@ -26,6 +26,7 @@ KEYS = {
     "questions": list[tuple[str, str]],
     "label_fractions": list[float],
     "frozen": list[bool],
+    "groups": str,
     "note": str,
 }
 
@@ -79,6 +80,7 @@ def _plan(found: dict[str, Any], stem: str) -> Plan:
         found.get("pretrain_each_seed", base.pretrain_each_seed),
         found.get("cache", base.cache),
         note=found.get("note", base.note),
+        groups=found.get("groups", base.groups),
     )
     for pair in plan.questions:  # before they are spread, so that the name is the file's
         for name in pair:

@@ -38,7 +38,7 @@ def differences(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]]
             of_one = one.only([seeds_of_one.index(seed) for seed in common])
             of_two = two.only([seeds_of_two.index(seed) for seed in common])
             found = vars(difference(of_one, of_two))
-            about = {"question": pair in asked, "holm": False, "seeds": len(common)}
+            about = {"question": pair in asked, "holm": False, "seeds": len(common), "few": one.few}
             made.append(Difference(a=pair[0], b=pair[1], **found, **about))
     questions = [d for d in made if d.question]
     for d, still in zip(questions, holm([d.p_strict for d in questions]), strict=True):
