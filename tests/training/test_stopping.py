@@ -19,7 +19,7 @@ from regard.data.datasets.scenes import Scenes
 from regard.data.loading.modules import PretrainData
 from regard.data.loading.wrapped import SkipUnreadable, skipped
 from regard.errors import InputError
-from regard.training.stopping import WholeFiles, last_checkpoint, last_whole_checkpoint
+from regard.training.stopping import WholeFiles, checkpoints, last_checkpoint, last_whole_checkpoint
 from regard.training.trainer import StepSeed
 from trees import save
 
@@ -130,6 +130,13 @@ def test_a_checkpoint_is_whole_or_not_there_on_any_disk(tmp_path, monkeypatch) -
         with pytest.raises(OSError, match="No space left"):
             writer.save_checkpoint({"step": 2}, path.with_name("resume-step=2.ckpt"))
     assert last_checkpoint(tmp_path) == path
+
+
+def test_a_checkpoint_of_another_name_is_none_of_the_runs(tmp_path) -> None:
+    for name in ("step=2", "step=10", "step=abc", "step=3-v1", "step="):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / f"checkpoints/resume-{name}.ckpt").touch()
+    assert [path.stem for path in checkpoints(tmp_path)] == ["resume-step=2", "resume-step=10"]
 
 
 def test_a_damaged_checkpoint_is_left_out_for_the_one_before(tmp_path, capsys) -> None:

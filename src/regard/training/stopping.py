@@ -195,7 +195,10 @@ def requeue() -> None:
 
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoints of an unfinished run, in the order of their steps."""
-    return sorted((out / CHECKPOINTS).glob("resume-step=*.ckpt"), key=step_of)
+    named = [
+        path for path in (out / CHECKPOINTS).glob("resume-step=*.ckpt") if path.stem.rpartition("=")[2].isdecimal()
+    ]
+    return sorted(named, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
