@@ -32,10 +32,10 @@ def planted(image: int) -> Patches:
 @pytest.fixture
 def training(tmp_path):
     parts = {"level 0": range(4), "maps": range(4, 5), "other": range(5, 6)}
-    rows = Rows(tmp_path, Layout(parts, ((0, 0),), 8), CLASSES, [str(image // 2) for image in range(12)])
-    for image in range(12):
-        rows.add(planted(image))
-    return Training(rows, range(12))
+    with Rows(tmp_path, Layout(parts, ((0, 0),), 8), CLASSES, [str(image // 2) for image in range(12)]) as rows:
+        for image in range(12):
+            rows.add(planted(image))
+        yield Training(rows, range(12))
 
 
 def test_what_is_planted_is_found_and_noise_is_not(training) -> None:
@@ -84,15 +84,15 @@ def test_a_solution_answers_columns_as_they_were_read(training) -> None:
 def test_of_many_rows_evenly_many_of_each_image_are_kept(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("regard.scoring.probe_training.KEPT", 4 * (6 + CLASSES) * 12 * 10)
     parts = {"level 0": range(4), "maps": range(4, 5), "other": range(5, 6)}
-    rows = Rows(tmp_path, Layout(parts, ((0, 0),), 8), CLASSES, ["a"] * 12)
-    for image in range(12):
-        rows.add(planted(image))
-    assert [rows.count(image) for image in range(12)] == [10] * 12
-    ((columns, pixels),) = rows.of([3])
+    with Rows(tmp_path, Layout(parts, ((0, 0),), 8), CLASSES, ["a"] * 12) as rows:
+        for image in range(12):
+            rows.add(planted(image))
+        assert [rows.count(image) for image in range(12)] == [10] * 12
+        ((columns, pixels),) = rows.of([3])
+        mean, deviation = rows.standard
     of_image = planted(3)
     for row, own in zip(columns, pixels, strict=True):
         place = int((of_image.pixels == own).all(dim=1).nonzero())
-        mean, deviation = rows.standard
         torch.testing.assert_close(row * deviation.float() + mean.float(), of_image.columns[place])
 
 
@@ -150,11 +150,11 @@ def test_maps_of_another_image_are_of_another_group() -> None:
         torch.testing.assert_close(found[i][:, other], found[0][:, maps])
 
 
-def test_on_scenes_it_is_the_same_again_and_few_groups_are_said() -> None:
+def test_on_scenes_it_is_the_same_again_and_few_groups_are_said(tmp_path) -> None:
     backbone = build_backbone(VIT, **SMALLEST_VIT).eval()
     train, scored = (Chosen(Scenes(count, 32, split=split)) for count, split in ((10, "train"), (9, "test")))
     asked = Probing(size=32, fractions=(0.3, 1.0), draws=2, workers=0)
-    found, again = (probe(backbone, train, scored, asked, bar=False) for _ in range(2))
+    found, again = (probe(backbone, train, scored, asked, tmp_path, bar=False) for _ in range(2))
     assert found == again
     assert (found.groups, found.train_groups, found.stride) == (9, 10, 8)
     assert 0 < found.rows[0].miou.mean < found.ceiling.mean < 1
@@ -171,11 +171,12 @@ def test_on_scenes_it_is_the_same_again_and_few_groups_are_said() -> None:
             if (row.features, row.columns, row.fraction) == (one.features, columns, one.fraction)
         ]
         assert one.miou.mean == pytest.approx(pair[0] - pair[1], abs=1e-12)
-    single = probe(backbone, train, scored, replace(asked, limit=None, fractions=(0.1,), draws=1), bar=False)
+    single = probe(backbone, train, scored, replace(asked, limit=None, fractions=(0.1,), draws=1), tmp_path, bar=False)
     assert all(row.held_out == [None] for row in single.rows)  # of one image nothing is held out
+    assert not list(tmp_path.iterdir())
 
 
-def test_void_masks_are_refused() -> None:
+def test_void_masks_are_refused(tmp_path) -> None:
     class Void(Scenes):
         def mask(self, i: int) -> np.ndarray:
             return np.full((32, 32), 255, np.uint8)
@@ -184,4 +185,4 @@ def test_void_masks_are_refused() -> None:
     void, scenes = Chosen(Void(3, 32)), Chosen(Scenes(3, 32))
     for train, scored in ((void, scenes), (scenes, void)):
         with pytest.raises(InputError, match="no labelled pixel"):
-            probe(backbone, train, scored, Probing(size=32, workers=0), bar=False)
+            probe(backbone, train, scored, Probing(size=32, workers=0), tmp_path, bar=False)

@@ -47,7 +47,8 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
     check_readable(source, probing.size)
     group_numbers(scored, probing.groups)
     started = time.monotonic()
-    found = run(backbone, train, scored, probing)
+    disk = next(path for path in (Path(out), *Path(out).absolute().parents) if path.is_dir())
+    found = run(backbone, train, scored, probing, disk)
     results = ProbeResults(
         regard=version("regard"),
         commit=commit(),

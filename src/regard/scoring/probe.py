@@ -8,7 +8,6 @@ Read `features + position + maps` against `features + position`: maps know where
 `other`, the maps of another image, should bring nothing.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +58,16 @@ class Found:
     stride: int
 
 
-def probe(backbone: Backbone, train: Chosen, scored: Chosen, asked: Probing, bar: bool = True) -> Found:
+def probe(backbone: Backbone, train: Chosen, scored: Chosen, asked: Probing, disk: Path, bar: bool = True) -> Found:
     """Learn from the patches of some images with masks, and score on others.
+
+    disk: a folder on the disk that takes the rows.
 
     Raises InputError where all masks are void, and for an image that is in no group.
     """
     classes, groups = len(train.classes), [groups_of(_names(data), asked.groups) for data in (train, scored)]
-    with tempfile.TemporaryDirectory(prefix="regard-probe-") as folder:
-        reader = Reader(backbone, classes)
-        rows = Rows(Path(folder), reader.layout, classes, groups[0])
+    reader = Reader(backbone, classes)
+    with Rows(disk, reader.layout, classes, groups[0]) as rows:
         for patches in _read(reader, train, groups[0], asked, "reading training images", bar):
             rows.add(patches)
         fitting = track(_answers(rows, asked), "fitting", None, transient=True, console=console(), disable=not bar)

@@ -8,11 +8,13 @@ Rows are kept on disk within `KEPT` bytes; where they are more, of each image ev
 memory does not grow with the number of images.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -65,15 +67,25 @@ class Choice:
 
 
 class Rows:
-    """The rows of the training images, on disk."""
+    """The rows of the training images, on disk: in files without a name, of which nothing is left however it ends.
 
-    def __init__(self, folder: Path, layout: Layout, classes: int, groups: Sequence[str]) -> None:
+    disk: a folder on the disk that takes them; that of temporary files may be memory.
+    """
+
+    def __init__(self, disk: Path, layout: Layout, classes: int, groups: Sequence[str]) -> None:
         self.layout, self.classes, self.groups = layout, classes, groups
         self.most = max(1, KEPT // (4 * (layout.columns + classes) * len(groups)))  # rows of one image
-        self.files = {name: folder / name for name in ("columns", "pixels")}
+        self.columns, self.pixels = (TemporaryFile(dir=disk) for _ in range(2))  # noqa: SIM115 (closed below)
         self.starts = [0]
         # of each column, summed up in float64
         self.sum, self.squares = (torch.zeros(layout.columns, dtype=torch.float64) for _ in range(2))
+
+    def __enter__(self) -> "Rows":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.columns.close()
+        self.pixels.close()
 
     def add(self, patches: Patches) -> None:
         """The rows of the next image; those without a labelled pixel tell nothing."""
@@ -82,9 +94,9 @@ class Rows:
         if len(columns) > self.most:
             some = torch.from_numpy(draws(LABELS, 0, len(self.starts)).permutation(len(columns))[: self.most].copy())
             columns, pixels = columns[some], pixels[some]
-        for name, rows in (("columns", columns), ("pixels", pixels)):
-            with self.files[name].open("ab") as file:
-                rows.float().numpy().tofile(file)
+        for file, rows in ((self.columns, columns), (self.pixels, pixels)):
+            file.seek(0, os.SEEK_END)
+            file.write(rows.float().numpy().tobytes())
         self.starts.append(self.starts[-1] + len(columns))
         self.sum += columns.double().sum(dim=0)
         self.squares += columns.double().square().sum(dim=0)
@@ -108,14 +120,13 @@ class Rows:
         mean, deviation = (part.float() for part in self.standard)
         for image in images:
             if self.count(image):
-                yield (self._read("columns", image) - mean) / deviation, self._read("pixels", image)
+                columns = self._read(self.columns, self.layout.columns, image)
+                yield (columns - mean) / deviation, self._read(self.pixels, self.classes, image)
 
-    def _read(self, name: str, image: int) -> Float[Tensor, "rows width"]:
-        width = self.layout.columns if name == "columns" else self.classes
-        found = np.fromfile(
-            self.files[name], np.float32, self.count(image) * width, offset=4 * self.starts[image] * width
-        )
-        return torch.from_numpy(found.reshape(-1, width))
+    def _read(self, file: IO[bytes], width: int, image: int) -> Float[Tensor, "rows width"]:
+        file.seek(4 * self.starts[image] * width)
+        read = bytearray(file.read(4 * self.count(image) * width))
+        return torch.frombuffer(read, dtype=torch.float32).view(-1, width)
 
 
 class Training:
