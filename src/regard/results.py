@@ -629,6 +629,11 @@ class Limits:
     high: float
 
 
+def limits_of(found: Any) -> Limits:
+    """Of an `Estimate`."""
+    return Limits(mean=found.mean, low=found.low, high=found.high)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
     """What the answers from some columns reach. fraction: of the training masks; draws: of them.
@@ -662,9 +667,21 @@ class ProbeDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassProbeRow:
+    """Top-1, in [0, 1], of one way to answer from pooled features. penalty: that was chosen, of each draw."""
+
+    answer: str
+    fraction: float
+    draws: int
+    top1: Limits
+    penalty: list[float | None]
+    edges: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeData:
     """What was learned from and scored on. groups_said: how images belong together; few: too few groups for a
-    verdict; rows: of patches that were kept of the training images."""
+    verdict; stride, rows: pixels of a patch, and patches that were kept of the training images."""
 
     source: str
     split: str
@@ -676,13 +693,16 @@ class ProbeData:
     few: bool
     classes: list[str]
     size: int
-    stride: int
-    rows: int
+    stride: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResults:
-    """What `regard probe` found. ceiling: the mIoU where each patch has its most frequent class."""
+    """What `regard probe` found: of masks `rows` and `differences`, of class folders `classes`.
+
+    ceiling: the mIoU where each patch has its most frequent class.
+    """
 
     schema: int = VERSION
     regard: str
@@ -694,9 +714,10 @@ class ProbeResults:
     seconds: float
     data: ProbeData
     grid: dict[str, list[float]]
-    ceiling: Limits
-    rows: list[ProbeRow]
-    differences: list[ProbeDifference]
+    ceiling: Limits | None = None
+    rows: list[ProbeRow] = field(default_factory=list)
+    differences: list[ProbeDifference] = field(default_factory=list)
+    classes: list[ClassProbeRow] = field(default_factory=list)
 
 
 def is_head(row: ProbeRow | ProbeDifference) -> bool:

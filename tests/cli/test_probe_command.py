@@ -40,13 +40,24 @@ def test_it_writes_numbers_and_a_page_made_of_them(data, tmp_path, capsys) -> No
 
 def test_what_cannot_be_probed_is_one_line(data, tmp_path, capsys) -> None:
     common = [*LOOK, "--workers", "0", "--out", str(tmp_path / "out")]
-    classes = str(class_folders(tmp_path / "classes", {"a": 2, "b": 2}))
+    plain = str(class_folders(tmp_path / "plain", {"a": 2}))
     for words, said in (
         (["--data", str(data), "--split", "train"], "learned from"),
         (["--data", str(data), "--groups", "("], "no regular expression"),
         (["--data", str(data), "--groups", "none of them"], "is in no group"),
         (["--data", str(data), "--fractions", "[0]"], "fractions"),
-        (["--data", classes], "masks"),
+        (["--data", plain], "masks"),
     ):
         assert said in fails(capsys, "probe", *words, *common)
     assert not (tmp_path / "out").exists()
+
+
+def test_class_folders_are_probed_by_image(tmp_path, capsys) -> None:
+    data = class_folders(tmp_path / "data", {"train/a": 9, "train/b": 9, "val/a": 4, "val/b": 4})
+    main(["probe", "--data", str(data), *LOOK, "--workers", "0", "--out", str(tmp_path / "out")])
+    assert "top-1" in capsys.readouterr().err
+    found = read_stored(tmp_path / "out/probe.json", ProbeResults)
+    assert (found.data.split, found.data.images, found.data.train_images) == ("val", 8, 18)
+    assert [row.answer for row in found.classes] == ["kNN, k = 20", "ridge", "logistic"]
+    assert all(0 <= row.top1.low <= row.top1.mean <= row.top1.high <= 1 for row in found.classes)
+    assert "top-1 %" in (tmp_path / "out/probe.html").read_text()

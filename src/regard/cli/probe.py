@@ -2,21 +2,22 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regard.errors import InputError
 from regard.say import console, say
 from regard.settings import Device, Model, Probing
 
 if TYPE_CHECKING:
+    from regard.data.datasets.base import Source
     from regard.results import Limits, ProbeResults
 
 
 def probe(data: str, model: Model, probing: Probing, device: Device, out: str = "runs/probe") -> str:
-    """Say in closed form what frozen features and attention maps are worth to a segmentation, and how sure that is.
+    """Say what frozen features and attention maps are worth, by linear answers, and how sure that is.
 
     Args:
-        data: `scenes`, a path or a pack's URL, with masks.
+        data: `scenes`, a path or a pack's URL: with masks, patches are answered; of class folders, images.
         out: Folder for probe.json and probe.html.
     """
     from importlib.metadata import version
@@ -25,71 +26,92 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
     from regard.cli.common import opened
     from regard.cli.parser import command_line
     from regard.data.groups import group_numbers
-    from regard.data.source import check_readable, open_source, require_masks
+    from regard.data.source import check_readable, open_source
     from regard.evaluation.statistics import FEW
     from regard.reports.probe_report import write_probe_report
     from regard.results import ProbeData, ProbeResults
     from regard.scoring.chosen import Chosen
-    from regard.scoring.probe import probe as run
-    from regard.scoring.probe_training import PENALTIES, POWERS, RATIOS
     from regard.scoring.scorecard import check_folder
     from regard.studies.environment import commit, environment, shown_path
 
     source = open_source(data, scenes_size=probing.size).at_bits(probing.image_bits)
-    splits = require_masks(source)
-    split = probing.split or ("test" if "test" in splits else "val")
-    train, scored = (Chosen(source.split(name), probing.limit) for name in ("train", split))
-    if split == "train":
-        raise InputError("the train split is learned from: --split val, or test, would work")
+    splits = _splits(source, probing.split)
+    (_, train), (split, scored) = ((name, Chosen(dataset, probing.limit)) for name, dataset in splits)
     check_folder(Path(out))
     backbone = opened(model, device)
     say(source.describe())
-    check_readable(source, probing.size)
-    group_numbers(scored, probing.groups)
+    if source.has_masks:
+        check_readable(source, probing.size)
+    groups = group_numbers(scored, probing.groups)
+    count = len(scored) if groups is None else int(groups.max()) + 1
+    of_train = group_numbers(train, probing.groups)
+    shown = {"data": shown_path(data), "model": model, "probing": probing, "device": device, "out": shown_path(out)}
+    about: dict[str, Any] = {
+        "regard": version("regard"),
+        "commit": commit(),
+        "command": command_line(probe, shown),
+        "environment": environment(),
+        "backbone": describe(backbone),
+        "weights": Path(model.weights).name if model.weights else "timm's published" if model.pretrained else "random",
+    }
+    of_data: dict[str, Any] = {
+        "source": source.describe().replace(source.root, shown_path(source.root)),
+        "split": split,
+        "train_images": len(train),
+        "images": len(scored),
+        "train_groups": len(train) if of_train is None else int(of_train.max()) + 1,
+        "groups": count,
+        "groups_said": probing.groups or "each image is one",
+        "few": count < FEW,
+        "classes": list(source.classes),
+        "size": probing.size,
+    }
     started = time.monotonic()
-    disk = next(path for path in (Path(out), *Path(out).absolute().parents) if path.is_dir())
-    found = run(backbone, train, scored, probing, disk)
-    results = ProbeResults(
-        regard=version("regard"),
-        commit=commit(),
-        command=command_line(
-            probe,
-            {"data": shown_path(data), "model": model, "probing": probing, "device": device, "out": shown_path(out)},
-        ),
-        environment=environment(),
-        backbone=describe(backbone),
-        weights=(model.weights and Path(model.weights).name) or ("timm's published" if model.pretrained else "random"),
-        seconds=time.monotonic() - started,
-        data=ProbeData(
-            source=source.describe().replace(source.root, shown_path(source.root)),
-            split=split,
-            train_images=len(train),
-            images=len(scored),
-            train_groups=found.train_groups,
-            groups=found.groups,
-            groups_said=probing.groups or "each image is one",
-            few=found.groups < FEW,
-            classes=list(train.classes),
-            size=probing.size,
-            stride=found.stride,
-            rows=found.kept,
-        ),
-        grid={"power": list(POWERS), "penalty": list(PENALTIES), "ratio": list(RATIOS)},
-        ceiling=found.ceiling,
-        rows=found.rows,
-        differences=found.differences,
-    )
-    _print_tables(results)
+    if source.has_masks:
+        from regard.scoring.probe import probe as run
+        from regard.scoring.probe_training import PENALTIES, POWERS, RATIOS
+
+        disk = next(path for path in (Path(out), *Path(out).absolute().parents) if path.is_dir())
+        found = run(backbone, train, scored, probing, disk)
+        about["grid"] = {"power": list(POWERS), "penalty": list(PENALTIES), "ratio": list(RATIOS)}
+        about |= {"ceiling": found.ceiling, "rows": found.rows, "differences": found.differences}
+        of_data |= {"stride": found.stride, "rows": found.kept}
+    else:
+        from regard.scoring import probe_classes
+
+        first = probe_classes.pooled(backbone, train, probing, "reading training images")
+        second = probe_classes.pooled(backbone, scored, probing, "scoring")
+        about["grid"] = {answer: list(grid) for answer, grid in probe_classes.PENALTIES.items()}
+        about["classes"] = probe_classes.probe_classes(first, second, len(source.classes), probing)
+    results = ProbeResults(**about, seconds=time.monotonic() - started, data=ProbeData(**of_data))
+    (_print_classes if results.classes else _print_patches)(results)
+    if results.data.few:
+        say(f"{results.data.groups} groups are too few for a verdict: the intervals are by leaving each out in turn")
     page = write_probe_report(results, Path(out))
     return f"probe in {page}; numbers in {out}/probe.json"
 
 
-def _print_tables(results: "ProbeResults") -> None:
+def _splits(source: "Source", asked: str | None) -> list[tuple[str, Any]]:
+    """(name, dataset) of what is learned from, and of what is scored: test where there is one with masks, else val."""
+    from regard.data.source import require_masks
+    from regard.runs.pretraining import labelled_splits
+
+    if asked == "train":
+        raise InputError("the train split is learned from: --split val, or test, would work")
+    if not source.has_masks and source.has_labels:
+        train, val = labelled_splits(source)
+        return [("train", train), (asked, source.split(asked)) if asked else ("val", val)]
+    split = asked or ("test" if "test" in require_masks(source) else "val")
+    return [(name, source.split(name)) for name in ("train", split)]
+
+
+def _print_patches(results: "ProbeResults") -> None:
     """What each variant reaches, and what its last part brings; single heads are on the page."""
     from rich.table import Table
 
     from regard.results import is_head
 
+    assert results.ceiling is not None
     table = Table(
         title=f"patch mIoU % on {results.data.split}, and what the last part of the columns brings; "
         f"right answers: {100 * results.ceiling.mean:.1f}",
@@ -109,9 +131,20 @@ def _print_tables(results: "ProbeResults") -> None:
         cells = (f"{100 * difference.mean:+.2f}", _interval(difference)) if difference else ("", "")
         table.add_row(f"{100 * fraction:g}", row.features, row.columns, f"{100 * row.miou.mean:.1f}", *cells)
     console().print(table)
-    if results.data.few:
-        say(f"{results.data.groups} groups are too few for a verdict: the intervals are by leaving each out in turn")
 
 
 def _interval(found: "Limits") -> str:
     return f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+
+
+def _print_classes(results: "ProbeResults") -> None:
+    """Top-1 of each answer."""
+    from rich.table import Table
+
+    table = Table(title=f"top-1 % on {results.data.split}, from pooled features", title_justify="left")
+    for heading in ("labels %", "answer", "top-1 %", "95% interval"):
+        table.add_column(heading, justify="left" if heading == "answer" else "right")
+    for row in results.classes:
+        limits = f"{100 * row.top1.low:.1f} to {100 * row.top1.high:.1f}"
+        table.add_row(f"{100 * row.fraction:g}", row.answer, f"{100 * row.top1.mean:.1f}", limits)
+    console().print(table)

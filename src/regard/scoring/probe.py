@@ -22,8 +22,8 @@ from regard.backbones import Backbone, device_of, normalize
 from regard.data.groups import groups_of
 from regard.data.loading.draws import LABELS, draws
 from regard.data.loading.modules import loading
-from regard.evaluation.statistics import Estimate, difference, score_terms
-from regard.results import Limits, ProbeDifference, ProbeRow
+from regard.evaluation.statistics import difference, score_terms
+from regard.results import Limits, ProbeDifference, ProbeRow, limits_of
 from regard.say import console
 from regard.scoring.chosen import Chosen, Samples
 from regard.scoring.probe_columns import Layout, Patches, Reader, folds
@@ -52,8 +52,6 @@ class Found:
     ceiling: Limits
     rows: list[ProbeRow]
     differences: list[ProbeDifference]
-    groups: int
-    train_groups: int
     kept: int
     stride: int
 
@@ -84,9 +82,8 @@ def probe(backbone: Backbone, train: Chosen, scored: Chosen, asked: Probing, dis
     known = np.broadcast_to(truth[:, None, None], (*terms.shape[:2], 1, classes))
     terms = np.concatenate([terms, known], axis=2)  # as `score_terms` takes them
     made = _rows_and_differences(answers, terms)
-    ceiling = _limits(score_terms(terms[:, -1:]).estimate())
-    counts = [len(set(some)) for some in groups]
-    return Found(ceiling, *made, counts[1], counts[0], rows.starts[-1], reader.layout.stride)
+    ceiling = limits_of(score_terms(terms[:, -1:]).estimate())
+    return Found(ceiling, *made, rows.starts[-1], reader.layout.stride)
 
 
 def _names(data: Chosen) -> list[str]:
@@ -198,7 +195,7 @@ def _rows_and_differences(answers: Sequence[Answer], terms: np.ndarray) -> tuple
                 count=len(choices[0].columns),
                 fraction=fraction,
                 draws=len(some),
-                miou=_limits(own.estimate(shared)),
+                miou=limits_of(own.estimate(shared)),
                 power=[choice.power for choice in choices],
                 penalty=[choice.penalty for choice in choices],
                 ratio=[choice.ratio for choice in choices],
@@ -210,11 +207,7 @@ def _rows_and_differences(answers: Sequence[Answer], terms: np.ndarray) -> tuple
             found = difference(own, scored[features, against, fraction], shared)
             differences.append(
                 ProbeDifference(
-                    features=features, columns=columns, against=against, fraction=fraction, miou=_limits(found)
+                    features=features, columns=columns, against=against, fraction=fraction, miou=limits_of(found)
                 )
             )
     return rows, differences
-
-
-def _limits(found: Estimate) -> Limits:
-    return Limits(mean=found.mean, low=found.low, high=found.high)
