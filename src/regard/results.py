@@ -522,6 +522,8 @@ class HeadRow:
     position_se: float | None = None
     information_beyond_position: float | None = None
     information_beyond_position_se: float | None = None
+    beyond_position_bias: float | None = None
+    beyond_position_bias_se: float | None = None
     jaccard: float | None = None
     jaccard_se: float | None = None
     importance: float | None = None

@@ -11,8 +11,10 @@ from scipy.stats import entropy as scipy_entropy
 from regard.attention.metrics import (
     BINS,
     EDGES,
+    add_joint,
     area,
     cell_counts,
+    conditional_information,
     consistency,
     distance,
     diversity,
@@ -22,11 +24,11 @@ from regard.attention.metrics import (
     information,
     jaccard,
     jensen_shannon,
-    joint_histogram,
     label_entropy,
     label_moments,
     mass_mask,
     mutual_information,
+    places,
 )
 from regard.errors import InputError
 
@@ -151,6 +153,13 @@ def test_jaccard_of_cells_is_that_of_pixels() -> None:
 # ---- information
 
 
+def joint_of(weights: torch.Tensor, counts: torch.Tensor, cells: int = 1) -> torch.Tensor:
+    """(batch, heads, bins, classes); with a dimension of cells where there are several."""
+    table = torch.zeros(*weights.shape[:2], cells**2, BINS, counts.shape[1], dtype=torch.float64)
+    add_joint(table, weights, counts, torch.arange(len(weights)))
+    return table if cells > 1 else table[:, :, 0]
+
+
 def naive_information(weights: np.ndarray, labels: np.ndarray) -> float:
     """Of one map, enlarged to pixels, and the class of each pixel: from the definition, cell by cell of the table."""
     relative = weights * weights.size
@@ -166,11 +175,32 @@ def naive_information(weights: np.ndarray, labels: np.ndarray) -> float:
 
 def test_information_equals_a_naive_sum_over_pixels() -> None:
     weights, labels = maps(1, 3, 6, 5), torch.randint(0, 3, (1, 24, 20))
-    joint = joint_histogram(weights, cell_counts(labels, 3, 4))
+    joint = joint_of(weights, cell_counts(labels, 3, 4))
     for head in range(3):
         naive = naive_information(weights[0, head].numpy(), labels[0].numpy())
         assert mutual_information(joint)[0, head].item() == pytest.approx(naive, abs=1e-9)
     assert joint.sum() == 3 * labels.numel()
+
+
+def test_within_cells_information_is_that_of_each_cell_by_its_pixels() -> None:
+    """Of quarters of the image, cut out and counted by themselves."""
+    weights, labels = maps(1, 3, 6, 4), torch.randint(0, 4, (1, 24, 16))  # of 4 classes, the last one void
+    counts = cell_counts(labels, 3, 4)
+    table, samples = joint_of(weights, counts, 2), independent_samples(label_moments(counts, 2)).unsqueeze(1)
+    expected, pixels = torch.zeros(3, dtype=torch.float64), counts.sum()
+    for part in ((slice(r, r + 3), slice(c, c + 2)) for r in (0, 3) for c in (0, 2)):
+        inside, zeros = counts[(..., *part)], torch.zeros_like(counts)
+        zeros[(..., *part)] = inside
+        quarter = independent_samples(label_moments(inside))[0]
+        expected += information(joint_of(weights, zeros)[0], quarter) * inside.sum() / pixels
+    torch.testing.assert_close(conditional_information(table, samples)[0], expected)
+    assert conditional_information(torch.zeros_like(table), samples).isnan().all()
+
+
+def test_places_are_relative_to_the_image() -> None:
+    assert places(2, 3, 2).tolist() == [0, 1, 1, 2, 3, 3]
+    assert places(2, 2, 8).tolist() == [18, 22, 50, 54]  # of a coarse grid each position is a place of its own
+    assert torch.bincount(places(64, 40)).tolist() == [8 * 5] * 64
 
 
 def decided(binary: torch.Tensor) -> torch.Tensor:
@@ -182,7 +212,7 @@ def decided(binary: torch.Tensor) -> torch.Tensor:
 def test_a_map_that_decides_the_class_tells_all_there_is() -> None:
     labels = (torch.rand(16, 16) < 0.3).long()
     counts = cell_counts(labels[None], 2, 1)
-    joint = joint_histogram(decided(labels), counts)
+    joint = joint_of(decided(labels), counts)
     share = labels.double().mean().item()
     entropy_of_labels = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
     assert mutual_information(joint).item() == pytest.approx(entropy_of_labels)
@@ -193,7 +223,7 @@ def test_a_map_that_decides_the_class_tells_all_there_is() -> None:
 def test_an_even_map_tells_nothing_whatever_its_rounding() -> None:
     relative = 1 + 1e-6 * torch.randn(1, 2, 12, 12)
     weights = relative / relative.sum(dim=(-2, -1), keepdim=True)
-    joint = joint_histogram(weights, cell_counts(torch.randint(0, 3, (1, 12, 12)), 3, 1))
+    joint = joint_of(weights, cell_counts(torch.randint(0, 3, (1, 12, 12)), 3, 1))
     assert mutual_information(joint).abs().max() < 1e-6
     assert (joint.sum(dim=-1) > 0).sum(dim=-1).tolist() == [[1, 1]]
 
@@ -208,7 +238,7 @@ def test_a_map_that_knows_nothing_tells_nothing_on_average(blotch: int) -> None:
     weights = relative / relative.sum(dim=(-2, -1), keepdim=True)
     labels = torch.randint(0, 3, (draws, side * pixels // blotch, side * pixels // blotch))
     counts = cell_counts(labels.repeat_interleave(blotch, 1).repeat_interleave(blotch, 2), 3, pixels)
-    joint, samples = joint_histogram(weights, counts)[:, 0], independent_samples(label_moments(counts))
+    joint, samples = joint_of(weights, counts), independent_samples(label_moments(counts))
     corrected, plain = information(joint, samples), mutual_information(joint)
     error = corrected.std().item() / math.sqrt(draws)
     assert abs(corrected.mean().item()) < 3 * error
@@ -234,7 +264,7 @@ def test_scores_do_not_depend_on_the_size_of_the_image() -> None:
     counts = cell_counts(labels, 3, 2)
     large_labels = labels.repeat_interleave(2, -2).repeat_interleave(2, -1)
     large_counts = cell_counts(large_labels, 3, 2)
-    joint, large_joint = joint_histogram(weights, counts), joint_histogram(large, large_counts)
+    joint, large_joint = joint_of(weights, counts), joint_of(large, large_counts)
     torch.testing.assert_close(mutual_information(joint), mutual_information(large_joint))
     torch.testing.assert_close(entropy(weights) + 2, entropy(large))
     torch.testing.assert_close(distance(weights), distance(large))
@@ -250,7 +280,7 @@ def test_heads_are_scored_each_for_itself() -> None:
     order = torch.randperm(5)
 
     def scores(w: torch.Tensor) -> list[torch.Tensor]:
-        joint = joint_histogram(w, counts)
+        joint = joint_of(w, counts)
         found = [entropy(w), entropy_share(w), area(mass_mask(w)), distance(w), information(joint, 36)]
         return [*found, *jaccard(mass_mask(w), counts).unbind(-1)]
 

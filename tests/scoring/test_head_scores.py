@@ -14,8 +14,9 @@ from regard.attention import metrics
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError
 from regard.results import ScoredHeads
-from regard.scoring.block_scores import GROUPS, BlockScores, _jackknife_error, _leaving_out
+from regard.scoring.block_scores import BlockScores
 from regard.scoring.head_scores import HeadScores
+from regard.scoring.joint_counts import GROUPS, JointCounts, jackknife_error
 
 BLOCKS, CLASSES, OBJECTS = (1, 3), 4, (1, 2, 3)
 PLACE = torch.tensor([[0.0, 0, 1, 1, 0]]).expand(2, 5)
@@ -79,23 +80,27 @@ def test_jaccard_equals_a_naive_mean_over_objects_and_then_images(backbone) -> N
 
 
 def test_information_is_of_the_table_over_all_images(backbone) -> None:
-    """And `position` is of the labels of another image."""
+    """And `position` is of the labels of another image; beyond it, both are within cells."""
     images, labels = data(5)
     result = scored(backbone, images, labels, batch=2)
     with torch.no_grad():
         maps = [m.weights for m in backbone(images, attention="cls", blocks=BLOCKS).attention]
     counts = metrics.cell_counts(labels, CLASSES, 8)
     for block, weights in zip(result.blocks, maps, strict=True):
-        joint = metrics.joint_histogram(weights, counts).double()
-        elsewhere = metrics.joint_histogram(weights, counts.roll(1, 0)).double()
-        samples = metrics.independent_samples(metrics.label_moments(counts).sum(0))
-        information, position = (metrics.information(table.sum(0), samples) for table in (joint, elsewhere))
+        tables = torch.zeros(2, 1, 3, metrics.CELLS**2, metrics.BINS, CLASSES, dtype=torch.float64)
+        for table, of_image in zip(tables, (counts, counts.roll(1, 0)), strict=True):
+            metrics.add_joint(table, weights, of_image, torch.zeros(5, dtype=torch.long))
+        moments = metrics.label_moments(counts, metrics.CELLS).sum(0)  # of the same labels, each used once
+        samples = metrics.independent_samples(moments.sum(0))
+        information, position = (metrics.information(table[0].sum(1), samples) for table in tables)
+        own, bias = (metrics.conditional_information(t[0], metrics.independent_samples(moments)) for t in tables)
         assert block.samples == pytest.approx(samples.item())
-        for row, expected, by_position in zip(block.heads, information, position, strict=False):
-            assert row.information == pytest.approx(expected.item(), abs=1e-9)
-            assert row.position == pytest.approx(by_position.item(), abs=1e-9)
-            assert row.information_beyond_position == pytest.approx(row.information - row.position, abs=1e-12)
-            assert row.information_share == pytest.approx(expected.item() / block.label_entropy)
+        for head, row in enumerate(block.heads[:-1]):
+            assert row.information == pytest.approx(information[head].item(), abs=1e-9)
+            assert row.position == pytest.approx(position[head].item(), abs=1e-9)
+            assert row.information_beyond_position == pytest.approx((own - bias)[head].item(), abs=1e-9)
+            assert row.beyond_position_bias == pytest.approx(bias[head].item(), abs=1e-9)
+            assert row.information_share == pytest.approx(information[head].item() / block.label_entropy)
 
 
 def test_batches_change_nothing(backbone) -> None:
@@ -172,23 +177,61 @@ def smooth(count: int, channels: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic", align_corners=True)
 
 
-def test_smooth_maps_that_know_nothing_tell_nothing_beyond_position() -> None:
-    """Neighbours resemble each other, so that information alone is above 0 by more than its errors; position has the
-    same bias, and the difference is 0 within its own.
+def found(weights: torch.Tensor, labels: torch.Tensor, classes: int):
+    """The first row of scores of maps, (images, 1, h, w), whose positions have one class each."""
+    counts, scores = metrics.cell_counts(labels, classes, 1), BlockScores(1, classes, 0.6)
+    scores.add_maps(weights)
+    scores.add_labels(weights, counts, counts.roll(1, 0), counts, torch.arange(len(weights)) % GROUPS)
+    return scores.result(0, 1).heads[0]
+
+
+@pytest.mark.parametrize("place", [0.0, 1.0])
+def test_what_the_place_tells_is_not_beyond_it(place: float) -> None:
+    """Neighbours resemble each other, and (`place` 1) map and labels both know top from bottom, so that information
+    alone is above 0 by more than its errors; the difference is 0 within its own, which are not much too large.
     """
+    down = torch.linspace(-1, 1, 32).unsqueeze(1)
+    tilt = torch.stack([(k - 3.5) * down.expand(32, 32) for k in range(8)])
     beyond, alone = [], []
-    for _ in range(12):
-        weights = (2 * smooth(40, 4)).flatten(2).softmax(-1).view(40, 4, 32, 32)
-        counts = metrics.cell_counts(smooth(40, 8).argmax(1), 8, 1)
-        scores = BlockScores(4, 8, 0.6)
-        scores.add_maps(weights)
-        scores.add_labels(weights, counts, counts.roll(1, 0), counts, torch.arange(40) % GROUPS)
-        for row in scores.result(0, 1).heads[:-1]:
-            alone.append(row.information / row.information_se)
-            beyond.append(row.information_beyond_position / row.information_beyond_position_se)
-    assert np.mean(np.abs(beyond) < 2) > 0.9
+    for _ in range(20):
+        looks = 2 * smooth(40, 1) + 2 * place * down
+        weights = looks.flatten(2).softmax(-1).view(40, 1, 32, 32)
+        row = found(weights, (smooth(40, 8) + place * tilt).argmax(1), 8)
+        alone.append(row.information / row.information_se)
+        beyond.append(row.information_beyond_position / row.information_beyond_position_se)
+    assert np.mean(np.abs(beyond) < 2) >= 0.9
     assert abs(np.mean(beyond)) < 0.5
+    assert 0.4 < np.std(beyond) < 1.2
     assert np.median(alone) > 2.5
+
+
+def bits_of(p: float) -> float:
+    """The entropy of a coin that shows heads with probability p."""
+    return -sum(q * math.log2(q) for q in (p, 1 - p) if q)
+
+
+@pytest.mark.parametrize(("odd", "wrong"), [(0.1, 0.0), (0.1, 0.2), (0.5, 0.1), (0.5, 0.0)])
+def test_information_beyond_position_is_the_information_given_the_place(odd: float, wrong: float) -> None:
+    """By hand. The class is that of its half of the image, but for a share `odd`; the head sees the class, but for a
+    share `wrong`. Where the half tells of the class, information less that about another image is too much: it is right
+    only where the place tells nothing (`odd` 0.5).
+    """
+    beyond, position, errors = [], [], []
+    for _ in range(4):
+        half = (torch.arange(16) >= 8).long().unsqueeze(1)
+        labels = half ^ (torch.rand(60, 16, 16) < odd).long()
+        seen = labels ^ (torch.rand(60, 16, 16) < wrong).long()
+        weights = (0.2 + seen).unsqueeze(1)
+        row = found(weights / weights.sum(dim=(-2, -1), keepdim=True), labels, 2)
+        beyond.append(row.information_beyond_position)
+        position.append(row.information - row.position)
+        errors.append(row.information_beyond_position_se)
+    error = np.mean(errors)
+    apart = odd * (1 - wrong) + wrong * (1 - odd)  # how often the head is not as its half
+    truth = bits_of(apart) - bits_of(wrong)
+    assert np.mean(beyond) == pytest.approx(truth, abs=3 * error)
+    assert error < 0.02
+    assert (np.mean(position) > truth + 5 * error) == (odd < 0.5)
 
 
 def test_the_mode_of_every_module_is_left_as_it_was(backbone) -> None:
@@ -308,7 +351,10 @@ def test_the_standard_error_of_information_is_its_spread_over_data_sets() -> Non
         binned = torch.randint(0, 3, (10, 400)).where(torch.rand(10, 400) < 0.5, classes)
         joint = torch.nn.functional.one_hot(binned * 2 + classes, 6).sum(1).view(10, 1, 3, 2).double()
         counts = torch.nn.functional.one_hot(classes, 2).mT.unsqueeze(-1).float()  # (groups, classes, 400, 1)
-        estimate, without = _leaving_out(joint, metrics.label_moments(counts))
+        found = JointCounts(1, 2, cells=1)
+        found.table, found.moments = joint.unsqueeze(2), metrics.label_moments(counts)
+        (estimate, without), within = found.information()
+        torch.testing.assert_close((estimate, without), within)  # of a single cell
         estimates.append(estimate.item())
-        errors.append(_jackknife_error(without).item())
+        errors.append(jackknife_error(without).item())
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(estimates), rel=0.2)

@@ -14,7 +14,7 @@ from alike import same
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
-from commands import fails
+from commands import fails, refused
 from models import SMALLEST_VIT, SWIN, TINY_SWIN, VIT
 from regard.attention.overlap import LEAST_SHARED
 from regard.backbones import build_backbone, save_backbone
@@ -27,6 +27,7 @@ from regard.data.loading.views import View
 from regard.results import ScoreReport, ScoreSetting, read_stored
 from regard.runs.importance import importance
 from regard.runs.run import load_run
+from regard.scoring import score as scoring
 from regard.scoring.chosen import Chosen, Samples
 from regard.scoring.protocol import choose_protocol
 from regard.scoring.score import random_twin, score_heads
@@ -130,6 +131,13 @@ def test_position_rests_on_all_images_whatever_their_shapes(tmp_path) -> None:
         )
         expected = before[np.ix_(rows.astype(int), columns.astype(int))]
         assert (samples[i].elsewhere.numpy() == expected).mean() > 0.99  # but for ties between two pixels
+
+
+def test_counts_that_memory_cannot_hold_are_one_line(monkeypatch) -> None:
+    data, vit = Chosen(Scenes(2, 32)), sharp_vit()
+    monkeypatch.setattr(scoring, "free_memory", lambda device: 2**20)
+    protocol = choose_protocol(Scoring(size=32, blocks=(0, 3)), vit, data.classes)
+    refused(lambda: score_heads({"given": vit}, data, protocol), "for 8 maps takes up to", "fewer --blocks")
 
 
 def test_scoring_leaves_the_model_and_the_generators_as_they_were(tmp_path) -> None:

@@ -23,6 +23,7 @@ from regard.errors import InputError
 # (18 heads of a small ViT on 128 scenes: from 0.007 to 0.014 bits) and tell little more (there 5%, on CamVid 14%).
 EDGES = tuple(2.0 ** (i / 2 + 0.25) for i in range(-9, 9))
 BINS = len(EDGES) + 1
+CELLS = 8  # of an image, down and across, that `conditional_information` takes as one place each
 
 
 def mass_mask(weights: Float[Tensor, "*lead heads h w"], mass: float = 0.6) -> Bool[Tensor, "*lead heads h w"]:
@@ -131,27 +132,47 @@ def jaccard(
     return hits / union
 
 
-def joint_histogram(
-    weights: Float[Tensor, "*lead heads h w"], counts: Num[Tensor, "*lead classes h w"]
-) -> Float[Tensor, "*lead heads bins classes"]:
-    """Pixels by how much attention their position gets (`EDGES`, relative to even attention) and by their class.
+def places(h: int, w: int, cells: int = CELLS) -> Int[Tensor, "positions"]:
+    """The cell of the image that each position of a grid lies in by its centre: of `cells` x `cells`, row by row."""
+    row, column = ((2 * torch.arange(n) + 1) * cells // (2 * n) for n in (h, w))
+    return (row[:, None] * cells + column).flatten()
 
-    counts: from `cell_counts`. Histograms of several images add up.
+
+def add_joint(
+    table: Float[Tensor, "groups heads cells bins classes"],
+    weights: Float[Tensor, "batch heads h w"],
+    counts: Num[Tensor, "batch classes h w"],
+    groups: Int[Tensor, "batch"],
+) -> None:
+    """Count pixels by how much attention their position gets (`EDGES`, relative to even attention), by their class, and
+    by the cell that they lie in (`places`; a single cell for the image as a whole), in the group of their image.
+
+    table: on the CPU, added to; in float32 exact up to 2^24 pixels an entry. counts: from `cell_counts`.
     """
+    _, heads, cells, bins, classes = table.shape
     edges = torch.tensor(EDGES, device=weights.device, dtype=weights.dtype)
-    binned = torch.bucketize((weights * weights.shape[-2] * weights.shape[-1]).flatten(-2), edges)
-    by_class = counts.flatten(-2).mT.to(weights)  # (..., n, classes)
-    return torch.stack([(binned == number).to(by_class) @ by_class for number in range(BINS)], dim=-2)
+    binned = torch.bucketize((weights * weights.shape[-2] * weights.shape[-1]).flatten(-2), edges).cpu()
+    by_class = counts.flatten(-2).cpu().to(table)
+    image, label, position = by_class.nonzero(as_tuple=True)  # few: most positions hold one class or two
+    place = places(weights.shape[-2], weights.shape[-1], math.isqrt(cells))[position]
+    row = groups.cpu()[image].unsqueeze(1) * heads + torch.arange(heads)
+    index = ((row * cells + place.unsqueeze(1)) * bins + binned[image, :, position]) * classes + label.unsqueeze(1)
+    pixels = by_class[image, label, position].unsqueeze(1).expand(index.shape)
+    table.view(-1).index_add_(0, index.flatten(), pixels.flatten())
 
 
-def label_moments(counts: Float[Tensor, "*lead classes h w"]) -> Float[Tensor, "*lead 4 classes"]:
-    """What `independent_samples` needs of the labels, as sums over positions, which add up over images.
+def label_moments(counts: Float[Tensor, "*lead classes h w"], cells: int = 1) -> Float[Tensor, "*lead cells 4 classes"]:
+    """What `independent_samples` needs of the labels in each of cells x cells parts of the image (`places`), as sums
+    over positions, which add up over images.
 
     With k pixels of a class and n labelled pixels at a position, the sums of k, k², k n and n².
     """
     of_class = counts.flatten(-2).double()  # (..., classes, positions); 4th powers of a stride: not exact in float32
     of_all = of_class.sum(dim=-2, keepdim=True).expand_as(of_class)
-    return torch.stack([of_class, of_class**2, of_class * of_all, of_all**2]).sum(dim=-1).movedim(0, -2)
+    terms = torch.stack([of_class, of_class**2, of_class * of_all, of_all**2], dim=-3)
+    sums = terms.new_zeros(*terms.shape[:-1], cells**2)
+    sums.index_add_(-1, places(counts.shape[-2], counts.shape[-1], cells).to(counts.device), terms)
+    return sums.movedim(-1, -3)
 
 
 def independent_samples(moments: Float[Tensor, "*lead 4 classes"]) -> Float[Tensor, "*lead"]:
@@ -174,7 +195,7 @@ def information(
 ) -> Float[Tensor, "*lead"]:
     """The mutual information between attention and the class at a pixel, in bits, corrected for its bias.
 
-    joint:   a `joint_histogram`, of one image or of many; nan where it is empty.
+    joint:   pixels counted by `add_joint`, of one image or of many; nan where there are none.
     samples: how many independent pixels it is worth (`independent_samples`).
 
     A histogram of few samples shows information where there is none: on average (bins - 1)(classes - 1) / (2 samples
@@ -184,6 +205,21 @@ def information(
     about the labels of another image has much the same bias.
     """
     return mutual_information(joint) + miller_madow(joint, samples)
+
+
+def conditional_information(
+    joint: Float[Tensor, "*lead cells bins classes"], samples: Num[Tensor, "*#lead cells"]
+) -> Float[Tensor, "*lead"]:
+    """I(attention; class | cell) in bits: `information` within each cell, averaged by the cells' pixels.
+
+    What goes with the cell alone is in none of it, also where map and labels both know it. The bias is that of many
+    small tables, and grows with the cells: so it is to be held against the same of the labels of another image at the
+    same places, which given the place have nothing to do with the map. Nan where there are no pixels.
+    """
+    pixels = joint.sum(dim=(-2, -1))
+    share = pixels / pixels.sum(dim=-1, keepdim=True)
+    found = (share * information(joint, samples)).where(pixels > 0, 0).sum(dim=-1)
+    return found.where(pixels.sum(dim=-1) > 0, math.nan)
 
 
 def mutual_information(joint: Float[Tensor, "*lead bins classes"]) -> Float[Tensor, "*lead"]:

@@ -1,7 +1,7 @@
 """Which attention heads a fusion sees, where not all: those of some levels of the pyramid, the best ones of a level.
 
-A head's score is its information beyond position, in bits, about the training masks (`attention.metrics.information`),
-with the weights that the training starts from. Validation images are not looked at.
+A head's score is its information beyond position, in bits, about the training masks (`conditional_information` of
+`attention.metrics`), with the weights that the training starts from. Validation images are not looked at.
 """
 
 from collections.abc import Sequence

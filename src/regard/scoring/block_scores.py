@@ -12,8 +12,8 @@ from torch import Tensor
 from regard.attention import metrics
 from regard.attention.overlap import Places, on_overlap
 from regard.results import BlockRow, HeadRow
+from regard.scoring.joint_counts import JointCounts, jackknife_error
 
-GROUPS = 10  # of images, for the standard error of information: as many as its jackknife leaves out in turn
 POINTS = 8  # cells of the overlap of two views, down and across: as many for coarse grids as for fine ones
 Column = tuple[Tensor, Tensor]  # of a score: its values by head, and their standard errors
 
@@ -29,11 +29,8 @@ class BlockScores:
         self.last_view: tuple[Tensor, Tensor] | None = None  # of the image before: its rows and its place
         self.jaccard, self.oracle = Mean(), Mean()
         self.objects = self.images_elsewhere = 0
-        shape = (GROUPS, heads + 1, metrics.BINS, classes)
-        self.joint = torch.zeros(shape, dtype=torch.float64)  # with the image's own labels
-        self.joint_elsewhere = torch.zeros(shape, dtype=torch.float64)  # with those of another
-        self.moments = torch.zeros(GROUPS, 4, classes, dtype=torch.float64)
-        self.moments_elsewhere = torch.zeros(GROUPS, 4, classes, dtype=torch.float64)
+        self.own = JointCounts(heads + 1, classes)  # with the image's own labels
+        self.elsewhere = JointCounts(heads + 1, classes)  # with those of another
 
     def add_maps(self, weights: Float[Tensor, "batch heads h w"]) -> None:
         """What needs no labels."""
@@ -85,17 +82,16 @@ class BlockScores:
         self.oracle.add(means[:, -1])
         self.objects += int(present.sum())
         self.images_elsewhere += int((elsewhere.sum(dim=(-3, -2, -1)) > 0).sum())
-        self.joint.index_add_(0, groups, _sums(metrics.joint_histogram(rows, counts)))
-        self.joint_elsewhere.index_add_(0, groups, _sums(metrics.joint_histogram(rows, elsewhere)))
-        self.moments.index_add_(0, groups, metrics.label_moments(counts.cpu()))
-        self.moments_elsewhere.index_add_(0, groups, metrics.label_moments(elsewhere.cpu()))
+        self.own.add(rows, counts, groups)
+        self.elsewhere.add(rows, elsewhere, groups)
 
     def result(self, block: int, stride: int) -> BlockRow:
         """The scores of this block, its index and stride given, and of its heads; their mean map comes last.
 
         Two scores come with what they would be for maps that know nothing of their image: `consistency_elsewhere`, of
         views of two images at the same places; `position`, the information about the labels of another image, which is
-        what the place alone tells, and what remains of the bias. `information_beyond_position` is what is left.
+        what the place alone tells, and what remains of the bias. `information_beyond_position` is the information
+        within each cell of the image, less the same about the labels of another image: `beyond_position_bias`.
         """
         columns: dict[str, Column] = {
             "entropy": self.entropy.result(),
@@ -108,7 +104,7 @@ class BlockScores:
             columns["consistency_elsewhere"] = self.consistency_elsewhere.result()
         found: dict[str, float | None] = _named("diversity", self.diversity.result())
         if self.classes:
-            joint, samples = self.joint.sum(dim=0), metrics.independent_samples(self.moments.sum(dim=0))
+            joint, samples = self.own.whole()
             label_entropy = metrics.label_entropy(joint[0], samples)  # of all rows alike
             columns |= self._information(label_entropy)
             correction = metrics.miller_madow(joint, samples).min()
@@ -125,16 +121,17 @@ class BlockScores:
         return BlockRow(block=block, stride=stride, heads=heads, best_head=best, **found)
 
     def _information(self, label_entropy: Tensor) -> dict[str, Column]:
-        value, without = _leaving_out(self.joint, self.moments)
-        position, position_without = _leaving_out(self.joint_elsewhere, self.moments_elsewhere)
-        used, used_elsewhere = (m.sum(dim=(-2, -1)) > 0 for m in (self.moments, self.moments_elsewhere))
-        error = _jackknife_error(without[used])
-        beyond_error = _jackknife_error((without - position_without)[used | used_elsewhere])
+        (value, without), (within, within_without) = self.own.information()
+        (position, position_without), (bias, bias_without) = self.elsewhere.information()
+        used, used_elsewhere = self.own.used, self.elsewhere.used
+        error = jackknife_error(without[used])
+        beyond_error = jackknife_error((within_without - bias_without)[used | used_elsewhere])
         return {
             "information": (value, error),
             "information_share": (value / label_entropy, error / label_entropy),
-            "position": (position, _jackknife_error(position_without[used_elsewhere])),
-            "information_beyond_position": (value - position, beyond_error),
+            "position": (position, jackknife_error(position_without[used_elsewhere])),
+            "information_beyond_position": (within - bias, beyond_error),
+            "beyond_position_bias": (bias, jackknife_error(bias_without[used_elsewhere])),
         }
 
 
@@ -159,26 +156,6 @@ class Mean:
         return mean, (spread / (self.images - 1)).sqrt() if self.images > 1 else torch.full_like(mean, math.nan)
 
 
-def _leaving_out(
-    joint: Float[Tensor, "groups rows bins classes"], moments: Float[Tensor, "groups 4 classes"]
-) -> tuple[Float[Tensor, "rows"], Float[Tensor, "groups rows"]]:
-    """Information of all groups together, and of all but one group at a time."""
-    whole = metrics.information(joint.sum(dim=0), metrics.independent_samples(moments.sum(dim=0)))
-    samples = metrics.independent_samples(moments.sum(dim=0) - moments).unsqueeze(1)
-    return whole, metrics.information(joint.sum(dim=0) - joint, samples)
-
-
-def _jackknife_error(without: Float[Tensor, "groups rows"]) -> Float[Tensor, "rows"]:
-    """The standard error of an estimate, by how it varies as one group at a time is left out; nan for one group.
-
-    Efron and Stein 1981: too large rather than too small, most where there is hardly any information.
-    """
-    groups = len(without)
-    if groups < 2:
-        return without.new_full(without.shape[1:], math.nan)
-    return (without.var(dim=0, correction=0) * (groups - 1)).sqrt()
-
-
 def _with_mean(weights: Float[Tensor, "batch heads h w"]) -> Float[Tensor, "batch rows h w"]:
     """The heads' maps, and then their mean."""
     return torch.cat([weights, weights.mean(dim=1, keepdim=True)], dim=1)
@@ -188,10 +165,6 @@ def _mean_of(values: Float[Tensor, "batch rows objects"], present: Bool[Tensor, 
     """(batch, rows): means over the objects that are present; nan where none is."""
     present = present.unsqueeze(1)
     return values.where(present, 0).sum(dim=-1) / present.sum(dim=-1)
-
-
-def _sums(values: Tensor) -> Tensor:
-    return values.cpu().double()
 
 
 def _row(name: int | str, number: int, columns: dict[str, Column]) -> HeadRow:

@@ -27,8 +27,8 @@ def head_scores(
 ) -> dict[str, float] | None:
     """Means over all attention heads of these levels of the pyramid: those that a decoder could read.
 
-    information:     bits about the class at a pixel; beyond_position: what is left of them without what the place alone
-                     tells. Both are corrected for their bias, so that they can be below 0.
+    information:     bits about the class at a pixel; beyond_position: bits about it where its place is known already.
+                     Both are corrected for their bias, so that they can be below 0.
     entropy:         as a share of log2 of the grid's positions, in 0..1.
     jaccard:         of the mask of 60% of the mass, mean over the objects of an image and over images, in 0..1.
 

@@ -15,7 +15,8 @@ from regard.backbones import AttentionMap, Backbone
 from regard.backbones.base import Kind, eval_mode
 from regard.errors import InputError
 from regard.results import ScoredHeads
-from regard.scoring.block_scores import GROUPS, BlockScores
+from regard.scoring.block_scores import BlockScores
+from regard.scoring.joint_counts import GROUPS
 
 
 class HeadScores:

@@ -8,12 +8,14 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from regard.backbones import Backbone, describe, device_of, from_description, normalize
+from regard.backbones.base import free_memory
 from regard.data.loading.modules import loading
 from regard.errors import InputError
 from regard.results import ScoredHeads
 from regard.say import console
 from regard.scoring.chosen import Chosen, Sample, Samples
 from regard.scoring.head_scores import HeadScores
+from regard.scoring.joint_counts import needed_memory
 from regard.scoring.protocol import Protocol
 
 
@@ -31,9 +33,17 @@ def score_heads(
 
     bar: show progress, on stderr.
 
-    Raises InputError where the masks of all images are void, and where attention is not finite.
+    Raises InputError where the masks of all images are void, where attention is not finite, and where the counts of so
+    many heads and classes do not fit into free memory.
     """
     classes = len(data.classes)
+    rows = sum(backbone.block_heads[block] + 1 for backbone in backbones.values() for block in protocol.blocks)
+    needed, free = needed_memory(rows, classes), free_memory(torch.device("cpu"))
+    if needed > free:
+        raise InputError(
+            f"to count {classes} classes for {rows} maps takes up to {needed / 2**30:.1f} GB, {free / 2**30:.1f} GB "
+            "are free: fewer --blocks, or --baseline false, would work"
+        )
     objects = [c for c in range(classes) if c != protocol.background]
     view = protocol.view(next(iter(backbones.values()))) if consistency else None
     samples = DataLoader(

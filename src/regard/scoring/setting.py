@@ -6,13 +6,14 @@ from importlib.metadata import version
 import cv2
 import torch
 
-from regard.attention.metrics import BINS, EDGES
+from regard.attention.metrics import BINS, CELLS, EDGES
 from regard.attention.overlap import LEAST_SHARED
 from regard.backbones import Backbone
 from regard.data.loading.views import View
 from regard.results import ScoreSetting
-from regard.scoring.block_scores import GROUPS, POINTS
+from regard.scoring.block_scores import POINTS
 from regard.scoring.chosen import Chosen
+from regard.scoring.joint_counts import GROUPS
 from regard.scoring.protocol import SCALE, Protocol
 
 
@@ -61,6 +62,8 @@ def _labels(protocol: Protocol, classes: Sequence[str]) -> dict[str, str]:
         "half an octave apart; Miller-Madow correction by independent samples",
         "position": "information about the labels of the image before in the order of scoring (of the last, for "
         "the first), brought to the size of the image, nearest; it has the same bias",
+        "information_beyond_position": f"information within each of {CELLS} x {CELLS} cells of the image, by their "
+        "pixels, less the same about the labels of the image before (beyond_position_bias)",
     }
 
 

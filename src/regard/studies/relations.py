@@ -11,7 +11,7 @@ from regard.studies.plan import Plan
 
 MOST_PAIRED = 40  # configurations, of which every pair is compared
 HEAD_SCORES = {  # that stand beside mIoU, in words
-    "beyond_position": "information about the class at a pixel beyond what its place tells, bits",
+    "beyond_position": "information about the class at a pixel where its place is known, bits",
     "information": "information about the class at a pixel, bits",
     "entropy": "entropy of a map, as a share of the most that it could be",
     "jaccard": "Jaccard index of 60% of the attention with the best class of an image",
