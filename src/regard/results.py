@@ -497,6 +497,7 @@ class HeadRow:
     """Scores of one head of a block, or of their "mean" map: see `attention.metrics`. x_se: the standard error of x.
 
     None for what cannot be had: without masks, of a single image or a single head, or where it was not asked for.
+    cls_mass, register_mass: the share of attention that falls on CLS, on other tokens that are no patches.
     consistency_elsewhere, position: what consistency and information are of maps that know nothing of their image.
     importance: the drop in mIoU without the head, with its 95% limits.
     """
@@ -510,6 +511,10 @@ class HeadRow:
     area_se: float | None = None
     distance: float | None = None
     distance_se: float | None = None
+    cls_mass: float | None = None
+    cls_mass_se: float | None = None
+    register_mass: float | None = None
+    register_mass_se: float | None = None
     consistency: float | None = None
     consistency_se: float | None = None
     consistency_elsewhere: float | None = None
@@ -535,6 +540,7 @@ class HeadRow:
 class BlockRow:
     """Scores of one block of a backbone, and of its heads, their mean map last.
 
+    high_norm: the share of patch tokens that are artefacts, by `metrics.high_norm_share`.
     samples: pixels that count as independent; largest_correction: of the bias of information, in bits.
     oracle:  the Jaccard of the best head of each object; best_head: the one that is best over all of them.
     """
@@ -544,6 +550,8 @@ class BlockRow:
     heads: list[HeadRow]
     diversity: float | None = None
     diversity_se: float | None = None
+    high_norm: float | None = None
+    high_norm_se: float | None = None
     samples: float | None = None
     label_entropy: float | None = None
     largest_correction: float | None = None
@@ -585,6 +593,7 @@ class ScoreSetting:
     blocks: list[int]
     masks: str
     labels: dict[str, str] | None
+    high_norm: str
     views: dict[str, float | str] | None
     data: str
     split: str

@@ -20,6 +20,7 @@ from regard.attention.metrics import (
     diversity,
     entropy,
     entropy_share,
+    high_norm_share,
     independent_samples,
     information,
     jaccard,
@@ -148,6 +149,15 @@ def test_jaccard_of_cells_is_that_of_pixels() -> None:
                 assert ours[image, head, c].item() == pytest.approx(naive.item(), rel=1e-6)
     by_pixel = jaccard(large, torch.stack([labels == c for c in range(3)], dim=1), seen)
     torch.testing.assert_close(ours, by_pixel)
+
+
+def test_artefacts_are_tokens_far_longer_than_the_others() -> None:
+    """On any scale; tokens of ordinary spread are none of them, and a fifth of long ones does not move the bound."""
+    norms = 40 * (1 + 0.2 * torch.randn(2, 10, 10)).clamp(0.5, 2)
+    assert high_norm_share(norms).tolist() == [0, 0]
+    norms[1, :2] *= 8
+    for scale in (1, 1e-3):
+        assert high_norm_share(scale * norms).tolist() == pytest.approx([0, 0.2])
 
 
 # ---- information

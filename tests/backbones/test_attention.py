@@ -106,6 +106,7 @@ def test_every_map_of_every_block_of_a_vit_is_the_explicit_one(model: str, size:
     tokens = (-(-size[0] // backbone.multiple), -(-size[1] // backbone.multiple))
     prefix = backbone.model.num_prefix_tokens
     inside = torch.arange(tokens[0] * tokens[1]).view(tokens)[:rows, :columns].flatten() + prefix
+    seen = torch.cat([torch.arange(prefix), inside])  # all but the padding
     every = range(len(backbone.block_heads))
     maps = {kind: backbone(images, attention=kind, affinity=True, blocks=every).attention for kind in backbone.kinds}
     assert backbone.kinds[0] == ("pooled" if model == "siglip" else "cls")
@@ -124,6 +125,12 @@ def test_every_map_of_every_block_of_a_vit_is_the_explicit_one(model: str, size:
         pairs = pairs / pairs.sum(-1, keepdim=True)
         for kind, read in maps.items():
             row = pairs.mean(2) if kind == "received" else expected[kind][..., inside]
+            whole = matrix[:, :, inside] if kind == "received" else expected[kind].unsqueeze(2)
+            whole = whole[..., seen] / whole[..., seen].sum(-1, keepdim=True)
+            if prefix:
+                torch.testing.assert_close(read[block].prefix, whole.mean(2)[..., :prefix], rtol=1e-5, atol=1e-6)
+            else:
+                assert read[block].prefix is None
             row = (row / row.sum(-1, keepdim=True)).unflatten(-1, (rows, columns))
             torch.testing.assert_close(read[block].weights, row, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(read[block].affinity, pairs, rtol=1e-5, atol=1e-6)
@@ -131,6 +138,23 @@ def test_every_map_of_every_block_of_a_vit_is_the_explicit_one(model: str, size:
     start = product[:, 0] if "cls" in maps else product[:, inside].mean(1)
     rollout = start[:, inside] / start[:, inside].sum(-1, keepdim=True)
     torch.testing.assert_close(backbone.rollout(images), rollout.unflatten(-1, (rows, columns)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["dinov2-registers", "siglip"])
+@pytest.mark.parametrize("size", SIZES)
+@torch.no_grad()
+def test_norms_are_of_the_patches_of_the_image_as_blocks_put_them_out(model: str, size: tuple[int, int]) -> None:
+    backbone = shaken(*VITS[model])
+    images = torch.randn(2, 3, *size)
+    with backbone.patch_norms((0, 2)) as norms:
+        backbone(images)
+    blocks = backbone.model.forward_intermediates(backbone.pad(images), norm=False, intermediates_only=True)
+    rows, columns = backbone.grid(*size, 0)
+    assert norms.keys() == {0, 2}
+    for block, found in norms.items():
+        torch.testing.assert_close(found, blocks[block].norm(dim=1)[:, :rows, :columns])
+    backbone(images.flip(0))
+    torch.testing.assert_close(norms[0], blocks[0].norm(dim=1)[:, :rows, :columns])  # nothing is noted any more
 
 
 @pytest.mark.parametrize("model", SWINS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from alike import same
 
+from models import TINY_SWIN, TINY_VIT
 from regard.attention import metrics
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError
@@ -293,10 +294,36 @@ def test_without_labels_there_are_only_the_scores_that_need_none(backbone) -> No
     result = scores.result()
     assert known(result) == {"images", "blocks"}
     for block in result.blocks:
-        assert known(block) == {"block", "stride", "diversity", "diversity_se", "heads"}
+        assert known(block) == {"block", "stride", "diversity", "diversity_se", "high_norm", "high_norm_se", "heads"}
         names = {key.removesuffix("_se") for key in known(block.heads[0])}
-        assert names == {"head", "entropy", "entropy_share", "area", "distance"}
+        assert names == {"head", "entropy", "entropy_share", "area", "distance", "cls_mass"}
         assert block.heads[-1].distance is None  # a mean map has no other heads
+
+
+@pytest.mark.parametrize(
+    ("model", "scored"),
+    [
+        ("vit_small_patch14_reg4_dinov2", {"cls_mass", "register_mass", "high_norm"}),
+        ("vit_base_patch16_siglip_224", {"high_norm"}),
+        ("swin_tiny_patch4_window7_224", set()),
+    ],
+)
+def test_what_falls_on_cls_and_registers_stands_with_every_head(model: str, scored: set[str]) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(model, **(TINY_SWIN if "swin" in model else TINY_VIT)).eval()
+    images = torch.randn(3, 3, 64, 64)
+    scores = HeadScores(backbone, backbone.kinds[0], (1,))
+    scores.update(images, torch.arange(3))
+    with torch.no_grad():
+        (found,) = backbone(images, attention=True, blocks=(1,)).attention
+    (block,) = scores.result().blocks
+    assert {name for name in ("cls_mass", "register_mass") if name in known(block.heads[0])} == scored - {"high_norm"}
+    assert (block.high_norm is None) == ("high_norm" not in scored)
+    if "register_mass" in scored:
+        cls, registers = found.prefix.mean(0)[:, 0], found.prefix.mean(0)[:, 1:].sum(-1)
+        assert [row.cls_mass for row in block.heads[:-1]] == pytest.approx(cls.tolist(), rel=1e-5)
+        assert block.heads[-1].register_mass == pytest.approx(registers.mean().item(), rel=1e-5)
+        assert 0.01 < block.heads[0].register_mass < 0.5
 
 
 def test_instances_are_objects_of_their_own(backbone) -> None:

@@ -23,6 +23,7 @@ from regard.errors import InputError
 # (18 heads of a small ViT on 128 scenes: from 0.007 to 0.014 bits) and tell little more (there 5%, on CamVid 14%).
 EDGES = tuple(2.0 ** (i / 2 + 0.25) for i in range(-9, 9))
 BINS = len(EDGES) + 1
+HIGH_NORM = 3.0  # medians: where patch tokens of ordinary images end and artefacts begin
 CELLS = 8  # of an image, down and across, that `conditional_information` takes as one place each
 
 
@@ -56,6 +57,17 @@ def entropy_share(weights: Float[Tensor, "*lead h w"]) -> Float[Tensor, "*lead"]
 def area(mask: Bool[Tensor, "*lead h w"]) -> Float[Tensor, "*lead"]:
     """The share of the grid that a mask covers."""
     return mask.float().mean(dim=(-2, -1))
+
+
+def high_norm_share(norms: Float[Tensor, "*lead h w"]) -> Float[Tensor, "*lead"]:
+    """The share of patch tokens longer than `HIGH_NORM` times the median of their image: the artefacts of Darcet et al.
+    2023 (https://arxiv.org/abs/2309.16588), which hold no local content, and which attention falls on.
+
+    There tokens are ordinary to about 100, by half of that in the mean, and artefacts from 150 on. A multiple of the
+    median goes with the scale of any block and model, and holds as long as fewer than half of the tokens are artefacts.
+    """
+    median = norms.flatten(-2).median(dim=-1).values[..., None, None]
+    return (norms > HIGH_NORM * median).float().mean(dim=(-2, -1))
 
 
 def salience(weights: Float[Tensor, "*lead h w"]) -> Float[Tensor, "*lead h w"]:

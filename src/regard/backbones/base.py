@@ -46,6 +46,9 @@ class AttentionMap:
               All are over the grid alone: what goes to CLS and register tokens is left out, and the rest sums to 1.
     affinity: token to token, rows are queries and sum to 1 over the grid (n = h * w, row-major); only when asked for.
               In a window transformer it is zero between tokens of different windows.
+    prefix:   of the same queries, the share of attention that each token gets that is no patch, and so is left out of
+              the weights: CLS first, if there is one, then registers. What is missing to 1 goes to the patches. Not
+              differentiable; None where there are no such tokens.
     extent:   height and width of the image in positions, such as 3.5 for 28 pixels at stride 8: the last row or column
               stands for less of the image than the others. None for whole positions.
     """
@@ -54,6 +57,7 @@ class AttentionMap:
     kind: Kind
     affinity: Float[Tensor, "batch heads n n"] | None = None
     extent: tuple[float, float] | None = None
+    prefix: Float[Tensor, "batch heads tokens"] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,13 @@ class Backbone(nn.Module, ABC):
         blocks, spreads over the patches; each image's map sums to 1. InputError where blocks do not share one grid.
         """
         raise InputError(f"attention rollout is for a ViT, whose blocks share one grid of tokens, not for {self.name}")
+
+    @contextmanager
+    def patch_norms(self, blocks: Sequence[int]) -> Iterator[dict[int, Float[Tensor, "batch h w"]]]:
+        """Within: after each forward pass, how long the patch tokens are that each of these blocks, counted from 0,
+        puts out. Empty for what is no ViT.
+        """
+        yield {}
 
     @property
     def kind(self) -> Kind | None:

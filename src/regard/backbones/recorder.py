@@ -38,6 +38,11 @@ class Attended:
     bias: Tensor | None
     scale: float
 
+    def detached(self) -> "Attended":
+        """The same for figures that nothing is trained by."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Attended(self.query.detach(), self.key.detach(), bias, self.scale)
+
     def weights(self, rows: Tokens = EVERY, keys: Tokens = EVERY) -> Tensor:
         """Softmax rows of the chosen queries, (batch, heads, rows, keys), in float32 whatever the autocast.
 

@@ -1,7 +1,9 @@
 """Any timm vision transformer whose blocks keep one grid of tokens: ViT, DeiT, DINO, DINOv2, SigLIP, EVA and kin."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -118,6 +120,28 @@ class ViT(Backbone):
         found = share[:, 0, patches].unflatten(-1, grid)
         return found / found.sum(dim=(-2, -1), keepdim=True)
 
+    @contextmanager
+    def patch_norms(self, blocks: Sequence[int]) -> Iterator[dict[int, Float[Tensor, "batch h w"]]]:
+        """As `Backbone.patch_norms`: of the residual stream, before the final norm."""
+        found: dict[int, Tensor] = {}
+        sizes: list[tuple[int, int]] = []
+
+        def begin(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            sizes[:] = [(args[0].shape[-2], args[0].shape[-1])]
+
+        def note(block: int, _: nn.Module, args: Any, output: Tensor) -> None:
+            grid, (rows, columns) = self.grid(*sizes[0], 0), self.padded_size(*sizes[0])
+            patches = self._patches((rows // self.multiple, columns // self.multiple), grid, output.device)
+            found[block] = output[:, patches].float().norm(dim=-1).unflatten(-1, grid)
+
+        hooks = [self.register_forward_pre_hook(begin)]
+        hooks += [self.model.blocks[block].register_forward_hook(partial(note, block)) for block in blocks]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def _padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
         """The padded images, their grid of tokens, and that of the images themselves."""
         padded = self.pad(images)
@@ -137,15 +161,21 @@ class ViT(Backbone):
     ) -> AttentionMap:
         """The map of one block, of the patches of the image and over them, each head summing to 1."""
         patches = self._patches(tokens, grid, attended.query.device)
-        if kind == "cls":
-            weights = attended.weights(slice(0, 1), patches)[:, :, 0]
-        elif kind == "pooled":
-            weights = attended.mean_weights(patches, patches)
-        else:
-            count = grid[0] * grid[1]
-            weights = attended.follow(torch.full((1, 1, count), 1 / count, device=attended.query.device), patches)
+        share = torch.full((1, 1, grid[0] * grid[1]), 1 / (grid[0] * grid[1]), device=attended.query.device)
+
+        def row(seen: Attended, keys: slice | Tensor, share: Tensor) -> Tensor:
+            if kind == "cls":
+                return seen.weights(slice(0, 1), keys)[:, :, 0]
+            return seen.mean_weights(patches, keys) if kind == "pooled" else seen.follow(share, keys)
+
+        weights, prefix = row(attended, patches, share), None
+        if self.prefix:
+            keys = slice(None)
+            if isinstance(patches, Tensor):
+                keys = torch.cat([torch.arange(self.prefix, device=patches.device), patches])
+            prefix = row(attended.detached(), keys, F.pad(share, (self.prefix, 0)))[..., : self.prefix]
         pairs = attended.weights(patches, patches) if affinity else None
-        return AttentionMap(weights.unflatten(-1, grid), kind, pairs)
+        return AttentionMap(weights.unflatten(-1, grid), kind, pairs, prefix=prefix)
 
     def _patches(self, tokens: tuple[int, int], grid: tuple[int, int], device: torch.device) -> slice | Tensor:
         """The tokens that are patches of the image: not the prefix, not the padding; row by row."""

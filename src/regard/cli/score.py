@@ -76,8 +76,10 @@ COLUMNS = {  # heading -> score, factor, digits; what else there is, is in score
     "entropy\n%": ("entropy_share", 100, 1),
     "area\n%": ("area", 100, 1),
     "distance": ("distance", 1, 3),
-    "consist.": ("consistency", 1, 3),
-    "elsewhere": ("consistency_elsewhere", 1, 3),
+    "CLS\n%": ("cls_mass", 100, 1),
+    "reg.\n%": ("register_mass", 100, 1),
+    "con-\nsist.": ("consistency", 1, 3),
+    "else-\nwhere": ("consistency_elsewhere", 1, 3),
     "Jaccard\n%": ("jaccard", 100, 1),
     "inform.\nbits": ("information", 1, 3),
     "beyond\nposition": ("information_beyond_position", 1, 3),
@@ -113,12 +115,14 @@ def _print_tables(report: "ScoreReport") -> None:
     title = f"the same by block, protocol {protocol.name}: value ± standard error over images"
     blocks = Table("block", "weights", title=title, **plain)
     scores = {"diversity": ("diversity", 1, 3)}
+    if scored.blocks[0].high_norm is not None:
+        scores["artefact\ntokens %"] = ("high_norm", 100, 2)
     has_objects = scored.blocks[0].oracle is not None
     if has_objects:
         scores |= {
-            "Jaccard %: oracle*": ("oracle", 100, 1),
-            "best fixed head**": ("best_head_jaccard", 100, 1),
-            "mean map": ("mean_map_jaccard", 100, 1),
+            "Jaccard %:\noracle*": ("oracle", 100, 1),
+            "best fixed\nhead**": ("best_head_jaccard", 100, 1),
+            "\nmean map": ("mean_map_jaccard", 100, 1),
         }
     for name in scores:
         blocks.add_column(name, justify="right")

@@ -27,6 +27,7 @@ class BlockScores:
         self.distance, self.diversity = Mean(), Mean()
         self.consistency, self.consistency_elsewhere = Mean(), Mean()
         self.last_view: tuple[Tensor, Tensor] | None = None  # of the image before: its rows and its place
+        self.cls_mass, self.register_mass, self.high_norm = Mean(), Mean(), Mean()
         self.jaccard, self.oracle = Mean(), Mean()
         self.objects = self.images_elsewhere = 0
         self.own = JointCounts(heads + 1, classes)  # with the image's own labels
@@ -40,6 +41,21 @@ class BlockScores:
         self.entropy.add(metrics.entropy(rows))
         self.entropy_share.add(metrics.entropy_share(rows))
         self.area.add(metrics.area(metrics.mass_mask(rows, self.mass)))
+
+    def add_tokens(
+        self,
+        prefix: Float[Tensor, "batch heads tokens"] | None,
+        has_cls: bool,
+        norms: Float[Tensor, "batch h w"] | None,
+    ) -> None:
+        """Attention to tokens that are no patches, the first of them CLS or not, and lengths of those that are."""
+        if prefix is not None:
+            rows = torch.cat([prefix, prefix.mean(dim=1, keepdim=True)], dim=1)
+            for mass, part in ((self.cls_mass, rows[..., :has_cls]), (self.register_mass, rows[..., has_cls:])):
+                if part.shape[-1]:
+                    mass.add(part.sum(dim=-1))
+        if norms is not None:
+            self.high_norm.add(metrics.high_norm_share(norms))
 
     def add_views(
         self,
@@ -99,10 +115,15 @@ class BlockScores:
             "area": self.area.result(),
             "distance": self.distance.result(),
         }
+        for name, mass in (("cls_mass", self.cls_mass), ("register_mass", self.register_mass)):
+            if mass.images:
+                columns[name] = mass.result()
         if self.consistency.images:
             columns["consistency"] = self.consistency.result()
             columns["consistency_elsewhere"] = self.consistency_elsewhere.result()
         found: dict[str, float | None] = _named("diversity", self.diversity.result())
+        if self.high_norm.images:
+            found |= _named("high_norm", self.high_norm.result())
         if self.classes:
             joint, samples = self.own.whole()
             label_entropy = metrics.label_entropy(joint[0], samples)  # of all rows alike

@@ -65,9 +65,11 @@ class HeadScores:
 
         Raises InputError for attention that is not finite.
         """
-        maps = self._maps(images)
-        for scores, attention in zip(self.blocks.values(), maps, strict=True):
+        with self.backbone.patch_norms(tuple(self.blocks)) as norms:
+            maps = self._maps(images)
+        for (block, scores), attention in zip(self.blocks.items(), maps, strict=True):
             scores.add_maps(attention.weights)
+            scores.add_tokens(attention.prefix, "cls" in self.backbone.kinds, norms.get(block))
         if labels is not None:
             elsewhere = torch.full_like(labels, -1) if elsewhere is None else elsewhere
             strides = [self.backbone.block_strides[block] for block in self.blocks]

@@ -30,6 +30,8 @@ SCORES = {  # a score of heads -> its title in pictures
     "entropy_share": "entropy, share of the most",
     "area": "area of the mask, share",
     "distance": "distance from other heads, bits",
+    "cls_mass": "attention to CLS, share",
+    "register_mass": "attention to registers, share",
     "consistency": "consistency between views",
     "consistency_elsewhere": "consistency of different images",
     "jaccard": "Jaccard of the mask",

@@ -6,7 +6,7 @@ from importlib.metadata import version
 import cv2
 import torch
 
-from regard.attention.metrics import BINS, CELLS, EDGES
+from regard.attention.metrics import BINS, CELLS, EDGES, HIGH_NORM
 from regard.attention.overlap import LEAST_SHARED
 from regard.backbones import Backbone
 from regard.data.loading.views import View
@@ -36,6 +36,7 @@ def describe_setting(
         if data.classes
         else "none, so only the scores that need none",
         labels=_labels(protocol, data.classes) if data.classes else None,
+        high_norm=f"patch tokens of a block's output longer than {HIGH_NORM:g} times the median of their image",
         views=_views(protocol.view(backbone)) if views else None,
         data=source,
         split=split,

@@ -104,7 +104,7 @@ class _Choice(nn.Module):
         if self.is_all:
             return attention
         affinity = None if attention.affinity is None else attention.affinity.index_select(1, self.index)
-        return replace(attention, weights=attention.weights.index_select(1, self.index), affinity=affinity)
+        return replace(attention, weights=attention.weights.index_select(1, self.index), affinity=affinity, prefix=None)
 
 
 class _Unfused(nn.Module):

@@ -217,7 +217,8 @@ def _by_size(images: list[Tensor]) -> list[Tensor]:
 def _global_maps(attention: Sequence[AttentionMap], batch: int) -> list[list[AttentionMap]]:
     """The maps of the first and of the second global crops, each by level."""
     return [
-        [replace(level, weights=level.weights[start : start + batch]) for level in attention] for start in (0, batch)
+        [replace(level, weights=level.weights[start : start + batch], prefix=None) for level in attention]
+        for start in (0, batch)
     ]
 
 
