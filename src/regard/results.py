@@ -582,6 +582,7 @@ class ScoredHeads:
 class ScoreSetting:
     """Everything that scores of heads depend on: the protocol, in words and numbers, and what it was applied to.
 
+    groups: which images belong together; few_groups: whether there are too few for errors to be relied on.
     labels: how masks are taken; views: how the two views of an image are drawn and compared; None where there are none.
     """
 
@@ -598,6 +599,9 @@ class ScoreSetting:
     data: str
     split: str
     images: str
+    groups: str
+    group_count: int
+    few_groups: bool
     backbone: str
     backbone_options: dict[str, Any]
     positions: str

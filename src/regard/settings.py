@@ -780,7 +780,7 @@ class EmbeddingPicture(Bits):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(Bits):
+class Scoring(Bits, Grouping):
     """What `regard score` scores."""
 
     split: str | None = setting(

@@ -15,7 +15,7 @@ from regard.attention import metrics
 from regard.backbones import Backbone, build_backbone
 from regard.errors import InputError
 from regard.results import ScoredHeads
-from regard.scoring.block_scores import BlockScores
+from regard.scoring.block_scores import BlockScores, Mean
 from regard.scoring.head_scores import HeadScores
 from regard.scoring.joint_counts import GROUPS, JointCounts, jackknife_error
 
@@ -131,7 +131,7 @@ def test_batches_of_views_change_nothing(backbone) -> None:
         scores = HeadScores(backbone, "cls", BLOCKS)
         scores.update(views[0], torch.arange(7))
         for part in torch.arange(7).split(batch):
-            scores.update_views(*views[:, part], *places[:, part])
+            scores.update_views(*views[:, part], *places[:, part], part)
         return scores.result()
 
     whole = found(7)
@@ -146,7 +146,7 @@ def test_consistency_elsewhere_is_that_of_an_image_with_the_one_before(backbone)
     place = torch.tensor([0.0, 0, 1, 1, 0]).expand(4, 5)
     scores = HeadScores(backbone, "cls", BLOCKS)
     scores.update(images, torch.arange(4))
-    scores.update_views(images, images, place, place)
+    scores.update_views(images, images, place, place, torch.arange(4))
     with torch.no_grad():
         maps = backbone(images, attention="cls", blocks=BLOCKS).attention
     for block, found in zip(scores.result().blocks, maps, strict=True):
@@ -155,7 +155,7 @@ def test_consistency_elsewhere_is_that_of_an_image_with_the_one_before(backbone)
             assert block.heads[head].consistency == pytest.approx(1, abs=1e-5)
             assert block.heads[head].consistency_elsewhere == pytest.approx(expected[head].item(), abs=1e-5)
     blind, weights = BlockScores(3, 0, 0.6), torch.rand(1, 3, 4, 4).expand(4, 3, 4, 4)
-    blind.add_views(weights, weights**2, place, place)
+    blind.add_views(weights, weights**2, place, place, torch.arange(4))
     torch.testing.assert_close(blind.consistency.result()[0], blind.consistency_elsewhere.result()[0])
 
 
@@ -168,7 +168,7 @@ def test_maps_that_share_a_tenth_of_their_mass_are_a_tenth_consistent() -> None:
         weights[view, torch.arange(20), 0, rows * 56 + columns] += 0.9
     scores = BlockScores(1, 0, 0.6)
     place = torch.tensor([0.0, 0, 1, 1, 0]).expand(20, 5)
-    scores.add_views(*weights.view(2, 20, 1, 56, 56), place, place)
+    scores.add_views(*weights.view(2, 20, 1, 56, 56), place, place, torch.arange(20) % GROUPS)
     assert scores.consistency.result()[0][0].item() == pytest.approx(0.1, abs=0.03)
 
 
@@ -181,8 +181,9 @@ def smooth(count: int, channels: int) -> torch.Tensor:
 def found(weights: torch.Tensor, labels: torch.Tensor, classes: int):
     """The first row of scores of maps, (images, 1, h, w), whose positions have one class each."""
     counts, scores = metrics.cell_counts(labels, classes, 1), BlockScores(1, classes, 0.6)
-    scores.add_maps(weights)
-    scores.add_labels(weights, counts, counts.roll(1, 0), counts, torch.arange(len(weights)) % GROUPS)
+    groups = torch.arange(len(weights)) % GROUPS
+    scores.add_maps(weights, groups)
+    scores.add_labels(weights, counts, counts.roll(1, 0), counts, groups)
     return scores.result(0, 1).heads[0]
 
 
@@ -262,7 +263,7 @@ def test_heads_are_scored_each_for_itself(backbone) -> None:
     groups = torch.arange(5)
     for one, order in ((scores, [0, 1, 2]), (permuted, [2, 0, 1])):
         for block, attention in zip(one.blocks.values(), maps, strict=True):
-            block.add_maps(attention.weights[:, order])
+            block.add_maps(attention.weights[:, order], groups)
             block.add_labels(attention.weights[:, order], counts, counts, counts[:, 1:], groups)
     for before, after in zip(scores.result().blocks, permuted.result().blocks, strict=True):
         heads = before.heads
@@ -278,7 +279,7 @@ def test_memory_does_not_grow_with_the_images(backbone) -> None:
     for step in range(1, 41):
         images, labels = data(2, 44, 32 + 8 * (step % 20))  # of 20 shapes
         scores.update(images, torch.arange(2), labels, labels.flip(0))
-        scores.update_views(images[..., :32, :32], images[..., :32, :32], PLACE, PLACE)
+        scores.update_views(images[..., :32, :32], images[..., :32, :32], PLACE, PLACE, torch.arange(2))
         if step in (20, 40):
             sizes.append(len(pickle.dumps(scores.blocks)))
     assert abs(sizes[1] - sizes[0]) < 64  # numbers have more digits
@@ -345,14 +346,14 @@ def test_the_same_view_twice_is_consistent_and_views_apart_do_not_count(backbone
     whole, corner, other = torch.tensor([[0.0, 0, 1, 1, 0], [0.0, 0, 0.4, 0.4, 0], [0.5, 0.5, 0.4, 0.4, 0]])
     scores = HeadScores(backbone, "cls", BLOCKS)
     scores.update(images, torch.arange(3))
-    scores.update_views(images, images, whole.expand(3, 5), whole.expand(3, 5))
-    scores.update_views(images, images, corner.expand(3, 5), other.expand(3, 5))
+    scores.update_views(images, images, whole.expand(3, 5), whole.expand(3, 5), torch.arange(3))
+    scores.update_views(images, images, corner.expand(3, 5), other.expand(3, 5), torch.arange(3))
     result = scores.result()
     assert (result.view_pairs, result.view_pairs_that_overlap) == (6, 3)
     for block in result.blocks:
         for row in block.heads:
             assert row.consistency == pytest.approx(1, abs=1e-6)
-    scores.update_views(images, images.flip(0), whole.expand(3, 5), whole.expand(3, 5))
+    scores.update_views(images, images.flip(0), whole.expand(3, 5), whole.expand(3, 5), torch.arange(3))
     assert all(row.consistency < 0.999 for block in scores.result().blocks for row in block.heads)
 
 
@@ -368,6 +369,26 @@ def test_of_one_image_there_is_no_standard_error_and_no_position(backbone) -> No
         assert block.heads[0].information is not None
         for score in ("information_se", "position", "position_se", "information_beyond_position"):
             assert getattr(block.heads[0], score) is None
+
+
+def test_errors_of_images_that_belong_together_go_over_their_groups() -> None:
+    """Simulated: 10 groups of 1 to 7 images that share most of their chance; over images the error is half of it."""
+    sizes, errors, means = torch.tensor([1, 2, 3, 4, 5, 6, 7, 4, 4, 4]), {True: [], False: []}, []
+    groups = torch.arange(10).repeat_interleave(sizes)
+    for _ in range(400):
+        values = torch.randn(10)[groups] + 0.3 * torch.randn(40)
+        for grouped, found in errors.items():
+            mean = Mean(grouped)
+            for part in torch.randperm(40).split(7):
+                mean.add(values[part], groups[part])
+            found.append(mean.result()[1].item())
+        means.append(mean.result()[0].item())
+    truth = np.std(means)
+    assert np.sqrt(np.mean(np.square(errors[True]))) == pytest.approx(truth, rel=0.2)
+    assert np.mean(errors[False]) < 0.6 * truth
+    one = Mean(grouped=True)
+    one.add(torch.randn(5, 2), torch.full((5,), 3))
+    assert one.result()[1].isnan().all()
 
 
 def test_the_standard_error_of_information_is_its_spread_over_data_sets() -> None:

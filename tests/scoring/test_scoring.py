@@ -140,6 +140,61 @@ def test_counts_that_memory_cannot_hold_are_one_line(monkeypatch) -> None:
     refused(lambda: score_heads({"given": vit}, data, protocol), "for 8 maps takes up to", "fewer --blocks")
 
 
+class Videos(Scenes):
+    """Scenes as frames of videos of four, all frames of a video alike."""
+
+    def name(self, i: int) -> str:
+        return f"video{i // 4}_{i:05}.png"
+
+    def image(self, i: int) -> np.ndarray:
+        return super().image(i - i % 4)
+
+    def mask(self, i: int) -> np.ndarray:
+        return super().mask(i - i % 4)
+
+
+def test_images_of_a_group_are_left_out_together_and_are_no_other_image_to_each_other() -> None:
+    """So four frames that are one are as sure as one, and the labels of another image are those of another video."""
+    data, vit = Chosen(Videos(48, 32), rule="^[^_]*"), sharp_vit()
+    protocol = choose_protocol(Scoring(size=32, blocks=(3,)), vit, data.classes)
+    samples = Samples(data, protocol, None, 0)
+    video = [data.name(i) for i in range(48)]
+    parts = [int(samples[i].number) for i in range(48)]
+    for name in {name[:7] for name in video}:
+        assert len({part for one, part in zip(video, parts, strict=True) if one.startswith(name)}) == 1
+    assert not any(torch.equal(samples[i].elsewhere, samples[i].labels) for i in range(48))
+    (one, grouped, single) = (
+        score_heads({"given": vit}, chosen, protocol)["given"].blocks[0]
+        for chosen in (Chosen(Scenes(48, 32)), data, Chosen(Videos(48, 32)))
+    )
+    setting = describe_setting(protocol, vit, data, "videos", "val", "random", 0, views=True)
+    assert (setting.groups, setting.group_count, setting.few_groups) == ("^[^_]*", 12, False)
+    for score in ("entropy", "jaccard", "consistency_elsewhere", "information_beyond_position"):
+        errors = [getattr(block.heads[0], f"{score}_se") for block in (one, grouped, single)]
+        assert errors[1] > 1.2 * errors[2], score
+    alone = Chosen(Videos(4, 32), rule="^[^_]*")
+    assert Samples(alone, protocol, None, 0)[0].elsewhere is None
+    row = score_heads({"given": vit}, alone, protocol)["given"].blocks[0].heads[0]
+    assert row.information is not None
+    assert row.entropy_se is row.information_se is row.information_beyond_position is None
+    assert row.consistency_elsewhere is None
+
+
+@pytest.mark.parametrize(("rule", "few"), [("^video00[0-2]|^v", True), ("^(.*)_", False), (None, False)])
+def test_the_command_says_where_groups_are_few(rule, few, tmp_path, capsys) -> None:
+    data = mask_tree(tmp_path / "data", train=0, val=32)
+    for kind in ("images", "masks"):
+        for number, path in enumerate(sorted((data / kind).rglob("*.png"))):
+            path.rename(path.with_name(f"video{number // 4:03}_{number:05}.png"))
+    options = [*TINY[:-1], str(data), "--size", "32", "--out", str(tmp_path / "out"), "--split", "val"]
+    score(*options, *([] if rule is None else ["--groups", rule]))
+    printed = capsys.readouterr().err
+    assert printed.count("too few groups") == (2 if few else 0)
+    assert ("names look like frames of videos" in printed) == (rule is None)
+    protocol = read_stored(tmp_path / "out/scores.json", ScoreReport).protocol
+    assert (protocol.group_count, protocol.few_groups) == ({"^video00[0-2]|^v": 4, "^(.*)_": 8, None: 32}[rule], few)
+
+
 def test_scoring_leaves_the_model_and_the_generators_as_they_were(tmp_path) -> None:
     data, vit = Chosen(VOC2012(voc_tree(tmp_path), "val")), sharp_vit().train()
     vit.model.blocks[1].eval()  # as a frozen block

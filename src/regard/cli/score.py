@@ -22,6 +22,7 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
     """
     from regard.backbones.weights import read_description
     from regard.cli.common import built
+    from regard.data.groups import group_numbers
     from regard.data.source import open_source, require_masks
     from regard.runs.importance import importance
     from regard.runs.run import RUN_FILE, load_run
@@ -49,7 +50,7 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
     source = open_source(data, scenes_size=DINO_SIZE if scoring.protocol == "dino" else scoring.size or 224)
     source = source.at_bits(scoring.image_bits or (run.description.settings.image_bits if run else None))
     split = scoring.split or next(name for name in ("val", "test", "train") if name in source.splits)
-    chosen = Chosen(source.split(split), scoring.limit)
+    chosen = Chosen(source.split(split), scoring.limit, scoring.groups)
     rules = choose_protocol(scoring, backbone, chosen.classes)
     if scoring.objects == "instance":
         chosen.require_instances()
@@ -57,6 +58,7 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
         require_masks(source)
     scorecard.check_folder(Path(out))
     say(source.describe())
+    group_numbers(chosen, scoring.groups)
 
     found = importance(run, chosen, rules.blocks) if run and scoring.importance else None
     models = {"given": backbone}
@@ -86,6 +88,7 @@ COLUMNS = {  # heading -> score, factor, digits; what else there is, is in score
     "import.\n%": ("importance", 100, 1),
 }
 WITH_ERRORS = ("information_beyond_position",)
+TOO_FEW = "too few groups"  # for standard errors to be relied on
 WITHOUT_LABELS = ("area", "distance")  # in 80 columns there is no room for them beside what needs labels
 
 
@@ -101,6 +104,9 @@ def _print_tables(report: "ScoreReport") -> None:
     left_out = WITHOUT_LABELS if protocol.labels else ()
     columns = {name: column for name, column in COLUMNS.items() if column[0] in there and column[0] not in left_out}
     title = f"{protocol.kind} attention of {protocol.backbone}, {protocol.weights}; {scored.images} images"
+    over = "images" if protocol.groups == "each image is one" else f"{protocol.group_count} groups"
+    if protocol.few_groups:
+        over += f": {TOO_FEW}"
     close: dict[str, Any] = plain | {"padding": 0}
     heads = Table("block", "head", title=title, **close)
     for name in columns:
@@ -110,9 +116,11 @@ def _print_tables(report: "ScoreReport") -> None:
             cells = [(_with_error if c[0] in WITH_ERRORS else _number)(row, *c) for c in columns.values()]
             heads.add_row(str(block.block), str(row.head), *cells, style="dim" if row.head == "mean" else "")
         heads.add_section()
+    if protocol.few_groups and any(name in WITH_ERRORS for name, *_ in columns.values()):
+        heads.caption, heads.caption_justify = f"± over {over}", "left"
     console().print(heads)
 
-    title = f"the same by block, protocol {protocol.name}: value ± standard error over images"
+    title = f"by block, protocol {protocol.name}; ± standard error over {over}"
     blocks = Table("block", "weights", title=title, **plain)
     scores = {"diversity": ("diversity", 1, 3)}
     if scored.blocks[0].high_norm is not None:

@@ -12,50 +12,54 @@ from torch import Tensor
 from regard.attention import metrics
 from regard.attention.overlap import Places, on_overlap
 from regard.results import BlockRow, HeadRow
-from regard.scoring.joint_counts import JointCounts, jackknife_error
+from regard.scoring.joint_counts import GROUPS, JointCounts, jackknife_error
 
 POINTS = 8  # cells of the overlap of two views, down and across: as many for coarse grids as for fine ones
 Column = tuple[Tensor, Tensor]  # of a score: its values by head, and their standard errors
 
 
 class BlockScores:
-    """What is summed up of one block. Rows are its heads and then their mean map."""
+    """What is summed up of one block. Rows are its heads and then their mean map.
 
-    def __init__(self, heads: int, classes: int, mass: float) -> None:
-        self.heads, self.classes, self.mass = heads, classes, mass
-        self.entropy, self.entropy_share, self.area = Mean(), Mean(), Mean()
-        self.distance, self.diversity = Mean(), Mean()
-        self.consistency, self.consistency_elsewhere = Mean(), Mean()
-        self.last_view: tuple[Tensor, Tensor] | None = None  # of the image before: its rows and its place
-        self.cls_mass, self.register_mass, self.high_norm = Mean(), Mean(), Mean()
-        self.jaccard, self.oracle = Mean(), Mean()
+    grouped: whether images belong together; `groups` are then unions of whole groups, of GROUPS.
+    """
+
+    def __init__(self, heads: int, classes: int, mass: float, grouped: bool = False) -> None:
+        self.heads, self.classes, self.mass, self.grouped = heads, classes, mass, grouped
+        self.entropy, self.entropy_share, self.area = (Mean(grouped) for _ in range(3))
+        self.distance, self.diversity = (Mean(grouped) for _ in range(2))
+        self.consistency, self.consistency_elsewhere = (Mean(grouped) for _ in range(2))
+        self.last_view: tuple[Tensor, Tensor, Tensor] | None = None  # of the image before: rows, place, group
+        self.cls_mass, self.register_mass, self.high_norm = (Mean(grouped) for _ in range(3))
+        self.jaccard, self.oracle = (Mean(grouped) for _ in range(2))
         self.objects = self.images_elsewhere = 0
         self.own = JointCounts(heads + 1, classes)  # with the image's own labels
         self.elsewhere = JointCounts(heads + 1, classes)  # with those of another
 
-    def add_maps(self, weights: Float[Tensor, "batch heads h w"]) -> None:
+    def add_maps(self, weights: Float[Tensor, "batch heads h w"], groups: Int[Tensor, "batch"]) -> None:
         """What needs no labels."""
-        self.diversity.add(metrics.diversity(weights))
-        self.distance.add(metrics.distance(weights))
+        self.diversity.add(metrics.diversity(weights), groups)
+        self.distance.add(metrics.distance(weights), groups)
         rows = _with_mean(weights)
-        self.entropy.add(metrics.entropy(rows))
-        self.entropy_share.add(metrics.entropy_share(rows))
-        self.area.add(metrics.area(metrics.mass_mask(rows, self.mass)))
+        self.entropy.add(metrics.entropy(rows), groups)
+        self.entropy_share.add(metrics.entropy_share(rows), groups)
+        self.area.add(metrics.area(metrics.mass_mask(rows, self.mass)), groups)
 
     def add_tokens(
         self,
         prefix: Float[Tensor, "batch heads tokens"] | None,
         has_cls: bool,
         norms: Float[Tensor, "batch h w"] | None,
+        groups: Int[Tensor, "batch"],
     ) -> None:
         """Attention to tokens that are no patches, the first of them CLS or not, and lengths of those that are."""
         if prefix is not None:
             rows = torch.cat([prefix, prefix.mean(dim=1, keepdim=True)], dim=1)
             for mass, part in ((self.cls_mass, rows[..., :has_cls]), (self.register_mass, rows[..., has_cls:])):
                 if part.shape[-1]:
-                    mass.add(part.sum(dim=-1))
+                    mass.add(part.sum(dim=-1), groups)
         if norms is not None:
-            self.high_norm.add(metrics.high_norm_share(norms))
+            self.high_norm.add(metrics.high_norm_share(norms), groups)
 
     def add_views(
         self,
@@ -63,19 +67,22 @@ class BlockScores:
         second: Float[Tensor, "batch heads h w"],
         places_first: Places,
         places_second: Places,
+        groups: Int[Tensor, "batch"],
     ) -> None:
         """Two views of each image, with their places (`on_overlap`)."""
         first, second = _with_mean(first), _with_mean(second)
         p, q, shared = on_overlap(first, second, places_first, places_second, POINTS)
-        self.consistency.add(metrics.consistency(p, q)[shared])
-        before, places_before = self.last_view or (second[:1], places_second[:1])
+        self.consistency.add(metrics.consistency(p, q)[shared], groups[shared.cpu()])
+        before, places_before, group_before = self.last_view or (second[:1], places_second[:1], groups[:1])
         before = torch.cat([before, second[:-1]])
         places_before = torch.cat([places_before, places_second[:-1]])
         p, q, shared = on_overlap(first, before, places_first, places_before, POINTS)
         if self.last_view is None:
             shared[0] = False  # the first image has none before it
-        self.consistency_elsewhere.add(metrics.consistency(p, q)[shared])
-        self.last_view = second[-1:].clone(), places_second[-1:].clone()
+        if self.grouped:
+            shared &= (groups != torch.cat([group_before, groups[:-1]])).to(shared.device)
+        self.consistency_elsewhere.add(metrics.consistency(p, q)[shared], groups[shared.cpu()])
+        self.last_view = second[-1:].clone(), places_second[-1:].clone(), groups[-1:]
 
     def add_labels(
         self,
@@ -93,9 +100,10 @@ class BlockScores:
         present = objects.sum(dim=(-2, -1)) > 0  # (batch, objects)
         found = metrics.jaccard(metrics.mass_mask(rows, self.mass), objects, counts.sum(dim=1))
         best = found[:, :-1].max(dim=1, keepdim=True).values  # of the heads
-        means = _mean_of(torch.cat([found, best], dim=1), present)[present.any(dim=1)]
-        self.jaccard.add(means[:, :-1])
-        self.oracle.add(means[:, -1])
+        some = present.any(dim=1)
+        means = _mean_of(torch.cat([found, best], dim=1), present)[some]
+        self.jaccard.add(means[:, :-1], groups[some.cpu()])
+        self.oracle.add(means[:, -1], groups[some.cpu()])
         self.objects += int(present.sum())
         self.images_elsewhere += int((elsewhere.sum(dim=(-3, -2, -1)) > 0).sum())
         self.own.add(rows, counts, groups)
@@ -157,24 +165,33 @@ class BlockScores:
 
 
 class Mean:
-    """Means over images and their standard errors, from sums alone; values (images, ...)."""
+    """Means over images and their standard errors, from sums alone; values (images, ...).
 
-    def __init__(self) -> None:
-        self.images = 0
-        self.total = self.squares = torch.zeros((), dtype=torch.float64)
+    grouped: the error is that of a mean over unions of groups, whose images are not independent.
+    """
 
-    def add(self, values: Float[Tensor, "images *shape"]) -> None:
-        """One value, or one of each kind, per image."""
+    def __init__(self, grouped: bool = False) -> None:
+        self.grouped, self.images = grouped, 0
+        self.counts = torch.zeros(GROUPS, dtype=torch.float64)
+        self.totals = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: Float[Tensor, "images *shape"], groups: Int[Tensor, "images"]) -> None:
+        """One value, or one of each kind, per image, and its group, of GROUPS."""
         values = values.cpu().double()  # in this order: not every device has float64
         self.images += len(values)
-        self.total = self.total + values.sum(dim=0)
+        self.counts += torch.bincount(groups, minlength=GROUPS)
+        self.totals = self.totals + values.new_zeros(GROUPS, *values.shape[1:]).index_add_(0, groups, values)
         self.squares = self.squares + values.square().sum(dim=0)
 
     def result(self) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        """Mean, and standard error of the mean: nan for one image."""
-        mean = self.total / self.images
-        spread = (self.squares / self.images - mean.square()).clamp(min=0)
-        return mean, (spread / (self.images - 1)).sqrt() if self.images > 1 else torch.full_like(mean, math.nan)
+        """Mean, and standard error of the mean: nan for one image, or one group."""
+        mean, spread = self.totals.sum(dim=0) / self.images, self.squares / self.images
+        spread, count = (spread - mean.square()).clamp(min=0), self.images
+        if self.grouped:  # of a ratio of sums over groups, linearised (Cochran 1977, section 6.3)
+            count = int((self.counts > 0).sum())
+            expected = self.counts.view(-1, *[1] * mean.ndim) * mean
+            spread = (self.totals - expected).square().sum(dim=0) * count / self.images**2
+        return mean, (spread / (count - 1)).sqrt() if count > 1 else torch.full_like(mean, math.nan)
 
 
 def _with_mean(weights: Float[Tensor, "batch heads h w"]) -> Float[Tensor, "batch rows h w"]:

@@ -26,6 +26,7 @@ class HeadScores:
     classes: how many the labels have; 0 without labels, and then there are only the scores that need none.
     objects: the classes that count as objects, each one object of its image; () where instances are given.
     mass:    of the attention that a mask holds.
+    grouped: whether images belong together, and errors go over the unions of groups that they are numbered by.
 
     Batches may be of any size and shape, and change nothing but rounding. The backbone is scored in eval mode, and left
     as it was.
@@ -39,10 +40,12 @@ class HeadScores:
         classes: int = 0,
         objects: Sequence[int] = (),
         mass: float = 0.6,
+        grouped: bool = False,
     ) -> None:
         self.backbone, self.kind, self.classes, self.objects = backbone, kind, classes, list(objects)
         self.blocks = {
-            block: BlockScores(backbone.block_heads[block], classes, mass) for block in backbone.chosen_blocks(blocks)
+            block: BlockScores(backbone.block_heads[block], classes, mass, grouped)
+            for block in backbone.chosen_blocks(blocks)
         }
         self.images = 0
         self.views = 0
@@ -58,7 +61,8 @@ class HeadScores:
     ) -> None:
         """Add images, normalised, of one size.
 
-        numbers:   each image's own, from 0 and whatever its batch: who is left out together by the jackknife.
+        numbers:   each image's own, from 0 and whatever its batch; or that of its union of groups: images that are the
+                   same modulo GROUPS are left out together by the jackknife.
         labels:    the class of each pixel; others than 0 .. classes - 1 are void and count for nothing.
         elsewhere: the labels of another image, at this one's size, for what position alone tells; None: not known.
         instances: the object of each pixel, from 1; 0 and 255 are none.
@@ -67,9 +71,10 @@ class HeadScores:
         """
         with self.backbone.patch_norms(tuple(self.blocks)) as norms:
             maps = self._maps(images)
+        groups = numbers.cpu() % GROUPS
         for (block, scores), attention in zip(self.blocks.items(), maps, strict=True):
-            scores.add_maps(attention.weights)
-            scores.add_tokens(attention.prefix, "cls" in self.backbone.kinds, norms.get(block))
+            scores.add_maps(attention.weights, groups)
+            scores.add_tokens(attention.prefix, "cls" in self.backbone.kinds, norms.get(block), groups)
         if labels is not None:
             elsewhere = torch.full_like(labels, -1) if elsewhere is None else elsewhere
             strides = [self.backbone.block_strides[block] for block in self.blocks]
@@ -81,7 +86,7 @@ class HeadScores:
             else:
                 objects = {s: counts[s][:, self.objects] for s in set(strides)}
             for scores, attention, s in zip(self.blocks.values(), maps, strides, strict=True):
-                scores.add_labels(attention.weights, counts[s], others[s], objects[s], numbers.cpu() % GROUPS)
+                scores.add_labels(attention.weights, counts[s], others[s], objects[s], groups)
         self.images += len(images)
 
     @torch.inference_mode()
@@ -91,17 +96,19 @@ class HeadScores:
         second: Float[Tensor, "batch 3 height width"],
         places_first: Places,
         places_second: Places,
+        numbers: Int[Tensor, "batch"],
     ) -> None:
         """Add two views of each of some images, for consistency; pairs that hardly overlap do not count.
 
         All views of one size, in whole positions, and images in one order whatever their batches: the first view of an
-        image is also compared with the second view of the image before, for `consistency_elsewhere`.
+        image is also compared with the second view of the image before, for `consistency_elsewhere`, unless they may
+        belong together. numbers: as for `update`.
 
         Raises InputError for attention that is not finite.
         """
         pairs = zip(self.blocks.values(), self._maps(first), self._maps(second), strict=True)
         for scores, one, two in pairs:
-            scores.add_views(one.weights, two.weights, places_first, places_second)
+            scores.add_views(one.weights, two.weights, places_first, places_second, numbers.cpu() % GROUPS)
         self.views += len(first)
 
     def result(self) -> ScoredHeads:

@@ -11,6 +11,7 @@ other:     as maps, but of an image of another group, always the same one: what 
 """
 
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -140,7 +141,7 @@ def _rows(part: Float[Tensor, "1 c h w"]) -> Float[Tensor, "patches c"]:
     return part[0].flatten(1).T
 
 
-def folds(groups: list[str], count: int) -> Int[Tensor, "images"]:
+def folds(groups: Sequence[Hashable], count: int) -> Int[Tensor, "images"]:
     """A fold for each image, whole groups together: the largest group first, to the fold with the fewest images."""
     sizes = Counter(groups)
     filled, fold_of = [0] * min(count, len(sizes)), {}

@@ -54,7 +54,9 @@ def score_heads(
         **loading(workers),
     )
     scores = {
-        name: HeadScores(backbone, protocol.kind, protocol.blocks, classes, objects, protocol.mass)
+        name: HeadScores(
+            backbone, protocol.kind, protocol.blocks, classes, objects, protocol.mass, grouped=data.groups is not None
+        )
         for name, backbone in backbones.items()
     }
     for batch in track(samples, "scoring heads", len(samples), transient=True, console=console(), disable=not bar):
@@ -87,8 +89,8 @@ def _add_images(scores: HeadScores, part: Sequence[Sample], device: torch.device
 
 def _add_views(scores: HeadScores, batch: Sequence[Sample], device: torch.device) -> None:
     """All of a batch in its order, which decides the image before: views are of one size."""
-    views, places = (_together(batch, field, device) for field in ("views", "places"))
-    scores.update_views(normalize(views[:, 0]), normalize(views[:, 1]), places[:, 0], places[:, 1])
+    views, places, numbers = (_together(batch, field, device) for field in ("views", "places", "number"))
+    scores.update_views(normalize(views[:, 0]), normalize(views[:, 1]), places[:, 0], places[:, 1], numbers)
 
 
 def _together(samples: Sequence[Sample], field: str, device: torch.device) -> Any:

@@ -171,7 +171,8 @@ def scatter(report: ScoreReport) -> Figure:
 
 def _title(report: ScoreReport) -> str:
     protocol = report.protocol
+    few = ", too few groups for errors" if protocol.few_groups else ""
     return (
         f"{protocol.backbone}, {protocol.kind} attention\n{report.given.images} images of {protocol.split}, "
-        f"protocol {protocol.name}, size {protocol.size}"
+        f"protocol {protocol.name}, size {protocol.size}{few}"
     )

@@ -10,6 +10,7 @@ from regard.attention.metrics import BINS, CELLS, EDGES, HIGH_NORM
 from regard.attention.overlap import LEAST_SHARED
 from regard.backbones import Backbone
 from regard.data.loading.views import View
+from regard.evaluation.statistics import FEW
 from regard.results import ScoreSetting
 from regard.scoring.block_scores import POINTS
 from regard.scoring.chosen import Chosen
@@ -25,6 +26,11 @@ def describe_setting(
     if protocol.name == "dino":
         size = f"{protocol.size} x {protocol.size}"
         resize_rule = f"squashed to {size}, bilinear with antialiasing (Pillow, as torchvision's Resize)"
+    count = len(data if data.groups is None else set(data.groups.tolist()))
+    errors = f"over images, as if independent; of information a jackknife over {GROUPS} groups of them, by the image's "
+    errors += f"place in the order modulo {GROUPS}"
+    if data.groups is not None:
+        errors = f"over {min(count, GROUPS)} unions of whole groups of images; of information a jackknife over these"
     return ScoreSetting(
         name=protocol.name,
         size=protocol.size,
@@ -41,13 +47,15 @@ def describe_setting(
         data=source,
         split=split,
         images=f"{len(data)} of {len(data.dataset)}, evenly spaced, in a fixed random order",
+        groups=data.rule or "each image is one",
+        group_count=count,
+        few_groups=count < FEW,
         backbone=backbone.name,
         backbone_options=dict(backbone.options),
         positions=backbone.options.get("positions", "timm"),
         weights=weights,
         seed=seed,
-        standard_errors=f"over images, as if independent; of information a jackknife over {GROUPS} groups of them, "
-        f"by the image's place in the order modulo {GROUPS}",
+        standard_errors=errors,
         versions={"torch": str(torch.__version__), "timm": version("timm"), "opencv": cv2.__version__},
     )
 
@@ -62,7 +70,7 @@ def _labels(protocol: Protocol, classes: Sequence[str]) -> dict[str, str]:
         "information": f"bits; {BINS} bins of weight x positions, edges {EDGES[0]:.3f} to {EDGES[-1]:.2f} "
         "half an octave apart; Miller-Madow correction by independent samples",
         "position": "information about the labels of the image before in the order of scoring (of the last, for "
-        "the first), brought to the size of the image, nearest; it has the same bias",
+        "the first; of another group), brought to the size of the image, nearest; it has the same bias",
         "information_beyond_position": f"information within each of {CELLS} x {CELLS} cells of the image, by their "
         "pixels, less the same about the labels of the image before (beyond_position_bias)",
     }
@@ -84,5 +92,5 @@ def _views(view: View) -> dict[str, float | str]:
         "least_overlap": LEAST_SHARED,
         "least_overlap_of": "the area of the smaller view; pairs with less do not count",
         "elsewhere": "the first view of an image and the second view of the image before in the order of scoring, "
-        "as if of one image; the first image has none before it",
+        "as if of one image; the first image has none before it, nor one of the same union of groups",
     }
