@@ -7,6 +7,7 @@ levels of a ViT of 6 heads, 1.4 GB for all its 12 blocks, and as much again for 
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,7 +28,8 @@ class JointCounts:
 
     def __init__(self, rows: int, classes: int, cells: int = metrics.CELLS) -> None:
         self.cells = cells
-        self.table = torch.zeros(GROUPS, rows, cells**2, metrics.BINS, classes)  # exact, see `metrics.add_joint`
+        shape = (GROUPS, rows, cells**2, metrics.BINS, classes)
+        self.table = torch.from_numpy(np.zeros(shape, np.float32))  # not torch's zeros, which touches all of it
         self.moments = torch.zeros(GROUPS, cells**2, 4, classes, dtype=torch.float64)
 
     def add(
