@@ -60,10 +60,10 @@ def features(weights: torch.Tensor, affinity: torch.Tensor | None = None) -> Fea
 
 def test_even_attention_is_no_salience_and_a_peak_stays_bounded() -> None:
     even = AttentionMap(torch.full((1, 1, 4, 4), 1 / 16), "cls")
-    assert salience(even).abs().max() < 1e-6
+    assert salience(even.weights).abs().max() < 1e-6
     peak = torch.zeros(1, 1, 4, 4)
     peak[..., 0, 0] = 1
-    assert salience(AttentionMap(peak, "cls")).max().item() == pytest.approx(math.log(17 / 2), rel=1e-5)
+    assert salience(peak).max().item() == pytest.approx(math.log(17 / 2), rel=1e-5)
 
 
 def test_gate_scales_by_the_mix_of_its_heads() -> None:
@@ -72,7 +72,7 @@ def test_gate_scales_by_the_mix_of_its_heads() -> None:
     gate = fusion_of("gate")((4,), (2,))
     gate.levels[0].strength.data = torch.tensor([0.0, 1.0, 2.0, -1.0])
     gate.levels[0].head_logits.data = torch.tensor([100.0, 0.0])  # the first head alone
-    mix = salience(seen.attention[0])[:, 0]
+    mix = salience(seen.attention[0].weights)[:, 0]
     (out,) = gate(seen)
     for channel, strength in enumerate((0.0, 1.0, 2.0, -1.0)):
         torch.testing.assert_close(out[:, channel], seen.pyramid[0][:, channel] * (1 + strength * mix))
@@ -179,7 +179,7 @@ def test_a_fusion_comes_to_listen_to_the_head_that_tells_the_answer(name: str) -
             gathered = affinity[:, telling] @ seen.pyramid[0].flatten(2).transpose(1, 2)
             labels = (gathered[..., 0] > 2).long().unflatten(1, (side, side))
         else:
-            labels = (salience(seen.attention[0])[:, telling] > -0.2).long()
+            labels = (salience(seen.attention[0].weights)[:, telling] > -0.2).long()
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(classify(fusion(seen)[0]), labels).backward()
         optimizer.step()
