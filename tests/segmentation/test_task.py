@@ -24,21 +24,15 @@ def small_resnet():
 def test_each_layer_learns_slower_than_the_next_by_the_decay() -> None:
     """Stem and positions are layer 0, the blocks 1 to 4; timm counts the final norm to the last of them."""
     model = SegmentationModel(build_backbone(VIT, **SMALLEST_VIT), 3)
-    task = SegmentationTask(
-        model, 3, torch.nn.Identity(), SegmentSettings(backbone_lr=0.01, layer_decay=0.5, weight_decay=0.1)
-    )
-    rates, decays = {}, {}
-    for group in task._backbone_groups():
-        for parameter in group["params"]:
-            rates[parameter], decays[parameter] = group["lr"], group["weight_decay"]
-    found = {name: parameter for name, parameter in model.backbone.model.named_parameters()}
-    assert set(rates) == set(found.values())
+    task = SegmentationTask(model, 3, torch.nn.Identity(), SegmentSettings(backbone_lr=0.01, layer_decay=0.5))
+    rates = {p: group["peak"] for group in task.configure_optimizers().param_groups for p in group["params"]}
+    found = dict(model.backbone.model.named_parameters())
+    assert set(rates) == set(model.parameters())
     layers = {"pos_embed": 0, "patch_embed.proj.weight": 0, "norm.weight": 4}
     layers |= {f"blocks.{i}.attn.qkv.weight": i + 1 for i in range(4)}
     for name, layer in layers.items():
         assert rates[found[name]] == pytest.approx(0.01 * 0.5 ** (4 - layer)), name
-    assert decays[found["blocks.0.attn.qkv.weight"]] == 0.1
-    assert decays[found["pos_embed"]] == decays[found["blocks.0.attn.qkv.bias"]] == 0
+    assert all(rates[parameter] == task.settings.lr for parameter in model.head.parameters())
 
 
 @pytest.mark.parametrize(
@@ -59,12 +53,11 @@ def test_the_last_layer_that_is_used_learns_at_the_peak_rate(name: str, options:
     """A ConvNeXt has a norm after it that only classifying needs."""
     model = SegmentationModel(build_backbone(name, **options), 3, head="linear")
     task = SegmentationTask(model, 3, torch.nn.Identity(), SegmentSettings(backbone_lr=0.01, layer_decay=0.5))
-    rates = {parameter: group["lr"] for group in task._backbone_groups() for parameter in group["params"]}
+    rates = {p: group["peak"] for group in task.configure_optimizers().param_groups for p in group["params"]}
     found = dict(model.backbone.model.named_parameters())
-    assert rates[found[last]] == max(rates.values()) == 0.01
-    assert rates[found[first]] == min(rates.values()) < 0.01
-    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
-    assert {parameter for parameter in found.values() if parameter.grad is not None} == set(rates)
+    of_backbone = [rates[parameter] for parameter in found.values()]
+    assert rates[found[last]] == max(of_backbone) == 0.01
+    assert rates[found[first]] == min(of_backbone) < 0.01
 
 
 def test_every_part_learns_at_its_share_of_the_peak_at_each_step(tmp_path) -> None:
@@ -85,7 +78,8 @@ def test_every_part_learns_at_its_share_of_the_peak_at_each_step(tmp_path) -> No
     )
     decay = [(1 - step / 4) ** 0.9 for step in range(4)]
     expected = [factor * warmed for factor, warmed in zip(decay, (0.5, 1, 1, 1), strict=True)]
-    assert seen == [pytest.approx([0.02 * factor, 0.01 * factor]) for factor in expected]
+    # weights of the backbone and of the rest, then what of each does not decay
+    assert seen == [pytest.approx([0.01 * factor, 0.02 * factor] * 2) for factor in expected]
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])

@@ -1,14 +1,21 @@
 """Optimisers over whole groups at once, against one tensor after another."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from models import RESNET, SMALLEST_VIT, SWIN, TINY_RESNET, TINY_SWIN, VIT
 from regard.backbones import build_backbone
+from regard.segmentation.model import SegmentationModel
+from regard.segmentation.task import SegmentationTask
+from regard.settings import SegmentSettings
+from regard.ssl.barlow_twins import BarlowTwins
 from regard.ssl.dino import DINO
-from regard.training.optimizers import LARS, adamw, clip_each, move_towards, sgd
+from regard.ssl.supervised import Supervised
+from regard.training.optimizers import LARS, adamw, clip_each, move_towards, parameter_groups, sgd
 
 SHAPES = ((5, 3), (7,), (4, 3, 3, 3), (2, 2), (1,), (6, 1, 1, 1), ())
 
@@ -131,3 +138,67 @@ def test_the_teachers_batch_statistics_are_its_own() -> None:
     assert all(torch.equal(old, new) for old, new in zip(buffers, teacher.buffers(), strict=True))
     for found, value in zip(teacher.parameters(), expected, strict=True):
         torch.testing.assert_close(found.detach(), value, rtol=1e-6, atol=1e-6)  # float32
+
+
+TOKENS = {"cls_token", "pos_embed"}  # of a ViT
+TABLES = {"relative_position_bias_table"}
+SWIN_V2 = {"logit_scale", "cpb_mlp"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "spared"),
+    [
+        (VIT, SMALLEST_VIT, TOKENS),
+        (SWIN, TINY_SWIN, TABLES),
+        ("swinv2_tiny_window8_256", {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}, SWIN_V2),
+        (RESNET, TINY_RESNET, set()),
+    ],
+)
+@pytest.mark.parametrize("task", ["segment", "layer_decay", "supervised", "barlow_twins", "dino"])
+def test_norms_biases_scalars_positions_and_tables_do_not_decay(
+    name: str, options: dict, spared: set[str], task: str
+) -> None:
+    backbone = build_backbone(name, **options)
+    if task in ("segment", "layer_decay"):
+        model = SegmentationModel(backbone, 3, "gate" if backbone.heads else "none")
+        settings = SegmentSettings(weight_decay=0.1, layer_decay=0.5 if task == "layer_decay" else 1.0)
+        optimizer = SegmentationTask(model, 3, nn.Identity(), settings).configure_optimizers()
+    else:
+        methods = {
+            "barlow_twins": lambda: BarlowTwins(backbone, (8, 8), optimizer="adamw", weight_decay=0.1),
+            "dino": lambda: DINO(backbone, out_dim=8, weight_decay=(0.1, 0.4)),
+            "supervised": lambda: Supervised(backbone, 3, optimizer="adamw", weight_decay=0.1),
+        }
+        model = methods[task]()
+        model._trainer = SimpleNamespace(precision_plugin=None)
+        optimizer = model.configure_optimizers()
+    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    named = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    assert set(decays) == set(named.values())
+    for key, parameter in named.items():
+        said = any(part in key for part in spared) and not (task == "dino" and spared == TOKENS)  # as published
+        assert decays[parameter] == (0 if said or parameter.ndim <= 1 else 0.1), key
+
+
+def test_dinos_step_is_that_of_its_authors_groups() -> None:
+    """Theirs: no decay of what ends in .bias or has one dimension, and of nothing else. Three steps, to the digit."""
+    ours = build_backbone(VIT, **SMALLEST_VIT)
+    theirs = copy.deepcopy(ours)
+    module = DINO(ours, out_dim=8, hidden_dim=8, bottleneck_dim=4)
+    named = dict(theirs.model.named_parameters())
+    plain = [p for name, p in named.items() if name.endswith(".bias") or p.ndim == 1]
+    rest = [p for name, p in named.items() if not (name.endswith(".bias") or p.ndim == 1)]
+    expected = torch.optim.AdamW(
+        [{"params": rest, "weight_decay": 0.4}, {"params": plain, "weight_decay": 0.0}], lr=0.1
+    )
+    optimizer = adamw(parameter_groups(module, 0.4, decayed=module.decayed))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for _ in range(3):
+        for name, parameter in ours.model.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            named[name].grad = parameter.grad.clone()
+        optimizer.step()
+        expected.step()
+    for name, parameter in ours.model.named_parameters():
+        torch.testing.assert_close(parameter, named[name], rtol=1e-6, atol=1e-6)  # float32, a fused kernel

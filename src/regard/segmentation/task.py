@@ -16,7 +16,7 @@ from regard.segmentation.inference import count_pixels, predict_at
 from regard.segmentation.model import SegmentationModel
 from regard.settings import SegmentSettings
 from regard.training.distributed import mean_over_processes, processes, sum_over_processes
-from regard.training.optimizers import adamw
+from regard.training.optimizers import adamw, parameter_groups
 from regard.training.schedules import rate_factor
 
 
@@ -26,8 +26,8 @@ class SegmentationTask(L.LightningModule):
     loss:     a module of (logits, masks), as `losses.build_loss` makes it.
     settings: the rates, their schedule, and guidance are read; the model is made already. For consistency the crops go
               through the backbone a second time, flipped left to right. `layer_decay` is that of Clark et al. 2020
-              (https://arxiv.org/abs/2003.10555, appendix A; Bao et al. 2022 for ViTs); below 1, biases and norms have
-              no weight decay. The schedule "poly" is DeepLab's (Chen et al. 2017).
+              (https://arxiv.org/abs/2003.10555, appendix A; Bao et al. 2022 for ViTs). What has no weight decay:
+              `optimizers.without_decay`. The schedule "poly" is DeepLab's (Chen et al. 2017).
 
     Training batches are [uint8 crops, or the tensors of their features from a cache; int64 masks].
     Validation gives `val_miou` and `val_accuracy` over the whole set, masks at their own size.
@@ -121,10 +121,7 @@ class SegmentationTask(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with a peak rate for each part."""
-        rest = [*self.model.fusion.parameters(), *self.model.head.parameters()]
-        groups = [{"params": rest, "lr": self.settings.lr}, *self._backbone_groups()]
-        groups = [{"weight_decay": self.settings.weight_decay, "peak": group["lr"]} | group for group in groups]
-        return adamw([group for group in groups if group["params"]])
+        return adamw(parameter_groups(self.model, self.settings.weight_decay, self._rates()))
 
     def on_train_batch_start(self, batch: list[Any], batch_idx: int) -> None:
         """The rates of this step.
@@ -139,27 +136,19 @@ class SegmentationTask(L.LightningModule):
         for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
             group["lr"] = group["peak"] * factor
 
-    def _backbone_groups(self) -> list[dict[str, Any]]:
-        model = self.model.backbone.model
-        if self.settings.layer_decay == 1:
-            return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": self.settings.backbone_lr}]
+    def _rates(self) -> dict[str, float]:
+        """The peak rate of each parameter that trains, by name."""
+        rates = {name: self.settings.lr for name, _ in self.model.named_parameters()}
+        return rates | {f"backbone.model.{name}": rate for name, rate in self._backbone_rates().items()}
+
+    def _backbone_rates(self) -> dict[str, float]:
+        model, rate, decay = self.model.backbone.model, self.settings.backbone_lr, self.settings.layer_decay
+        if decay == 1:
+            return {name: rate for name, _ in model.named_parameters()}
         matcher = model.group_matcher(coarse=False)
         layers = cast(dict[str, int], group_parameters(model, matcher, reverse=True))  # of each parameter, by name
-        used = {name: p for name, p in model.named_parameters() if name in self.reached}
-        last = max(layers[name] for name in used)  # a ConvNeXt's last layer is a norm that only classifying needs
-        without_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # positions and the like
-        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-        for name, parameter in used.items():
-            decayed = parameter.ndim > 1 and name not in without_decay
-            groups.setdefault((layers[name], decayed), []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "lr": self.settings.backbone_lr * self.settings.layer_decay ** (last - layer),
-                "weight_decay": self.settings.weight_decay if decayed else 0.0,
-            }
-            for (layer, decayed), parameters in groups.items()
-        ]
+        last = max(layers[name] for name in self.reached)  # a ConvNeXt's last is a norm that only classifying needs
+        return {name: rate * decay ** max(0, last - layers[name]) for name in layers}
 
 
 def reached(backbone: Backbone) -> list[str]:

@@ -19,7 +19,7 @@ from regard.backbones import Backbone, normalize
 from regard.settings import Amount, Share, Width
 from regard.ssl.method import Pretraining, choose_optimizer
 from regard.training.distributed import gather
-from regard.training.optimizers import LARS, adamw, parameter_groups, set_lr
+from regard.training.optimizers import LARS, adamw, parameter_groups, set_lr, split_parameters
 from regard.training.schedules import warmup_cosine
 
 RECIPES = {"lars": (0.2, 1e-6), "adamw": (5e-4, 0.05)}  # optimizer: (rate at a batch of 256, weight decay)
@@ -159,5 +159,7 @@ class BarlowTwins(Pretraining):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """No weight decay or scaling of biases and norms."""
-        groups = parameter_groups(self, self.hparams["weight_decay"])
-        return LARS(groups) if self.hparams["optimizer"] == "lars" else adamw(groups)
+        decay = self.hparams["weight_decay"]
+        if self.hparams["optimizer"] == "lars":
+            return LARS([{"params": part} for part in split_parameters(self)], weight_decay=decay)
+        return adamw(parameter_groups(self, decay))

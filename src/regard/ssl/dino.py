@@ -107,6 +107,7 @@ class DINO(Pretraining):
     """
 
     averages = True  # the teacher is one
+    decayed = ("pos_embed", "cls_token")  # as published, where only biases and what is 1-D do not decay
 
     @classmethod
     def usual_options(cls, settings: PretrainSettings) -> dict[str, Any]:
@@ -197,10 +198,11 @@ class DINO(Pretraining):
             move_towards(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over the student; no weight decay on biases and norms."""
+        """AdamW over the student; what has no weight decay: `optimizers.without_decay`, but for `decayed`."""
         # A fused step would unscale gradients (16-mixed) itself, after they were clipped.
         unscaled = getattr(self.trainer.precision_plugin, "scaler", None) is None
-        return adamw(parameter_groups(self, self.hparams["weight_decay"][0]), fused=unscaled)
+        groups = parameter_groups(self, self.hparams["weight_decay"][0], decayed=self.decayed)
+        return adamw(groups, fused=unscaled)
 
 
 def _by_size(images: list[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ one thing: to scale each tensor by a number of its own, which only the device kn
 # pyright: reportPrivateImportUsage=false
 # (torch documents `_foreach_*`, and names no other way to them)
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -116,15 +116,39 @@ def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable (weights, biases and other 1-D parameters): both methods treat the second group apart."""
+    """Trainable (weights, biases and other 1-D parameters): LARS gives the second a rate of its own."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weights, and the 1-D parameters, which decay not at all."""
-    weights, biases = split_parameters(module)
-    return [{"params": weights, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
+def without_decay(module: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay would only harm: those of at most one dimension (biases, norms,
+    scalars), and those of which timm says so: positions, tokens, tables of position biases, temperatures.
+    """
+    found = {name for name, parameter in module.named_parameters() if parameter.ndim <= 1}
+    for path, part in module.named_modules():
+        names = getattr(part, "no_weight_decay", set)()
+        found |= {f"{path}.{name}".lstrip(".") for name in names}
+    return found
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, rates: Mapping[str, float] = {}, decayed: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """The trainable parameters, those that decay first, and each part again by its peak rate, from low to high.
+
+    rates:   peak rate of a parameter, by name; 0 where it is not named: who gives none sets them at each step.
+    decayed: endings of names that decay although `without_decay` has them.
+    """
+    spared = {name for name in without_decay(module) if not name.endswith(decayed)}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name in spared, rates.get(name, 0.0)), []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay, "lr": key[1], "peak": key[1]}
+        for key in sorted(groups)
+    ]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, *lrs: float) -> None:
