@@ -57,6 +57,11 @@ class Origin:
     environment: dict[str, str] | None = None
 
 
+# Below this strength, shares of heads say nothing: where a head looks e times as much as evenly, a gate then changes
+# features by less than a tenth, and propagation goes less than a tenth of its way.
+LEAST_STRENGTH = 0.1
+
+
 @dataclass(kw_only=True)
 class HeadShares:
     """Which attention heads a fusion came to use at one level.
@@ -64,14 +69,19 @@ class HeadShares:
     block:    index of the backbone's block whose attention the level has.
     strength: how much attention gets in at all, 0 for none: see `Fusion.strength`.
     heads:    those of the block that the fusion sees.
-    weights:  the share of each of these, rounded; they sum to 1: see `Fusion.head_weights`. They mean nothing where the
-              strength is near 0, and say what the decoder listens to, not what a head knows.
+    weights:  the share of each of these, rounded; they sum to 1: see `Fusion.head_weights`. They say what the decoder
+              listens to, not what a head knows.
+    hardly_used: whether the strength is below `LEAST_STRENGTH`, and the shares mean nothing.
     """
 
     block: int
     strength: float
     heads: list[int]
     weights: list[float]
+    hardly_used: bool = False
+
+    def __post_init__(self) -> None:
+        self.hardly_used = self.strength < LEAST_STRENGTH
 
 
 @dataclass(kw_only=True)
@@ -309,6 +319,7 @@ class RunResult:
     best_epoch: whose weights were scored; None for an average over epochs.
     heads:  scores of the attention heads, by the keys of `HeadCorrelation.score`; None of a convnet, or where lost.
     commit: of the checkout that trained it; None where it was none.
+    fused:  what its fusion came to use of attention, by level; empty where there is none.
     """
 
     seed: int
@@ -320,6 +331,12 @@ class RunResult:
     curve: list[EpochScore]
     heads: dict[str, float | None] | None
     commit: str | None
+    fused: list[HeadShares] = field(default_factory=list)
+
+    @property
+    def strength(self) -> float | None:
+        """Of the level that is fused most strongly; None where nothing is fused."""
+        return max((level.strength for level in self.fused), default=None)
 
 
 @dataclass(kw_only=True)

@@ -44,13 +44,17 @@ def test_the_share_of_a_head_stands_below_its_number_and_heads_that_are_not_seen
         [
             HeadShares(block=1, strength=0.5, heads=[1, 4], weights=[0.75, 0.25]),
             HeadShares(block=3, strength=0.25, heads=[0, 1, 2], weights=[0.5, 0.3, 0.2]),
+            HeadShares(block=5, strength=0.02, heads=[0, 1], weights=[0.6, 0.4]),
         ],
         "title",
     )
     axes = figure.axes[0]
-    shown, empty = np.ma.filled(axes.images[0].get_array(), np.nan), np.nan
-    np.testing.assert_allclose(shown, [[empty, 75, empty, empty, 25], [50, 30, 20, empty, empty]])
+    (shown, grey), empty = (np.ma.filled(image.get_array(), np.nan) for image in axes.images), np.nan
+    np.testing.assert_allclose(shown, [[empty, 75, empty, empty, 25], [50, 30, 20, empty, empty], [empty] * 5])
+    np.testing.assert_allclose(grey, [[empty] * 5, [empty] * 5, [60, 40, empty, empty, empty]])
+    assert (axes.images[0].cmap.name, axes.images[1].cmap.name) == ("Blues", "Greys")
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "block 1, strength 0.500",
         "block 3, strength 0.250",
+        "block 5, strength 0.020, hardly used",
     ]

@@ -8,7 +8,9 @@ import pytest
 
 from plausible import varied
 from regard.reports.arranged import arrange
+from regard.reports.report import render
 from regard.reports.tables import latex, table_csv, table_latex
+from regard.results import HeadShares
 
 
 def rows(results):
@@ -70,6 +72,37 @@ def test_the_latex_table_has_the_numbers_of_the_json_best_first(results) -> None
         assert float(ms) == pytest.approx(c.milliseconds_per_image, abs=0.05)
     means = [c.miou.mean for c in scored]
     assert means == sorted(means, reverse=True)
+
+
+def fuse(results, index: int, strengths: list[float]) -> None:
+    """Give each run of a configuration a fused level of so much strength, and one of none."""
+    for run, strength in zip(results.configurations[index].runs, strengths, strict=True):
+        run.fused = [
+            HeadShares(block=block, strength=s, heads=[0, 1], weights=[0.7, 0.3])
+            for block, s in ((2, 0.0), (5, strength))
+        ]
+
+
+def test_strength_stands_beside_miou_and_is_grey_where_attention_is_hardly_used(results) -> None:
+    fuse(results, 0, [0.5, 0.75, 1.0])
+    fuse(results, 1, [0.01, 0.02, 0.03])
+    names = [c.name for c in results.configurations]
+    found = {(row["configuration"], row["seed"]): number(row["strength"]) for row in rows(results)}
+    assert [found[names[0], seed] for seed in "012"] == [0.5, 0.75, 1.0]
+    assert found[names[2], "0"] is None
+    scored = arrange(results).scored
+    lines = table_latex(scored).splitlines()
+    assert r"\begin{tabular}{lrrrrr}" in lines
+    cells = {latex(c.title): next(line for line in lines if line.startswith(latex(c.title) + " &")) for c in scored}
+    beside = [cells[latex(c.title)].split(" & ")[3] for name in names[:3] for c in scored if c.name == name]
+    assert beside == ["0.75", r"\textcolor{gray}{0.02}", "--"]
+    page = render(arrange(results), {})
+    assert '<td class="num" data-value="0.75">0.75</td>' in page
+    assert '<span class="hardly">0.02</span><span class="tag">hardly used</span>' in page
+    assert page.count('<tr class="hardly">') == 2 + 1  # both levels of the second, one of the first
+    assert "head 0: 70, head 1: 30" in page
+    results.configurations[0].runs[0].fused[1].weights = [0.123, 0.877]
+    assert "head 0: 12, head 1: 88" in render(arrange(results), {})
 
 
 def test_one_seed_has_no_spread_and_no_time_is_a_dash(results) -> None:

@@ -151,7 +151,7 @@ def test_what_is_exported_says_which_heads_the_fusion_uses(run: Run, tmp_path: P
     save_pretrained(run, tmp_path / "made")
     assert load_run(tmp_path / "made").head_weights == HEADS
     card = (tmp_path / "made" / "README.md").read_text()
-    assert "| 3 | 0.125 | 0.50, 0.30, 0.20 |\n| 7 | 0.000 | head 1: 0.75, head 4: 0.25 |\n" in card
+    assert "| 3 | 0.125 | 0.50, 0.30, 0.20 |\n| 7 | 0.000 | hardly used |\n" in card
 
 
 @pytest.mark.usefixtures("_symbols")

@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from models import RESNET, SMALLEST_VIT, SWIN, TINY_RESNET, TINY_SWIN, VIT
-from regard.backbones import build_backbone
+from regard.attention.metrics import salience
+from regard.backbones import AttentionMap, Features, build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
+from regard.results import LEAST_STRENGTH, HeadShares
 from regard.runs.extras import Extras
-from regard.runs.segmenting import segment_run
+from regard.runs.segmenting import head_weights, segment_run
 from regard.segmentation.inference import count_pixels
 from regard.segmentation.model import SegmentationModel
 from regard.segmentation.task import SegmentationTask
@@ -80,6 +82,52 @@ def test_every_part_learns_at_its_share_of_the_peak_at_each_step(tmp_path) -> No
     expected = [factor * warmed for factor, warmed in zip(decay, (0.5, 1, 1, 1), strict=True)]
     # weights of the backbone and of the rest, then what of each does not decay
     assert seen == [pytest.approx([0.01 * factor, 0.02 * factor] * 2) for factor in expected]
+
+
+def test_the_scalars_of_a_fusion_learn_at_a_rate_of_their_own_and_decay_not_at_all() -> None:
+    settings = SegmentSettings(fusion_lr=0.5, lr=0.02, backbone_lr=0.01, weight_decay=0.1)
+    for fusion, scalars in (("gate", 8), ("propagate", 8), ("concat", 0), ("none", 0)):
+        model = SegmentationModel(build_backbone(VIT, **SMALLEST_VIT), 3, fusion)
+        groups = SegmentationTask(model, 3, torch.nn.Identity(), settings).configure_optimizers().param_groups
+        own = [group for group in groups if group["peak"] == 0.5]
+        assert sum(len(group["params"]) for group in own) == scalars  # strength and weights of heads, of four levels
+        assert all(group["weight_decay"] == 0 for group in own)
+        rates = {parameter: group["peak"] for group in groups for parameter in group["params"]}
+        assert {rates[p] for p in model.backbone.parameters()} == {0.01}
+        assert {rates[p] for p in model.head.parameters()} == {0.02}
+
+
+@pytest.mark.parametrize(("fusion", "acts"), [("concat", 0.3), ("gate", 1), ("propagate", 0.3)])
+def test_a_fusion_acts_within_200_steps_where_attention_carries_the_label(fusion: str, acts: float) -> None:
+    """At the default rates. At the rate of other weights a gate and a propagation are hardly used by then."""
+    for fusion_lr in (SegmentSettings.fusion_lr, SegmentSettings.lr):
+        model = SegmentationModel(build_backbone(VIT, **SMALLEST_VIT), 2, fusion, head="linear", freeze=True)
+        last = train_on_carried(model, SegmentSettings(fusion_lr=fusion_lr))[-1]
+        if fusion == "concat" or fusion_lr == SegmentSettings.fusion_lr:
+            assert last.strength > acts > LEAST_STRENGTH
+            assert last.weights[1] == max(last.weights)
+        assert last.hardly_used == (last.strength < acts)
+
+
+def train_on_carried(model: SegmentationModel, settings: SegmentSettings, steps: int = 200) -> list[HeadShares]:
+    """What the fusion uses after so many steps of the task's own optimizer and schedule."""
+    optimizer = SegmentationTask(model, 2, torch.nn.Identity(), settings).configure_optimizers()
+    channels, heads, side = model.backbone.channels, model.backbone.heads, 6
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * rate_factor(step, steps, round(settings.warmup * steps), settings.schedule)
+        affinity = (3 * torch.randn(4, heads[-1], side**2, side**2)).softmax(-1)
+        weights = (2 * torch.randn(4, heads[-1], side**2)).softmax(-1).unflatten(2, (side, side))
+        pyramid = tuple(torch.randn(4, width, side, side) + 1 for width in channels)
+        labels = (salience(weights)[:, 1] > -0.2).long()
+        if model.fusion.affinity:  # the label is of what the telling head looks at
+            gathered = affinity[:, 1] @ pyramid[-1][:, 0].flatten(1).unsqueeze(2)
+            labels = (gathered > 1).long().view(-1, side, side)
+        seen = Features(pyramid, (AttentionMap(weights, "cls", affinity),) * len(heads), torch.zeros(4, 1))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.decode(seen, (side, side)), labels).backward()
+        optimizer.step()
+    return head_weights(model)
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])

@@ -71,7 +71,7 @@ def test_a_space_reads_back_what_it_says_of_itself() -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"fusoin": ["none", "gate"]}, r"unknown option of the space 'fusoin': did you mean 'fusion'\?"),
+        ({"fusoin": ["none", "gate"]}, r"unknown option of the space 'fusoin': did you mean 'fusion' or 'fusion_lr'\?"),
         ({"epochs": [1, 2]}, "epochs cannot be swept: trials of other lengths .*: give --epochs"),
         ({"lr": {"low": 1, "high": 0.1}}, "the range of lr is empty: low 1 is not below high 0.1"),
         ({"lr": {"low": 1, "high": 1}}, "the range of lr is empty"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from regard.errors import InputError
+from regard.results import LEAST_STRENGTH
 from regard.say import is_first_process, say
 from regard.settings import Hardware, ModelToTrain, PretrainSettings, SegmentSettings, Watch
 
@@ -92,6 +93,8 @@ def segment(
     from regard.runs.segmenting import segment_run
     from regard.training.hardware import check_processes
 
+    if settings.fusion == "none" and settings.fusion_lr != SegmentSettings.fusion_lr:
+        raise InputError("fusion none has no strength to learn: leave out --fusion_lr, or take another --fusion")
     if settings.freeze and settings.backbone_lr != SegmentSettings.backbone_lr:
         raise InputError("a frozen backbone does not learn, at no rate: leave out --backbone_lr, or --freeze")
     check_share(label_fraction)
@@ -122,6 +125,7 @@ def segment(
     for level in made.head_weights:
         heads = zip(level.heads, level.weights, strict=True)
         shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in heads)
+        shares = f"hardly used, below {LEAST_STRENGTH:g}" if level.hardly_used else shares
         say(f"heads of block {level.block} in the fusion (strength {level.strength:.3f}): {shares}")
     run = load_run(out)
     table(summary(run, run.evaluate(splits["val"])), "val")

@@ -43,11 +43,15 @@ def confusion_chart(counts: Num[np.ndarray, "classes classes"], classes: Sequenc
     return figure
 
 
-def _number_cells(axes: Axes, values: Num[np.ndarray, "rows columns"], most: float, size: float) -> None:
-    """Whole numbers over cells that go from white at 0 to dark at `most`; none where the value is nan."""
+def _number_cells(
+    axes: Axes, values: Num[np.ndarray, "rows columns"], most: float, size: float, pale: str = "black"
+) -> None:
+    """Whole numbers over cells that go from white at 0 to dark at `most`; none where the value is nan. pale: their
+    colour over what is not dark.
+    """
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = "white" if value > 0.55 * most else "black"
+            colour = "white" if value > 0.55 * most else pale
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=size, color=colour)
 
 
@@ -70,7 +74,7 @@ def reliability_chart(bins: Num[np.ndarray, "bins 3"], title: str) -> Figure:
 def heads_chart(levels: Sequence[HeadShares], title: str) -> Figure:
     """The share of each attention head in a fusion, in %, a row per level, and how strongly the level is fused.
 
-    Grey: heads that the fusion does not see.
+    Grey: heads that the fusion does not see, without a number, and shares of a level that it hardly uses.
     """
     most = 1 + max(max(level.heads) for level in levels)
     shares = np.full((len(levels), most), np.nan)
@@ -78,11 +82,18 @@ def heads_chart(levels: Sequence[HeadShares], title: str) -> Figure:
         shares[row, level.heads] = np.array(level.weights) * 100
     figure = Figure(figsize=(3.2 + 0.55 * most, 1.6 + 0.42 * len(levels)), layout="constrained")
     axes = figure.add_subplot(facecolor="0.85")
-    image = axes.imshow(shares, vmin=0, vmax=float(np.nanmax(shares)), cmap="Blues", aspect="auto")
+    most_share, unused = float(np.nanmax(shares)), np.array([[level.hardly_used] for level in levels])
+    image = axes.imshow(np.where(unused, np.nan, shares), vmin=0, vmax=most_share, cmap="Blues", aspect="auto")
+    axes.imshow(np.where(unused, shares, np.nan), vmin=0, vmax=3 * most_share, cmap="Greys", aspect="auto")
     axes.set_xticks(range(most))
-    axes.set_yticks(range(len(levels)), [f"block {x.block}, strength {x.strength:.3f}" for x in levels])
+    axes.set_yticks(range(len(levels)), [_level(level) for level in levels])
     axes.set(xlabel="head")
     axes.set_title(title, fontsize=10, wrap=True)
     figure.colorbar(image, ax=axes, label="% of the mix")
-    _number_cells(axes, shares, float(np.nanmax(shares)), 8.0)
+    _number_cells(axes, np.where(unused, np.nan, shares), most_share, 8.0)
+    _number_cells(axes, np.where(unused, shares, np.nan), 3 * most_share, 8.0, "0.5")
     return figure
+
+
+def _level(level: HeadShares) -> str:
+    return f"block {level.block}, strength {level.strength:.3f}{', hardly used' if level.hardly_used else ''}"

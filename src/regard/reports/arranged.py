@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from regard.reports.words import plain, spaced
-from regard.results import ConfigurationResult, Difference, HeadCorrelation, StudyResults, Value
+from regard.results import LEAST_STRENGTH, ConfigurationResult, Difference, HeadCorrelation, StudyResults, Value
 
 COLOURS = 12  # of configurations and lines: --c0 to --c11 in page.html.jinja; they repeat
 LINES = 8  # of an axis in a chart; more are drawn in another one
@@ -26,6 +26,7 @@ class Shown(ConfigurationResult):
     tags: list[str]
     mean_iou: list[float | None] = field(init=False)
     mean_heads: dict[str, float | None] = field(init=False)
+    strength: float | None = field(init=False)
     curves: list[Curve] = field(init=False)
     average: list[tuple[int, float]] = field(init=False)  # only as far as all seeds go: with some it would jump
 
@@ -33,11 +34,17 @@ class Shown(ConfigurationResult):
         self.mean_iou = [mean(values) for values in zip(*(run.iou for run in self.runs), strict=True)]
         heads = [run.heads or {} for run in self.runs]
         self.mean_heads = {key: mean(h.get(key) for h in heads) for key in dict.fromkeys(k for h in heads for k in h)}
+        self.strength = mean(run.strength for run in self.runs)
         self.curves = [[(p.epoch, p.val_miou) for p in run.curve] for run in self.runs]
         found = [{epoch: value for epoch, value in curve if value is not None} for curve in self.curves]
         known = [curve for curve in found if curve]
         together = sorted(set(known[0]).intersection(*known[1:])) if known else []
         self.average = [(epoch, sum(curve[epoch] for curve in known) / len(known)) for epoch in together]
+
+    @property
+    def hardly_used(self) -> bool:
+        """Whether a fusion takes next to nothing of attention, on the mean over seeds."""
+        return self.strength is not None and self.strength < LEAST_STRENGTH
 
     @property
     def title(self) -> str:

@@ -23,7 +23,7 @@ from regard.reports.figures import Chart, draw, write_charts
 from regard.reports.page import RESULTS_FILE
 from regard.reports.page import render as render_page
 from regard.reports.tables import table_csv, table_latex
-from regard.results import StudyResults, read_stored
+from regard.results import LEAST_STRENGTH, StudyResults, read_stored
 
 SHOWN_CLASSES = 24  # more are folded away, the most frequent ones first
 SHOWN = 12  # configurations, answers or examples in a row; more are folded away
@@ -78,6 +78,8 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
         "head_scores": list(dict.fromkeys(key for c in scored for key in c.mean_heads)),
         "sentences": [findings.correlation(family, len(a.families)) for family in a.families],
         "most_labels": "label_fraction" in varying and equal_labels,
+        "fused": any(c.strength is not None for c in scored),
+        "least_strength": LEAST_STRENGTH,
         "attention_gaps": any(None in row for head in maps for row in head),
     }
     filters = (findings.answer, findings.caution, findings.verdict, heat, under)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from regard.backbones.weights import MODEL_FILE
 from regard.errors import InputError
 from regard.files import on_disk, partial_of, write_whole
-from regard.results import HeadShares, RunDescription, write_stored
+from regard.results import LEAST_STRENGTH, HeadShares, RunDescription, write_stored
 from regard.runs.exported import CONFIG_FILE, config
 from regard.runs.onnx import OPSET, OnnxModel, export_onnx
 from regard.runs.run import Run
@@ -98,8 +98,8 @@ def _head_table(run: Run) -> list[str]:
         "",
         "## Attention heads",
         "",
-        "Shares of the heads of a block in what the fusion takes from attention; where its strength is near 0, they "
-        "mean nothing.",
+        "Shares of the heads of a block in what the fusion takes from attention; below a strength of "
+        f"{LEAST_STRENGTH:g} they mean nothing.",
         "",
         "| block | strength | shares |",
         "|---|---|---|",
@@ -109,6 +109,8 @@ def _head_table(run: Run) -> list[str]:
 
 def _shares(level: HeadShares) -> str:
     """Each share; with its head's number where they are not simply all from 0 on."""
+    if level.hardly_used:
+        return "hardly used"
     shares = [f"{share:.2f}" for share in level.weights]
     if level.heads == list(range(len(shares))):
         return ", ".join(shares)

@@ -25,12 +25,14 @@ class Fusion(nn.Module):
     """Features -> pyramid.
 
     attention, affinity: what it needs of the backbone.
+    scalars: names of the parameters of a level that learn at a rate of their own (`SegmentSettings.fusion_lr`).
     reads: the levels that the head reads, from 0; None: all. The others pass as they are, and do not learn.
     kept:  for each level the heads that it sees, by index; None: all. A level that sees none passes as it is, too.
     """
 
     attention = True
     affinity = False
+    scalars: tuple[str, ...] = ("strength", "head_logits")
 
     def __init__(
         self,
@@ -152,6 +154,9 @@ class ConcatFusion(Fusion):
 
     A linear layer on the concatenation of x and p is W x + V p. W is left to the head, whose first layer is linear
     too: it is fixed at the identity here, so that nothing is gained over `none` but what the maps carry.
+
+    Its matrix starts at zero, and needs no rate of its own: 32 hidden units reach a channel, and after 200 steps at
+    0.001 they are together at 0.5, where the scalar of a gate is at 0.09 (tiny ones, on maps that carry the label).
     """
 
     def level(self, channels: int, heads: int) -> nn.Module:

@@ -139,6 +139,9 @@ class SegmentationTask(L.LightningModule):
     def _rates(self) -> dict[str, float]:
         """The peak rate of each parameter that trains, by name."""
         rates = {name: self.settings.lr for name, _ in self.model.named_parameters()}
+        own = {name for name, _ in self.model.fusion.named_parameters(prefix="fusion")}
+        scalars = {name for name in own if name.rpartition(".")[2] in self.model.fusion.scalars}
+        rates |= dict.fromkeys(scalars, self.settings.fusion_lr)
         return rates | {f"backbone.model.{name}": rate for name, rate in self._backbone_rates().items()}
 
     def _backbone_rates(self) -> dict[str, float]:

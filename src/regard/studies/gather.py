@@ -93,6 +93,7 @@ class _Cells:
                 curve=run.curve,
                 heads=cell.heads,
                 commit=run.origin.commit,
+                fused=run.head_weights,
             )
             for cell, run, matrix, miou in zip(self.cells, self.runs, self.matrices, self.scored.miou, strict=True)
         ]

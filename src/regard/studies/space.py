@@ -101,7 +101,7 @@ class Space:
 
     def whole(self, chosen: Mapping[str, Value], said: Mapping[str, Any] = {}) -> dict[str, Any]:
         """With what is fixed, and `said` of all trials; of a frozen backbone, without what only a learning one has, and
-        of the fusion `none`, which sees no attention heads, without the choice of some.
+        of the fusion `none`, which sees no attention heads, without the choice of some, or a rate.
         """
         options = {**said, **self.fixed, **chosen}
         left_out = _without(options)
@@ -120,7 +120,7 @@ class Space:
 def _without(options: Mapping[str, Value]) -> tuple[str, ...]:
     """What a training with these options does not have."""
     left_out = OF_A_LEARNING_BACKBONE if options.get("freeze") else ()
-    return (*left_out, "heads_kept", "layers") if options.get("fusion") == "none" else left_out
+    return (*left_out, "heads_kept", "layers", "fusion_lr") if options.get("fusion") == "none" else left_out
 
 
 def default_space(backbone: Backbone, settings: SegmentSettings = DEFAULTS) -> Space:
@@ -236,8 +236,9 @@ def check_space(space: Space, backbone: Backbone, settings: SegmentSettings) -> 
             levels = build_head(str(head), backbone.channels, backbone.strides, 2).levels
             for fusion in choices("fusion"):
                 build_fusion(str(fusion), backbone, levels)
-    if "heads_kept" in space.described() and set(choices("fusion")) == {"none"}:
-        raise InputError("fusion none sees no attention heads: leave out heads_kept, or add fusion: [none, gate]")
+    for name in ("heads_kept", "fusion_lr"):
+        if name in space.described() and set(choices("fusion")) == {"none"}:
+            raise InputError(f"fusion none sees no attention heads: leave out {name}, or add fusion: [none, gate]")
     for average in choices("average"):
         check_average(str(average), settings.epochs)
     check_guidance(Guidance(**{name: 1.0 for name in space.described() if name.startswith("guide_")}), backbone)
