@@ -313,6 +313,30 @@ def test_a_backbone_knows_its_positions_again(tmp_path) -> None:
     assert torch.equal(again(images).pooled, backbone(images).pooled)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "positions"),
+    [
+        ("vit_small_patch14_dinov2", {}, "dino"),
+        ("vit_small_patch16_224.dino", {}, "dino"),
+        ("vit_small_patch14_dinov2.lvd142m", {"positions": "timm"}, "timm"),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", {}, "timm"),
+        ("vit_small_patch16_224", {}, "timm"),
+    ],
+)
+def test_positions_are_by_default_those_that_the_weights_learnt_with(name: str, said: dict, positions: str) -> None:
+    assert build_backbone(name, **TINY_VIT, **said).positions == positions
+
+
+def test_weights_of_ours_bring_their_positions_along(tmp_path) -> None:
+    for positions in ("dino", "timm"):
+        save_backbone(
+            build_backbone("vit_small_patch16_224", positions=positions, **TINY_VIT),
+            tmp_path / f"{positions}.safetensors",
+        )
+        again = build_backbone("vit_small_patch16_224", weights=tmp_path / f"{positions}.safetensors", **TINY_VIT)
+        assert again.positions == positions == again.options.get("positions", "timm")
+
+
 COMPILED = """
 import torch, warnings
 warnings.simplefilter("error")

@@ -39,6 +39,7 @@ RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 12, 16, 24], "stem_width": 8}
 BACKBONES = {
     "resnet": ("resnet18", RESNET),
     "vit": ("vit_tiny_patch16_224", VIT),
+    "dino": ("vit_tiny_patch16_224", {**VIT, "positions": "dino"}),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
 }
 HEADS = [
@@ -346,6 +347,7 @@ def test_options_that_do_not_go_together_are_one_line(run: Run, tmp_path: Path, 
     [
         ("resnet", "none", "segformer"),
         ("vit", "gate", "linear"),
+        ("dino", "gate", "linear"),
         ("vit", "propagate", "linear"),
         ("swin", "concat", "linear"),
         ("swin", "propagate", "linear"),

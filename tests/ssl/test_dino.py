@@ -1,8 +1,11 @@
 """DINO against the recorded numbers of the authors' code."""
 
+import pytest
 import torch
 
-from regard.ssl.dino import DINOHead, clip_each, dino_loss, update_center
+from models import SMALLEST_VIT, SWIN, TINY_SWIN, VIT
+from regard.backbones import build_backbone
+from regard.ssl.dino import DINO, DINOHead, clip_each, dino_loss, update_center
 from regard.training.schedules import cosine, dino_warmup_cosine, teacher_temperature
 
 
@@ -66,3 +69,25 @@ def test_loss_is_the_mean_over_pairs_of_crops() -> None:
         assert len(pairs) == 2 * (crops - 1)
         found = dino_loss(student, teacher, center, crops, 0.05)
         torch.testing.assert_close(found.double(), torch.stack(pairs).mean(), rtol=1e-5, atol=0)  # float32
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "positions"),
+    [
+        (VIT, {}, "dino"),
+        (VIT, {"positions": "timm"}, "timm"),
+        (VIT, {"class_token": False, "global_pool": "avg"}, None),
+        (SWIN, TINY_SWIN, None),
+    ],
+)
+def test_local_crops_have_dinos_positions_unless_others_are_asked_for(name: str, options: dict, positions) -> None:
+    """Student and teacher, where there are DINO's tokens; and what is kept says so."""
+    options = options if name == SWIN else SMALLEST_VIT | options
+    module = DINO(build_backbone(name, **options), out_dim=8, hidden_dim=8, bottleneck_dim=4).eval()
+    assert module.kept.options.get("positions") == positions
+    if positions is not None:
+        expected = build_backbone(name, **SMALLEST_VIT, positions=positions).eval()
+        expected.load_state_dict(module.backbone.state_dict())
+        crop = torch.randn(1, 3, 16, 16)
+        for backbone in (module.backbone, module.kept):
+            assert torch.equal(backbone(crop).pooled, expected(crop).pooled)

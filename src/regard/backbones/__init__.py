@@ -1,6 +1,7 @@
 """`build_backbone`: any timm ViT, Swin or convnet behind the contract of `Backbone`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from regard.errors import InputError, first_line, unknown
 from regard.files import write_whole
 from regard.settings import WEIGHT_FILES
 
+# Names of timm's for weights that learnt with DINO's resampling of positions. DINOv2's with registers did not.
+DINOS = re.compile(r"vit_.*(\.dino|(?<!reg4)_dinov2(\.\w+)?)$")
+
 __all__ = [
     "AttentionMap",
     "Backbone",
@@ -59,7 +63,8 @@ def build_backbone(
     weights:      a checkpoint file instead: Barlow Twins, DINO, torchvision, timm or ours; see `weights.py`. It is
                   taken to expect ImageNet's mean and standard deviation, unless it is ours and says otherwise.
     timm_options: passed to `timm.create_model`: `img_size=64`, `patch_size=8`, `drop_path_rate=0.1`, ...; but
-                  `positions="dino"` is ours: how a ViT's position embeddings are resampled (`vit.ViT`).
+                  `positions` is ours: how a ViT's position embeddings are resampled (`vit.ViT`). By default as the
+                  weights learnt it: "dino" for DINO's and DINOv2's, by their name, and where a file of ours says so.
 
     Raises InputError for an unknown name, weights that cannot be had or do not fit, options timm does not take, or a
     model that does not keep the contract of `Backbone`: one small image goes through it to see.
@@ -76,7 +81,11 @@ def build_backbone(
         )
     if pretrained and weights:
         raise InputError("choose one of pretrained and weights")
-    return _build(str(name), pretrained, weights, timm_options)
+    backbone = _build(str(name), pretrained, weights, timm_options)
+    said = read_description(Path(weights)) if weights else None
+    if DINOS.match(str(name)) if said is None else said["options"].get("positions") == "dino":
+        backbone.prefer_dinos_positions()
+    return backbone
 
 
 def _build(name: str, pretrained: bool, weights: str | Path | None, timm_options: dict[str, Any]) -> Backbone:

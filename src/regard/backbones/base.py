@@ -141,6 +141,9 @@ class Backbone(nn.Module, ABC):
         """
         yield {}
 
+    def prefer_dinos_positions(self) -> None:
+        """Resample position embeddings as DINO's code does, where that can be and `options` do not say how."""
+
     @property
     def kind(self) -> Kind | None:
         """How its attention is read by default; None where there is none."""

@@ -28,8 +28,8 @@ class ViT(Backbone):
     cut to the patches (no CLS, no registers) and made to sum to 1 over them; published DINO maps are not renormalised.
 
     positions: how position embeddings are resampled for another image size than the model's own. "timm": bicubic,
-               antialiased. "dino": bicubic by a scale factor, as the published DINO code does: the maps people know
-               of 480 x 480 images come from it.
+               antialiased. "dino": bicubic by a scale factor, as the published code of DINO and DINOv2 does: their
+               weights learnt small crops with it, and the maps people know of 480 x 480 images come from it.
     """
 
     def __init__(self, model: Any, name: str, positions: str = "timm") -> None:
@@ -60,6 +60,12 @@ class ViT(Backbone):
                     f"{name} has not the tokens of a DINO ViT (CLS, then patches): positions timm would work"
                 )
             model._pos_embed = MethodType(_dino_positions, model)
+
+    def prefer_dinos_positions(self) -> None:
+        """As `Backbone.prefer_dinos_positions`: of a ViT with DINO's tokens."""
+        if "positions" not in self.options and _has_dinos_tokens(self.model):
+            self.model._pos_embed = MethodType(_dino_positions, self.model)
+            self.positions, self.options = "dino", {**self.options, "positions": "dino"}
 
     @property
     def attention_modules(self) -> Sequence[Any]:
@@ -200,13 +206,32 @@ def _dino_positions(self: Any, x: Float[Tensor, "batch h w dim"]) -> Float[Tenso
     batch, height, width, dim = x.shape
     positions = self.pos_embed  # (1, 1 + old height * old width, dim)
     old = self.patch_embed.grid_size
-    if (height, width) != tuple(old):
+    if torch.compiler.is_exporting():  # one graph for all sizes, the own one among them, where nothing moves
+        sizes = torch.stack([torch.scalar_tensor(height), torch.scalar_tensor(width)])
+        tenth = 0.1 * (sizes != torch.tensor(old)).any()
+        rows, columns = (_cubic(new, old[i], (sizes[i] + tenth) / old[i]) for i, new in enumerate((height, width)))
+        patches = torch.einsum("ho,wp,opd->hwd", rows, columns, positions[0, 1:].unflatten(0, old))
+        positions = torch.cat([positions[:, :1], patches.flatten(0, 1).unsqueeze(0)], dim=1)
+    elif (height, width) != tuple(old):
         patches = positions[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)
         factors = ((height + 0.1) / old[0], (width + 0.1) / old[1])
         patches = F.interpolate(patches, scale_factor=factors, mode="bicubic")
         positions = torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
     tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.view(batch, height * width, dim)], dim=1)
     return self.pos_drop(tokens + positions)
+
+
+def _cubic(new: int, old: int, scale: Float[Tensor, ""]) -> Float[Tensor, "{new} {old}"]:
+    """The matrix of torch's bicubic resampling of a side: Keys' kernel with a = -0.75, edges repeated."""
+    a, points = -0.75, torch.arange(old)
+    where = (torch.arange(new) + 0.5) / scale - 0.5
+    matrix = torch.zeros(new, old)
+    for step in (-1, 0, 1, 2):
+        point = where.floor() + step
+        d = (where - point).abs()
+        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        matrix = matrix + torch.where(d <= 1, near, far)[:, None] * (point.clamp(0, old - 1)[:, None] == points)
+    return matrix
 
 
 def is_vit(model: Any) -> bool:

@@ -135,6 +135,7 @@ class DINO(Pretraining):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone")
+        backbone.prefer_dinos_positions()  # as published: for local crops they differ most
         self.backbone = backbone
         self.head = DINOHead(backbone.dim, out_dim, hidden_dim, bottleneck_dim, norm_last_layer)
         self.teacher_backbone = _without_drop_path(copy.deepcopy(backbone)).requires_grad_(False)

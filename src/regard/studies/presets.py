@@ -98,7 +98,14 @@ def tiny(size: int = 64) -> Plan:
             "vit": BackboneChoice(
                 "ViT, 4 small blocks",
                 "vit_tiny_patch16_224",
-                {"img_size": size, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+                {
+                    "img_size": size,
+                    "patch_size": 8,
+                    "embed_dim": 96,
+                    "depth": 4,
+                    "num_heads": 3,
+                    "positions": "dino",
+                },
             ),
         },
         pretrainings={
@@ -137,12 +144,13 @@ def full(size: int = 224) -> Plan:
     # 0.9995 and not 0.996: DINO's advice for batch 256. Temperature and momentum otherwise as its boosted ViT-S.
     dino = {"momentum": 0.9995, "warmup": 1 / 30, "teacher_temp": (0.04, 0.07), "teacher_warmup": 30}
     swin = {"img_size": size, "window_size": size // 32, "drop_path_rate": 0.1}
+    vit = {"img_size": size, "drop_path_rate": 0.1, "positions": "dino"}  # random weights too: all else is equal
     return Plan(
         "full",
         backbones={
             "resnet": BackboneChoice("ResNet-50", "resnet50", {}),
             "swin": BackboneChoice("Swin-T", "swin_tiny_patch4_window7_224", swin),
-            "vit": BackboneChoice("ViT-S/16", "vit_small_patch16_224", {"img_size": size, "drop_path_rate": 0.1}),
+            "vit": BackboneChoice("ViT-S/16", "vit_small_patch16_224", vit),
         },
         pretrainings={
             "barlow_twins-resnet": PretrainingChoice(
