@@ -48,6 +48,34 @@ def test_contract(name: str, size: tuple[int, int]) -> None:
     check_backbone(tiny(name), *size)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "multiple"),
+    [
+        ("resnet18", TINY_RESNET, 1),
+        ("resnet26d", TINY_RESNET, 1),
+        ("mobilenetv3_small_050", {}, 1),
+        ("regnety_002", {}, 1),
+        ("convnext_atto", MODELS["convnext_atto"], 32),
+        ("densenet121", {"block_config": (1, 1, 1, 1), "growth_rate": 8}, 32),
+        ("dla34", {"channels": (8, 8, 8, 8, 8, 8)}, 32),  # fails of rows that do not fit
+    ],
+)
+def test_only_a_convnet_that_drops_rows_is_padded(name: str, options: dict, multiple: int) -> None:
+    """The others see of an image of any size what timm's own see: zeros at its edge would reach far into it."""
+    backbone = build_backbone(name, **options).eval()
+    assert backbone.multiple == multiple
+    for size in ((45, 60), (33, 97), (64, 96), (1, 5)):
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            seen = backbone(images)
+            grids = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in backbone.strides]
+            assert [tuple(level.shape[-2:]) for level in seen.pyramid] == grids
+            if multiple == 1:
+                last, pyramid = backbone.model.forward_intermediates(images, indices=backbone.indices)
+                assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen.pyramid, pyramid, strict=True))
+                assert torch.equal(seen.pooled, backbone.model.forward_head(last, pre_logits=True))
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if "swin" in name])
 def test_swin_keeps_timms_features_and_shows_its_attention(name: str) -> None:
     backbone = tiny(name)

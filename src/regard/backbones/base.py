@@ -248,6 +248,8 @@ class Backbone(nn.Module, ABC):
             mean, std = (_per_channel(values, images, images.dtype) for values in (IMAGENET_MEAN, IMAGENET_STD))
             their_mean, their_std = (_per_channel(values, images, images.dtype) for values in self.statistics)
             images = (images * std + mean - their_mean) / their_std
+        if self.multiple == 1:
+            return images
         height, width = images.shape[-2:]
         rows, columns = self.padded_size(height, width)
         return F.pad(images, (0, columns - width, 0, rows - height))

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regard.backbones.base import Backbone, Features, Kind, crop
+from regard.backbones.base import Backbone, Features, Kind, crop, eval_mode
 from regard.errors import InputError
 
 LEVELS = 4  # strides 4, 8, 16 and 32 in nearly every convnet
@@ -16,7 +17,10 @@ class ConvNet(Backbone):
     """A pyramid of the last four stages (the stem, where timm counts it as one, is left out); `pooled` is the model's
     own pooling. It has no attention maps: asking for them is an InputError, which names a block whose attention is of
     another kind than those that are read (PVT's, SAM's).
-    Images are padded to the coarsest stride: some convnets (ConvNeXt) drop the rows that a stride leaves over.
+
+    Images are padded to the coarsest stride only where a network drops the rows that a stride leaves over (ConvNeXt,
+    DenseNet, VGG) or cannot take them (HRNet, DLA): strided convolutions with padding (ResNet, EfficientNet, RegNet)
+    give ceil(size / stride) of themselves, and zeros would change their last stage far into the image.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -26,8 +30,20 @@ class ConvNet(Backbone):
         self.indices = list(range(len(stages)))[-LEVELS:]
         self.channels = tuple(stages[i]["num_chs"] for i in self.indices)
         self.strides = tuple(stages[i]["reduction"] for i in self.indices)
-        self.multiple = max(self.strides)
+        self.multiple = max(self.strides) if self._drops_rows() else 1
         self.dim = model.head_hidden_size
+
+    @torch.no_grad()
+    def _drops_rows(self) -> bool:
+        """Whether one stage or another gives fewer rows than ceil(size / stride) of an image of a pixel too many."""
+        side, weight = max(self.strides) + 1, next(self.model.parameters())  # one row is over at each stage
+        image = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
+        try:
+            with eval_mode(self.model):
+                _, pyramid = self.model.forward_intermediates(image, indices=self.indices)
+        except (RuntimeError, ValueError):  # of networks that join rows which do not fit, each raises its own
+            return True
+        return any(tuple(x.shape[-2:]) != self.grid(side, side, i) for i, x in enumerate(pyramid))
 
     def forward(
         self,

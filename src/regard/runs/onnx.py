@@ -49,7 +49,7 @@ class FromBytes(nn.Module):
 
     tiles: how many multiples of `Backbone.multiple` the padded image is high and wide, as the shape of an empty tensor.
     The exporter reasons about sizes with algebra; rounding up in every shape of a Swin keeps it busy for hours, and a
-    number of tiles of its own does not. In the file the tiles are computed from the image.
+    number of tiles of its own does not. In the file the tiles are computed from the image. None: nothing is padded.
     """
 
     mean: Tensor
@@ -144,14 +144,18 @@ def _write(wrapped: FromBytes, path: Path, description: ModelDescription, opset:
     """Trace the model and write the graph, unchecked. InputError where that fails."""
     import onnx
 
-    multiple, fixed = wrapped.model.backbone.multiple, description.fixed
+    backbone, fixed = wrapped.model.backbone, description.fixed
+    multiple = backbone.multiple
+    tile = multiple if multiple > 1 else max(backbone.strides) - 1
     free = torch.export.Dim.DYNAMIC
     # two images, two by three tiles that are not full: the exporter takes a size of 1, or one that needs no padding,
     # for a property of all images
-    height, width = fixed or (multiple + (multiple + 1) // 2, 2 * multiple + (multiple + 1) // 2)
+    height, width = fixed or (tile + (tile + 1) // 2, 2 * tile + (tile + 1) // 2)
     inputs, shapes = (torch.zeros(2, 3, height, width),), ({0: free},)
     if fixed is None:
-        inputs, shapes = (*inputs, torch.zeros(2, 3)), ({0: free, 2: free, 3: free}, {0: free, 1: free})
+        shapes = ({0: free, 2: free, 3: free},)
+    if fixed is None and multiple > 1:
+        inputs, shapes = (*inputs, torch.zeros(2, 3)), (*shapes, {0: free, 1: free})
     # MATH: the layout of a fused kernel's output, which ONNX has not, would be taken for granted after it
     try:
         with _quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -166,7 +170,7 @@ def _write(wrapped: FromBytes, path: Path, description: ModelDescription, opset:
             graph = made.model_proto
     except Exception as error:  # the exporter raises many kinds
         raise InputError(f"torch cannot export {wrapped.model.backbone.name}: {first_line(error)}") from error
-    if fixed is None:
+    if TILES in names:
         _compute_tiles(graph, multiple)
     _name_sizes(graph, fixed)
     _forget_origin(graph)
