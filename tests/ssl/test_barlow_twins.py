@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from regard.ssl.barlow_twins import barlow_twins_loss, barlow_twins_terms, projector, standardize
+from models import RESNET, TINY_RESNET
+from regard.backbones import build_backbone
+from regard.ssl import barlow_twins
+from regard.ssl.barlow_twins import BarlowTwins, barlow_twins_loss, barlow_twins_terms, projector, standardize
 from regard.training.optimizers import LARS
 from regard.training.schedules import warmup_cosine
 
@@ -62,3 +65,23 @@ def test_schedule_equals_the_recorded_one_at_every_step(recorded) -> None:
         base = float(data[f"base_lr_{group}"]) * int(data["batch_size"]) / 256
         ours = [warmup_cosine(s, total, 10 * per_epoch, base, base * 0.001) for s in range(total)]
         torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), data[f"lr_{group}"], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("bias_steps", "factor"), [(None, 0.024 / 16), ("published", 0.024 / 16), ("whole", 0.024)])
+def test_on_16_processes_biases_step_a_16th_as_far_as_published(
+    bias_steps: str | None, factor: float, monkeypatch
+) -> None:
+    """Theirs has gradients divided by 16, ours those of the whole batch. LARS levels the weights."""
+    chosen = {} if bias_steps is None else {"bias_steps": bias_steps}
+    module = BarlowTwins(build_backbone(RESNET, **TINY_RESNET), widths=(8, 8), **chosen)
+    assert module.bias_factor == 0.024
+    monkeypatch.setattr(barlow_twins, "processes", lambda: 16)
+    assert module.bias_factor == pytest.approx(factor)
+    rates: dict[float, torch.Tensor] = {}
+    for divided, rate in ((16.0, 0.0048), (1.0, 0.2 * module.bias_factor)):  # the authors' step, and ours
+        w, b = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(3))
+        optimizer = LARS([{"params": [w], "lr": 0.2}, {"params": [b], "lr": rate}], weight_decay=0.0)
+        w.grad, b.grad = torch.full((3, 3), 0.5) / divided, torch.full((3,), 0.5) / divided
+        optimizer.step()
+        rates[divided] = torch.cat([w.detach().flatten(), b.detach()])
+    assert torch.allclose(rates[16.0], rates[1.0], atol=1e-7) == (bias_steps != "whole")

@@ -6,7 +6,7 @@ batch x batch Gram matrices, so that the dim x dim cross-correlation is never fo
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from regard.backbones import Backbone, normalize
 from regard.settings import Amount, Share, Width
 from regard.ssl.method import Pretraining, choose_optimizer
-from regard.training.distributed import gather
+from regard.training.distributed import gather, processes
 from regard.training.optimizers import LARS, adamw, parameter_groups, set_lr, split_parameters
 from regard.training.schedules import warmup_cosine
 
@@ -118,6 +118,10 @@ class BarlowTwins(Pretraining):
     optimizer: "lars" as published (default for convnets), with `lr` for weights and `lr * bias_lr` for biases and
                norms (0.2 and 0.0048 there), each times batch / 256; or "adamw" (default for transformers), `lr` times
                batch / 256 for all.
+    bias_steps: of "lars", how long steps of biases and norms are on several processes. "published": divided by their
+               number, as in the authors' code, which adds the cross-correlation up over processes without its gradient
+               and lets DDP divide by their number (LARS makes up for that in the weights). "whole": as long as the rate
+               says, on any number of processes.
     warmup:    share of the steps before the rate peaks (10 of 1000 epochs as published); it ends at 0.001 of the peak.
     """
 
@@ -129,6 +133,7 @@ class BarlowTwins(Pretraining):
         optimizer: str | None = None,
         lr: Amount | None = None,
         bias_lr: Amount = 0.024,
+        bias_steps: Literal["published", "whole"] = "published",
         weight_decay: Amount | None = None,
         batch_size: int = 256,
         warmup: Share = 0.01,
@@ -145,7 +150,7 @@ class BarlowTwins(Pretraining):
         optimizer: torch.optim.Optimizer = self.optimizers()  # type: ignore[assignment]
         peak, total = settings["lr"] * settings["batch_size"] / 256, self.total_steps
         lr = warmup_cosine(self.global_step, total, round(settings["warmup"] * total), peak, peak * 0.001)
-        set_lr(optimizer, lr, lr * settings["bias_lr"] if settings["optimizer"] == "lars" else lr)
+        set_lr(optimizer, lr, lr * self.bias_factor if settings["optimizer"] == "lars" else lr)
 
         views, places = self.views_and_places(batch)
         features = [self.backbone(normalize(view), attention=bool(self.guidance.guided)) for view in views]
@@ -156,6 +161,12 @@ class BarlowTwins(Pretraining):
         loss = loss + added
         self.record({"loss": loss, "invariance": invariance, "redundancy": redundancy})
         return {"loss": loss, "embeddings": (z1.detach(), z2.detach()), "guide": terms}
+
+    @property
+    def bias_factor(self) -> float:
+        """The rate of biases and norms over that of weights, under LARS."""
+        factor: float = self.hparams["bias_lr"]
+        return factor / processes() if self.hparams["bias_steps"] == "published" else factor
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """No weight decay or scaling of biases and norms."""
