@@ -119,7 +119,7 @@ def test_every_setting_is_an_axis_or_left_out_knowingly() -> None:
     ("base", "axes", "line"),
     [
         ("bt-swn-gate", {"fusion": None}, "unknown configuration 'bt-swn-gate': did you mean 'bt-swin-gate'"),
-        ("bt-swin-gate", {"fusoin": None}, "unknown axis 'fusoin': did you mean 'fusion'?"),
+        ("bt-swin-gate", {"fusoin": None}, "unknown axis 'fusoin': did you mean 'fusion' or 'fusion_lr'?"),
         ("bt-swin-gate", {}, "no axis to vary"),
         ("bt-swin-gate", {"fusion": ["gate"]}, "axis fusion needs two values or more"),
         ("bt-swin-gate", {"fusion": ["gate", "gte"]}, "axis fusion: unknown fusion 'gte': did you mean 'gate'"),

@@ -449,7 +449,7 @@ def test_the_command_line_plans_and_reports(tmp_path, monkeypatch, capsys) -> No
         (["compare", "--seeds", "0"], "seeds 0 is out of bounds: take 1 or more"),
         (["compare", "--label_fractions", "1", "0"], "label_fraction 0 is no share"),
         (["compare", "--cluster_options", "{timeout_min: 3}"], "add --cluster slurm"),
-        (["ablate", "--axis", "fusoin"], "regard ablate: unknown axis 'fusoin': did you mean 'fusion'?"),
+        (["ablate", "--axis", "fusoin"], "regard ablate: unknown axis 'fusoin': did you mean 'fusion' or 'fusion_lr'?"),
         (["ablate", "--axis", "fusion", "--axis", "fusion=gate,none"], "axis fusion is given twice"),
         (["ablate", "--axis", "fusion", "--base", "x"], "unknown configuration 'x'"),
     ],
