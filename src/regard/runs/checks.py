@@ -23,7 +23,9 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
         raise InputError("crops are kept in a cache only: add --cache and --freeze, or leave out --cache_crops")
     loss = build_loss(settings.loss, None, 255)
     with torch.random.fork_rng(devices=[]):
-        model = SegmentationModel(backbone, 2, settings.fusion, settings.head, False, None, settings.head_options)
+        model = SegmentationModel(
+            backbone, 2, settings.fusion, settings.head, False, None, settings.head_options, settings.maps
+        )
         SegmentationTask(model, 2, loss, settings)
     check_choice(settings, backbone)
     if settings.layers is not None:

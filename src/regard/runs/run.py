@@ -219,7 +219,7 @@ def _built(description: ModelDescription) -> SegmentationModel:
     settings, classes = description.settings, len(description.classes)
     backbone, options = from_description(description.backbone), settings.head_options
     return SegmentationModel(
-        backbone, classes, settings.fusion, settings.head, kept=description.kept, head_options=options
+        backbone, classes, settings.fusion, settings.head, False, description.kept, options, settings.maps
     )
 
 

@@ -73,8 +73,9 @@ def segment_run(
         kept = remembered_choice(out, backbone, train, reads, levels, settings.heads_kept, settings.size)
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(
-        backbone, classes, settings.fusion, settings.head, settings.freeze, kept, settings.head_options
-    )
+        backbone, classes, settings.fusion, settings.head, settings.freeze, kept, settings.head_options,
+        settings.maps,
+    )  # fmt: skip
     averaging = make_averaging(settings.average, settings.epochs)
     weights = balanced_weights(torch.from_numpy(class_pixels(train))) if settings.class_weights == "balanced" else None
     loss = build_loss(settings.loss, weights, train.ignore_index)

@@ -7,12 +7,13 @@ starts at zero: untrained, every fusion gives exactly the output of `none`.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regard.attention.controls import position_maps
 from regard.attention.metrics import salience
 from regard.backbones import AttentionMap, Backbone, Features
 from regard.errors import InputError
@@ -28,8 +29,10 @@ class Fusion(nn.Module):
     scalars: names of the parameters of a level that learn at a rate of their own (`SegmentSettings.fusion_lr`).
     reads: the levels that the head reads, from 0; None: all. The others pass as they are, and do not learn.
     kept:  for each level the heads that it sees, by index; None: all. A level that sees none passes as it is, too.
+    maps:  whether it sees the maps as they are, or a control in their place: see `attention.controls`.
     """
 
+    maps: Literal["own", "position"] = "own"
     attention = True
     affinity = False
     scalars: tuple[str, ...] = ("strength", "head_logits")
@@ -58,7 +61,8 @@ class Fusion(nn.Module):
 
     def forward(self, features: Features) -> Pyramid:
         """The pyramid with attention in it."""
-        levels = zip(self.levels, self.choose, features.pyramid, features.attention, strict=True)
+        maps = features.attention if self.maps == "own" else tuple(map(position_maps, features.attention))
+        levels = zip(self.levels, self.choose, features.pyramid, maps, strict=True)
         return tuple(
             level(x, choose(attention)) if i in self.reads else x
             for i, (level, choose, x, attention) in enumerate(levels)
@@ -259,11 +263,13 @@ def build_fusion(
     backbone: Backbone,
     reads: Sequence[int] | None = None,
     kept: Sequence[Sequence[int]] | None = None,
+    maps: Literal["own", "position"] = "own",
 ) -> Fusion:
     """A fusion for a backbone, and for a head that `reads` these levels; None: all of them.
 
     kept: for each level of the pyramid the heads that the fusion sees, by index; None: all. A level that sees none
           passes as it is, and does not learn.
+    maps: "position" for the control, see `Fusion`.
 
     Raises InputError for an unknown name, attention asked of a backbone that has none, and heads that it does not have.
     """
@@ -276,7 +282,11 @@ def build_fusion(
         if not fusion.attention:
             raise InputError(f"fusion {name} sees no attention heads, so it cannot keep some: leave them out")
         _check_kept(backbone, kept)
-    return fusion(backbone.channels, backbone.heads, reads, kept)
+    if maps != "own" and not fusion.attention:
+        raise InputError(f"fusion {name} sees no maps: leave out maps {maps}, or take another fusion")
+    built = fusion(backbone.channels, backbone.heads, reads, kept)
+    built.maps = maps
+    return built
 
 
 def _check_kept(backbone: Backbone, kept: Sequence[Sequence[int]]) -> None:

@@ -1,6 +1,7 @@
 """A backbone, a fusion and a head: from images to logits."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ class SegmentationModel(nn.Module):
     """logits = head(fusion(backbone(images))), at the images' own size.
 
     freeze: the backbone gets no gradient and stays in evaluation mode, so that its batch statistics stay put.
-    kept:   the attention heads that the fusion sees, of each level; None: all: see `build_fusion`.
+    kept:   the attention heads that the fusion sees, of each level; None: all; maps: what it sees of them: see
+            `build_fusion`.
     """
 
     def __init__(
@@ -28,12 +30,13 @@ class SegmentationModel(nn.Module):
         freeze: bool = False,
         kept: Sequence[Sequence[int]] | None = None,
         head_options: Mapping[str, int] = {},
+        maps: Literal["own", "position"] = "own",
     ) -> None:
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
         # the head first: with one seed it then starts the same under every fusion
         self.head = build_head(head, backbone.channels, backbone.strides, classes, head_options)
-        self.fusion = build_fusion(fusion, backbone, self.head.levels, kept)
+        self.fusion = build_fusion(fusion, backbone, self.head.levels, kept, maps)
         if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
             backbone.requires_grad_(False).eval()
 

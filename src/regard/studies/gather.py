@@ -206,7 +206,7 @@ def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: fl
         name=c.name,
         backbone=plan.backbones[c.backbone].label,
         pretraining=c.pretraining,
-        fusion=settings.fusion,
+        fusion=settings.fusion if settings.maps == "own" else f"{settings.fusion}, {settings.maps} for maps",
         head=settings.head,
         baseline=c.baseline,
         label_fraction=c.label_fraction,

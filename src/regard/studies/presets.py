@@ -8,8 +8,10 @@ from regard.settings import PRESETS, PretrainSettings, SegmentSettings, find
 from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice
 
 
-def _row(name: str, backbone: str, pretraining: str | None, fusion: str, baseline: bool = False) -> Configuration:
-    return Configuration(name, backbone, pretraining, baseline, segment={"fusion": fusion})
+def _row(
+    name: str, backbone: str, pretraining: str | None, fusion: str, baseline: bool = False, **segment: Any
+) -> Configuration:
+    return Configuration(name, backbone, pretraining, baseline, segment={"fusion": fusion} | segment)
 
 
 CONFIGURATIONS = (
@@ -21,6 +23,8 @@ CONFIGURATIONS = (
     # Baselines, so that a difference can be attributed.
     _row("dino", "vit", "dino-vit", "none", baseline=True),
     _row("bt-swin-propagate", "swin", "barlow_twins-swin", "propagate", baseline=True),
+    _row("bt-swin-gate-position", "swin", "barlow_twins-swin", "gate", baseline=True, maps="position"),
+    _row("dino-gate-position", "vit", "dino-vit", "gate", baseline=True, maps="position"),
     _row("random-resnet50", "resnet", None, "none", baseline=True),
     _row("random-swin", "swin", None, "none", baseline=True),
     _row("random-swin-concat", "swin", None, "concat", baseline=True),
@@ -36,6 +40,8 @@ QUESTIONS = (
     ("bt-swin", "bt-resnet50"),
     ("dino-gate", "bt-swin-gate"),
     ("dino-gate", "dino"),
+    ("bt-swin-gate", "bt-swin-gate-position"),
+    ("dino-gate", "dino-gate-position"),
     ("bt-resnet50", "random-resnet50"),
     ("bt-swin", "random-swin"),
     ("dino-gate", "random-vit-gate"),
