@@ -77,6 +77,7 @@ class Rows:
         self.most = max(1, KEPT // (4 * (layout.columns + classes) * len(groups)))  # rows of one image
         self.columns, self.pixels = (TemporaryFile(dir=disk) for _ in range(2))  # noqa: SIM115 (closed below)
         self.starts = [0]
+        self.of_classes: list[Float[Tensor, classes]] = []  # pixels in the rows of each image
         # of each column, summed up in float64
         self.sum, self.squares = (torch.zeros(layout.columns, dtype=torch.float64) for _ in range(2))
 
@@ -98,6 +99,7 @@ class Rows:
             file.seek(0, os.SEEK_END)
             file.write(rows.float().numpy().tobytes())
         self.starts.append(self.starts[-1] + len(columns))
+        self.of_classes.append(pixels.double().sum(dim=0))
         self.sum += columns.double().sum(dim=0)
         self.squares += columns.double().square().sum(dim=0)
 
@@ -137,7 +139,7 @@ class Training:
         groups = [rows.groups[image] for image in images]
         several = groups if len(set(groups)) > 1 else [str(image) for image in images]
         self.fold_of = folds(several, FOLDS)
-        pixels = sum((pixels.double().sum(dim=0) for _, pixels in rows.of(images)), torch.zeros(rows.classes))
+        pixels = sum((rows.of_classes[image] for image in images), torch.zeros(rows.classes, dtype=torch.float64))
         if not pixels.any():
             raise InputError("no labelled pixel to learn from: every pixel of the training masks is void")
         self.frequency = pixels / pixels.sum()
