@@ -41,7 +41,7 @@ class ConvNet(Backbone):
         try:
             with eval_mode(self.model):
                 _, pyramid = self.model.forward_intermediates(image, indices=self.indices)
-        except (RuntimeError, ValueError):  # of networks that join rows which do not fit, each raises its own
+        except (RuntimeError, ValueError, AssertionError):  # of networks that cannot take it, each raises its own
             return True
         return any(tuple(x.shape[-2:]) != self.grid(side, side, i) for i, x in enumerate(pyramid))
 
