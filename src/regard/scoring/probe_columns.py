@@ -3,7 +3,8 @@
 Patches are the positions of one grid, that of the finest level with a stride of at least `LEAST_STRIDE` pixels; other
 levels and maps are brought to it bilinearly. Columns stand in named parts:
 
-level 0, 1, ...: the features of a level of the pyramid; `level 0 x map`: the same, times the mean of its block's maps.
+level 0, 1, ...: the features of a level of the pyramid; of the last one, `x map`: the same, times the mean of the maps
+           of its block.
 maps:      the salience of every head of every block, see `attention.metrics.salience`.
 position:  cosines of the row and the column, up to `WAVES` half waves down and across.
 other:     as maps, but of an image of another group, always the same one: what maps that know nothing of this image
@@ -54,7 +55,8 @@ def layout(backbone: Backbone) -> Layout:
     heads = tuple((block, head) for block, count in enumerate(backbone.block_heads) for head in range(count))
     sizes = {f"level {level}": channels for level, channels in enumerate(backbone.channels)}
     if heads:
-        sizes |= {f"{name} x map": size for name, size in sizes.items()} | {"maps": len(heads), "other": len(heads)}
+        last = f"level {len(backbone.channels) - 1}"
+        sizes |= {f"{last} x map": sizes[last], "maps": len(heads), "other": len(heads)}
     sizes["position"] = (WAVES + 1) ** 2 - 1
     parts, first = {}, 0
     for name, size in sizes.items():
@@ -90,14 +92,13 @@ class Reader:
         self, images: Float[Tensor, "1 3 height width"], labels: Int[Tensor, "1 height width"], group: str
     ) -> Patches:
         """The patches of an image, row by row, on the CPU. group: what it belongs to."""
-        pyramid, maps, means = self._maps(images) if self.layout.heads else (self.backbone(images).pyramid, None, ())
+        pyramid, maps, mean = self._maps(images) if self.layout.heads else (self.backbone(images).pyramid, None, None)
         pixels = cell_counts(labels, self.classes, self.layout.stride)
         grid = pixels.shape[-2:]
         found = list(pyramid)
-        if maps is not None:
-            found += [level * mean for level, mean in zip(pyramid, means, strict=True)]
+        if maps is not None and mean is not None:
             other = next((seen for name, seen in reversed(self.before.items()) if name != group), maps)
-            found += [maps, other]
+            found += [pyramid[-1] * mean, maps, other]
             self._remember(group, maps)
         found.append(positions(*grid).to(images))
         rows = torch.cat([_on(grid, part) for part in found], dim=1)
@@ -107,15 +108,14 @@ class Reader:
         self.before.pop(group, None)
         self.before = dict([*self.before.items()][-1:]) | {group: maps}
 
-    def _maps(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
-        """The pyramid, the salience of all heads, and for each level the mean of its block's maps, 1 where even."""
+    def _maps(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """The pyramid, the salience of all heads, and the mean of the maps of the last level's block, 1 where even."""
         backbone = self.backbone
         features = backbone(images, attention=True, blocks=range(len(backbone.block_heads)))
         finest = max(found.weights.shape[-2:] for found in features.attention)
         maps = torch.cat([_on(finest, salience(found.weights)) for found in features.attention], dim=1)
-        of_levels = [features.attention[block].weights for block in backbone.blocks]
-        means = tuple(w.mean(dim=1, keepdim=True) * w.shape[-2] * w.shape[-1] for w in of_levels)
-        return features.pyramid, maps, means
+        last = features.attention[backbone.blocks[-1]].weights
+        return features.pyramid, maps, last.mean(dim=1, keepdim=True) * last.shape[-2] * last.shape[-1]
 
 
 def positions(height: int, width: int) -> Float[Tensor, "1 waves h w"]:
