@@ -50,7 +50,7 @@ def groups_of(names: Sequence[str], rule: str | None) -> list[str]:
 
 
 def group_numbers(dataset: Dataset, rule: str | None) -> Int[np.ndarray, "images"] | None:
-    """The number of each image's group, from 0 ; None without a rule.
+    """The number of each image's group, from 0; None without a rule.
 
     Where names look like frames of videos and there is no rule, that is said.
     """

@@ -26,12 +26,11 @@ from regard.evaluation.statistics import difference, score_terms
 from regard.results import Limits, ProbeDifference, ProbeRow, limits_of
 from regard.say import console
 from regard.scoring.chosen import Chosen, Samples
-from regard.scoring.probe_columns import Layout, Patches, Reader, folds
+from regard.scoring.probe_columns import BLOCKS, Layout, Patches, Reader, folds
 from regard.scoring.probe_training import Choice, Name, Rows, Training, Variant, terms_of, terms_of_rows
 from regard.scoring.protocol import MASS, Protocol
 from regard.settings import Probing
 
-BLOCKS = 64  # of groups, at most: what standard errors go over
 BEST = (1, 2, 4, 8, 16)  # heads that are chosen, and as many random ones
 
 

@@ -30,11 +30,10 @@ from regard.evaluation.statistics import score_terms
 from regard.results import ClassProbeRow, limits_of
 from regard.say import console
 from regard.scoring.chosen import Chosen
-from regard.scoring.probe_columns import folds
+from regard.scoring.probe_columns import BLOCKS, FOLDS, folds
 from regard.settings import Probing
 
 BATCH, NEIGHBOURS = 64, 20
-BLOCKS, FOLDS = 64, 5  # of groups: for standard errors, and for ridge's penalty (logistic's takes the first alone)
 PENALTIES = {
     "ridge": tuple(10.0**power for power in range(-4, 2)),
     "logistic": tuple(10.0**power for power in range(-6, 0)),

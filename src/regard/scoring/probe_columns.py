@@ -24,6 +24,7 @@ from regard.attention.metrics import cell_counts, salience
 from regard.backbones import Backbone
 
 LEAST_STRIDE = 8
+FOLDS, BLOCKS = 5, 64  # of groups, at most: where penalties are chosen, and what standard errors go over
 WAVES = 5  # half waves: 35 columns, as smooth a prior as labels of streets and rooms call for
 
 

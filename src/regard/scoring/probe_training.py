@@ -22,10 +22,9 @@ from torch import Tensor
 from regard.data.loading.draws import LABELS, draws
 from regard.errors import InputError
 from regard.evaluation.ridge import Ridge, Sums, answers, total
-from regard.scoring.probe_columns import Layout, Patches, folds
+from regard.scoring.probe_columns import FOLDS, Layout, Patches, folds
 
 KEPT = 4 * 2**30  # bytes of rows on disk
-FOLDS = 5  # of groups, where a penalty is chosen
 POWERS = (0.0, 0.5, 1.0)  # of class frequency
 PENALTIES = tuple(10.0**power for power in range(-4, 2))  # of standardised columns, beside a mean squared error
 RATIOS = tuple(10.0**power for power in range(-2, 5))  # penalty of added columns over it: the last hardly lets them in
