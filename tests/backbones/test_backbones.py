@@ -452,3 +452,19 @@ def test_a_file_that_is_not_opened_is_named_in_our_own_words(tmp_path, content: 
     assert not any(word in message for word in ("weights_only", "trust", "WeightsUnpickler", "pickle"))
     if content == "class":
         assert "argparse.ArgumentParser" in message
+
+
+def test_gradients_in_bfloat16_are_those_of_float32_where_a_stage_sees_one_column() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18", **TINY_RESNET)
+    images = torch.randn(8, 3, 32, 16)
+
+    def gradients() -> torch.Tensor:
+        backbone.zero_grad()
+        backbone(images).pyramid[-1].square().mean().backward()
+        return torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None])
+
+    expected = gradients()
+    for _ in range(3):  # what was unwritten differed from one time to the next
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(gradients(), expected, atol=1e-6, rtol=1e-3)

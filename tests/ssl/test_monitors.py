@@ -137,7 +137,7 @@ def train(
     """Four steps an epoch, of eight images."""
     hardware = Hardware(accelerator="cpu", precision=precision, bar=False, checkpoint_minutes=minutes)
     trainer = make_trainer(PretrainSettings(epochs=epochs, accumulate=accumulate), out, hardware, callbacks, "")
-    views = dino_views(32, 32, 1) if isinstance(module, DINO) else barlow_twins_views(32)
+    views = dino_views(32, 16, 1) if isinstance(module, DINO) else barlow_twins_views(32)
     fit(trainer, module, PretrainData(Views(Noise(), views), 8, accumulate=accumulate), out)
 
 

@@ -1,6 +1,7 @@
 """Any timm model with stages and without readable attention: ResNet, ConvNeXt, EfficientNet and kin."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -59,10 +60,19 @@ class ConvNet(Backbone):
             reason = f" (that of {unread[0]} is of a kind that is not read)" if unread else ""
             raise InputError(f"{self.name} has no attention maps{reason}: use a ViT or a Swin, or fusion none")
         height, width = images.shape[-2:]
-        last, pyramid = self.model.forward_intermediates(self.pad(images), indices=self.indices)
+        with self._exact(images):
+            last, pyramid = self.model.forward_intermediates(self.pad(images), indices=self.indices)
         grids = [self.grid(height, width, level) for level in range(len(self.strides))]
         return Features(
             pyramid=tuple(crop(level, grid) for level, grid in zip(pyramid, grids, strict=True)),
             attention=(),
             pooled=self.model.forward_head(crop(last, grids[-1]), pre_logits=True),
         )
+
+    def _exact(self, images: Float[Tensor, "batch 3 height width"]) -> AbstractContextManager[Any]:
+        """float32 on a CPU where a stage would see a single column: of a strided convolution over one, oneDNN leaves
+        the gradient of bfloat16 weights that meet nothing but padding as memory was (seen in torch 2.14).
+        """
+        if images.device.type == "cpu" and images.shape[-1] <= max(self.strides) // 2:
+            return torch.autocast("cpu", enabled=False)
+        return nullcontext()
