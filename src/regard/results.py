@@ -668,12 +668,15 @@ def limits_of(found: Any) -> Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
-    """What the answers from some columns reach. fraction: of the training masks; draws: of them.
+    """What the answers from some columns reach.
+
+    answer: ridge or logistic regression; fraction: of the training masks; draws: of them.
 
     power, penalty, ratio: what was chosen, of each draw; held_out: the mIoU there, on held-out groups.
     edges: of how many draws a choice lies at the grid's end.
     """
 
+    answer: str = "ridge"
     features: str
     columns: str
     count: int
@@ -691,6 +694,7 @@ class ProbeRow:
 class ProbeDifference:
     """What columns bring to the same features: mIoU of `columns` minus that of `against`."""
 
+    answer: str = "ridge"
     features: str
     columns: str
     against: str
@@ -731,7 +735,7 @@ class ProbeData:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResults:
-    """What `regard probe` found: of masks `rows` and `differences`, of class folders `classes`.
+    """What `regard probe` found: of masks `rows` and `differences`, of class folders `top1`.
 
     ceiling: the mIoU where each patch has its most frequent class.
     """
@@ -749,7 +753,7 @@ class ProbeResults:
     ceiling: Limits | None = None
     rows: list[ProbeRow] = field(default_factory=list)
     differences: list[ProbeDifference] = field(default_factory=list)
-    classes: list[ClassProbeRow] = field(default_factory=list)
+    top1: list[ClassProbeRow] = field(default_factory=list)
 
 
 def is_head(row: ProbeRow | ProbeDifference) -> bool:

@@ -839,6 +839,7 @@ class Probing(Bits, Grouping):
     )
     draws: int = setting(10, "Draws of the labels, for each fraction below 1.", 1, MOST_SEEDS, common=True)
     heads: bool = setting(True, "Also the map of each head alone, beside the features of the last level.", common=True)
+    logistic: bool = setting(False, "Also logistic regression of patches, trained to its end: slower by far.")
     limit: int | None = setting(None, "Images of each split at most: evenly spaced ones.", 1, MOST_IMAGES, common=True)
     workers: int = setting(2, "Processes that load images.", 0, MOST_PROCESSES)
     seed: int = setting(0, "Of the draws of labels.", 0, MOST_SEED)

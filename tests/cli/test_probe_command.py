@@ -8,7 +8,7 @@ import pytest
 from commands import fails
 from models import SMALLEST_VIT
 from regard.cli import main
-from regard.reports.probe_report import render_probe
+from regard.reports.probe_report import render_probe, spoken
 from regard.results import ProbeResults, read_stored
 from trees import class_folders, mask_tree
 
@@ -35,7 +35,19 @@ def test_it_writes_numbers_and_a_page_made_of_them(data, tmp_path, capsys) -> No
     assert "Too few groups" in page
     assert not re.search(r">(better|worse|not shown)<", page)  # no verdict
     for row in found.rows:
-        assert f"{row.features or 'no features'} {row.columns}" in page
+        assert f"{spoken(row.features or 'no features', row.answer)} {row.columns}" in page
+
+
+def test_logistic_regression_stands_beside_ridge(data, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("regard.scoring.probe_logistic.PENALTIES", (0.1, 0.01))
+    main(["probe", "--data", str(data), *LOOK, "--workers", "0", "--logistic", "true", "--out", str(tmp_path)])
+    assert "(logistic)" in capsys.readouterr().err
+    found = read_stored(tmp_path / "probe.json", ProbeResults)
+    logistic = [(row.features, row.columns) for row in found.rows if row.answer == "logistic"]
+    columns = ("", "+ position", "+ position + maps")
+    assert logistic == [(features, beside) for features in ("level 3", "all levels") for beside in columns]
+    assert len([one for one in found.differences if one.answer == "logistic"]) == 4
+    assert "level 3 (logistic) + position + maps" in (tmp_path / "probe.html").read_text()
 
 
 def test_what_cannot_be_probed_is_one_line(data, tmp_path, capsys) -> None:
@@ -58,6 +70,6 @@ def test_class_folders_are_probed_by_image(tmp_path, capsys) -> None:
     assert "top-1" in capsys.readouterr().err
     found = read_stored(tmp_path / "out/probe.json", ProbeResults)
     assert (found.data.split, found.data.images, found.data.train_images) == ("val", 8, 18)
-    assert [row.answer for row in found.classes] == ["kNN, k = 20", "ridge", "logistic"]
-    assert all(0 <= row.top1.low <= row.top1.mean <= row.top1.high <= 1 for row in found.classes)
+    assert [row.answer for row in found.top1] == ["kNN, k = 20", "ridge", "logistic"]
+    assert all(0 <= row.top1.low <= row.top1.mean <= row.top1.high <= 1 for row in found.top1)
     assert "top-1 %" in (tmp_path / "out/probe.html").read_text()

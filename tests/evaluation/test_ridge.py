@@ -55,11 +55,12 @@ def test_sums_of_shards_are_the_whole_and_parts_of_columns_their_own(rows) -> No
 def test_columns_added_to_a_base_are_as_if_solved_at_once(rows) -> None:
     sums, base, added = summed(*rows), torch.tensor([4, 0, 1, 6]), torch.tensor([2, 3, 8])
     ridge = Ridge(sums, base, torch.full((4,), 0.2), added)
-    for some in ([], [1], [0, 2]):
+    torch.testing.assert_close(ridge.solve(), Ridge(sums, base, torch.full((4,), 0.2)).solve())
+    for some in ([1], [0, 2]):
         columns = torch.cat([base, added[some]])
-        penalties = torch.cat([torch.full((4,), 0.2), torch.full((len(some),), 3.0)])
-        found = ridge.solve(torch.tensor(some, dtype=torch.long), 3.0)
-        torch.testing.assert_close(found, Ridge(sums, columns, penalties).solve())
+        for penalty, found in zip((3.0, 0.01), ridge.beside(torch.tensor(some), (3.0, 0.01)), strict=True):
+            penalties = torch.cat([torch.full((4,), 0.2), torch.full((len(some),), penalty)])
+            torch.testing.assert_close(found, Ridge(sums, columns, penalties).solve())
 
 
 def test_a_constant_column_and_a_doubled_one_do_no_harm(rows) -> None:

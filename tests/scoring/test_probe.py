@@ -14,6 +14,7 @@ from regard.results import is_head
 from regard.scoring.chosen import Chosen
 from regard.scoring.probe import probe
 from regard.scoring.probe_columns import Layout, Patches, Reader, folds, layout, positions
+from regard.scoring.probe_logistic import logistic_answers
 from regard.scoring.probe_training import RATIOS, Rows, Training, Variant, terms_of, terms_of_rows
 from regard.settings import Probing
 
@@ -79,6 +80,32 @@ def test_a_solution_answers_columns_as_they_were_read(training) -> None:
     solved = training.solve(choice).double()
     found = solved[0] + planted(30).columns[:, :4].double() @ solved[1:]
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)  # rows are summed in float32
+
+
+def test_logistic_regression_is_scikit_learns_with_what_ridge_chose(training) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    of = training.rows.layout.of
+    ridge = training.choose({("f", ""): Variant(of("level 0")), ("f", "+ maps"): Variant(of("maps"), ("f", ""))})
+    made = {name: (choice, solved) for name, choice, solved in logistic_answers(training, ridge, ["f"], ["+ maps"])}
+    for name, (choice, solved) in made.items():
+        assert (choice.power, choice.ratio) == (ridge[name].power, ridge[name].ratio)
+        assert choice.penalty == made["f", ""][0].penalty
+        patches = [planted(image) for image in range(12)]
+        columns, pixels = (torch.cat([getattr(one, what) for one in patches]) for what in ("columns", "pixels"))
+        columns = columns[:, choice.columns].double().numpy()
+        weights = (pixels * (pixels.sum(0) / pixels.sum()).pow(-choice.power)).sum(1)
+        # scikit-learn's have one penalty for all columns: a column over the root of its ratio has that ratio
+        ratios = (choice.penalties / choice.penalty).numpy()
+        standard = StandardScaler().fit(columns, sample_weight=weights.numpy())
+        reference = LogisticRegression(C=1 / (choice.penalty * float(weights.sum())), tol=1e-10, max_iter=5000)
+        shares = pixels / pixels.sum(1, keepdim=True)
+        each = (weights[:, None] * shares).T.flatten().numpy()  # a row of every class, by its share
+        x = np.tile(standard.transform(columns) / np.sqrt(ratios), (CLASSES, 1))
+        reference.fit(x, np.repeat(range(CLASSES), len(columns)), sample_weight=each)
+        found = (solved[0] + patches[0].columns[:, choice.columns] @ solved[1:]).softmax(1)
+        np.testing.assert_allclose(found, reference.predict_proba(x[:PATCHES]), atol=2e-3)  # float32, and where it ends
 
 
 def test_of_many_rows_evenly_many_of_each_image_are_kept(tmp_path, monkeypatch) -> None:

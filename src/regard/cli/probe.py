@@ -69,11 +69,14 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
     started = time.monotonic()
     if source.has_masks:
         from regard.scoring.probe import probe as run
+        from regard.scoring.probe_logistic import PENALTIES as OF_LOGISTIC
         from regard.scoring.probe_training import PENALTIES, POWERS, RATIOS
 
         disk = next(path for path in (Path(out), *Path(out).absolute().parents) if path.is_dir())
         found = run(backbone, train, scored, probing, disk)
         about["grid"] = {"power": list(POWERS), "penalty": list(PENALTIES), "ratio": list(RATIOS)}
+        if probing.logistic:
+            about["grid"]["logistic"] = list(OF_LOGISTIC)
         about |= {"ceiling": found.ceiling, "rows": found.rows, "differences": found.differences}
         of_data |= {"stride": found.stride, "rows": found.kept}
     else:
@@ -82,9 +85,9 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
         first = probe_classes.pooled(backbone, train, probing, "reading training images")
         second = probe_classes.pooled(backbone, scored, probing, "scoring")
         about["grid"] = {answer: list(grid) for answer, grid in probe_classes.PENALTIES.items()}
-        about["classes"] = probe_classes.probe_classes(first, second, len(source.classes), probing)
+        about["top1"] = probe_classes.probe_classes(first, second, len(source.classes), probing)
     results = ProbeResults(**about, seconds=time.monotonic() - started, data=ProbeData(**of_data))
-    (_print_classes if results.classes else _print_patches)(results)
+    (_print_classes if results.top1 else _print_patches)(results)
     if results.data.few:
         say(f"{results.data.groups} groups are too few for a verdict: the intervals are by leaving each out in turn")
     page = write_probe_report(results, Path(out))
@@ -109,6 +112,7 @@ def _print_patches(results: "ProbeResults") -> None:
     """What each variant reaches, and what its last part brings; single heads are on the page."""
     from rich.table import Table
 
+    from regard.reports.probe_report import spoken
     from regard.results import is_head
 
     assert results.ceiling is not None
@@ -119,7 +123,7 @@ def _print_patches(results: "ProbeResults") -> None:
     )
     for heading in ("masks %", "features", "beside them", "mIoU %", "brings", "95% interval"):
         table.add_column(heading, justify="left" if heading in ("features", "beside them") else "right")
-    brings = {(one.features, one.columns, one.fraction): one.miou for one in results.differences}
+    brings = {(one.answer, one.features, one.columns, one.fraction): one.miou for one in results.differences}
     fraction = None
     for row in results.rows:
         if is_head(row):
@@ -127,9 +131,11 @@ def _print_patches(results: "ProbeResults") -> None:
         if fraction is not None and row.fraction != fraction:
             table.add_section()
         fraction = row.fraction
-        difference = brings.get((row.features, row.columns, row.fraction))
+        difference = brings.get((row.answer, row.features, row.columns, row.fraction))
         cells = (f"{100 * difference.mean:+.2f}", _interval(difference)) if difference else ("", "")
-        table.add_row(f"{100 * fraction:g}", row.features, row.columns, f"{100 * row.miou.mean:.1f}", *cells)
+        table.add_row(
+            f"{100 * fraction:g}", spoken(row.features, row.answer), row.columns, f"{100 * row.miou.mean:.1f}", *cells
+        )
     console().print(table)
 
 
@@ -144,7 +150,7 @@ def _print_classes(results: "ProbeResults") -> None:
     table = Table(title=f"top-1 % on {results.data.split}, from pooled features", title_justify="left")
     for heading in ("labels %", "answer", "top-1 %", "95% interval"):
         table.add_column(heading, justify="left" if heading == "answer" else "right")
-    for row in results.classes:
+    for row in results.top1:
         limits = f"{100 * row.top1.low:.1f} to {100 * row.top1.high:.1f}"
         table.add_row(f"{100 * row.fraction:g}", row.answer, f"{100 * row.top1.mean:.1f}", limits)
     console().print(table)

@@ -7,7 +7,7 @@ digits), the intercept b free. scikit-learn's `Ridge(alpha)` on such columns has
 alpha / sum w.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,19 +94,28 @@ class Ridge:
         self.schur = correlation[self.count :, self.count :] - self.across.T @ self.of_added
         self.left = with_y[self.count :] - self.across.T @ self.of_y
 
-    def solve(self, added: Int[Tensor, "some"] = NONE, penalty: float = 0.0) -> Float[Tensor, "terms targets"]:
-        """The coefficients of raw columns, the intercept's first, then those of the base, in float64.
+    def solve(self) -> Float[Tensor, "terms targets"]:
+        """The coefficients of the base's raw columns, the intercept's first, in float64."""
+        return self._raw(torch.arange(self.count), self.of_y[None])[0]
 
-        added: which of the added columns, by place; penalty: of each of them.
+    def beside(
+        self, added: Int[Tensor, "some"], penalties: Sequence[float]
+    ) -> Float[Tensor, "solutions terms targets"]:
+        """The same with some of the added columns, which follow the base's: a solution for each penalty of theirs.
+
+        added: which, by place.
         """
-        slopes = self.of_y
-        if len(added):
-            factor = torch.linalg.cholesky(self.schur[added][:, added] + penalty * torch.eye(len(added)).to(self.schur))
-            own = torch.cholesky_solve(self.left[added], factor)
-            slopes = torch.cat([slopes - self.of_added[:, added] @ own, own])
-        which = torch.cat([torch.arange(self.count), self.count + added])
+        values, vectors = torch.linalg.eigh(self.schur[added][:, added])
+        along = vectors.T @ self.left[added]
+        damped = torch.stack([1 / (values.clamp(min=0) + penalty) for penalty in penalties])
+        own = vectors @ (damped[..., None] * along)  # (solutions, added, targets)
+        base = self.of_y - self.of_added[:, added] @ own
+        return self._raw(torch.cat([torch.arange(self.count), self.count + added]), torch.cat([base, own], dim=1))
+
+    def _raw(self, which: Int[Tensor, "some"], slopes: Float[Tensor, "solutions some targets"]) -> Tensor:
+        """Coefficients of raw columns from those of standardised ones."""
         slopes = slopes * self.scale[which, None]
-        return torch.cat([(self.mean_y - self.mean[which] @ slopes)[None], slopes])
+        return torch.cat([(self.mean_y - self.mean[which] @ slopes)[:, None], slopes], dim=1)
 
 
 def answers(

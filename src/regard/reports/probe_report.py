@@ -24,8 +24,12 @@ def write_probe_report(results: ProbeResults, directory: Path) -> Path:
 def render_probe(results: ProbeResults) -> str:
     """The page."""
     fractions = list(dict.fromkeys(row.fraction for row in results.rows))
-    brings = {(one.features, one.columns, one.fraction): one for one in results.differences}
-    plain = [one for one in results.differences if one.features and "+" in one.columns and not is_head(one)]
+    brings = {(one.answer, one.features, one.columns, one.fraction): one for one in results.differences}
+    plain = [
+        one
+        for one in results.differences
+        if one.features and "+" in one.columns and not is_head(one) and one.answer == "ridge"
+    ]
     values = {
         "r": results,
         "fractions": fractions,
@@ -35,12 +39,17 @@ def render_probe(results: ProbeResults) -> str:
         "claims": {f: _chart([one for one in plain if one.fraction == f], f) for f in fractions},
         "edges": [row for row in results.rows if row.edges],
     }
-    return render("probe.html.jinja", values, {"signed": signed, "name": name, "shown": shown})
+    return render("probe.html.jinja", values, {"signed": signed, "name": name, "shown": shown, "spoken": spoken})
 
 
 def signed(value: float) -> str:
     """A difference in points of %."""
     return f"{100 * value:+.2f}"
+
+
+def spoken(features: str, answer: str) -> str:
+    """Features, and what answers from them where it is not ridge regression."""
+    return features if answer == "ridge" else f"{features} ({answer})"
 
 
 def name(features: str, columns: str) -> str:

@@ -11,6 +11,7 @@ Read `features + position + maps` against `features + position`: maps know where
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,17 +28,20 @@ from regard.results import Limits, ProbeDifference, ProbeRow, limits_of
 from regard.say import console
 from regard.scoring.chosen import Chosen, Samples
 from regard.scoring.probe_columns import BLOCKS, Layout, Patches, Reader, folds
+from regard.scoring.probe_logistic import logistic_answers
 from regard.scoring.probe_training import Choice, Name, Rows, Training, Variant, terms_of, terms_of_rows
 from regard.scoring.protocol import MASS, Protocol
 from regard.settings import Probing
 
+ALL = "all levels"
 BEST = (1, 2, 4, 8, 16)  # heads that are chosen, and as many random ones
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What some columns answer, learned from one draw of the labels."""
+    """What some columns answer, learned from one draw of the labels. by: ridge or logistic regression."""
 
+    by: Literal["ridge", "logistic"]
     name: Name
     fraction: float
     choice: Choice
@@ -115,7 +119,7 @@ def _variants(layout: Layout) -> dict[Name, Variant]:
         found["", "maps"] = Variant(of("maps"))
         found["", "position + maps"] = Variant(of("maps"), ("", "position"))
         found[last, "x map"] = Variant(of(f"{last} x map"))
-    for name, parts in {**{level: (level,) for level in layout.levels}, "all levels": layout.levels}.items():
+    for name, parts in {**{level: (level,) for level in layout.levels}, ALL: layout.levels}.items():
         found[name, ""] = Variant(of(*parts))
         found[name, "+ position"] = Variant(of("position"), (name, ""))
         for part in maps:
@@ -135,7 +139,12 @@ def _answers(rows: Rows, asked: Probing) -> Iterator[Answer]:
             if fraction == 1 and asked.heads and rows.layout.heads:
                 choices |= _of_heads(training, choices, asked.seed)
             for name, choice in choices.items():
-                yield Answer(name, fraction, choice, training.solve(choice))
+                yield Answer("ridge", name, fraction, choice, training.solve(choice))
+            if asked.logistic:
+                features = (rows.layout.levels[-1], ALL)
+                added = ("+ position", "+ position + maps") if rows.layout.heads else ("+ position",)
+                for name, choice, coefficients in logistic_answers(training, choices, features, added):
+                    yield Answer("logistic", name, fraction, choice, coefficients)
 
 
 def _of_heads(training: Training, choices: Mapping[Name, Choice], seed: int) -> dict[Name, Choice]:
@@ -179,16 +188,17 @@ def _rows_and_differences(answers: Sequence[Answer], terms: np.ndarray) -> tuple
     """The scores of all answers, and what the last part of their columns brings to the others: `+ position + maps` is
     held against `+ position`.
     """
-    places: dict[tuple[str, str, float], list[int]] = {}
+    places: dict[tuple[str, str, str, float], list[int]] = {}
     for place, answer in enumerate(answers):
-        places.setdefault((*answer.name, answer.fraction), []).append(place)
+        places.setdefault((answer.by, *answer.name, answer.fraction), []).append(place)
     scored = {name: score_terms(terms[:, some]) for name, some in places.items()}
     rows, differences = [], []
-    for (features, columns, fraction), some in places.items():
+    for (by, features, columns, fraction), some in places.items():
         shared, choices = fraction if fraction < 1 else 0.0, [answers[place].choice for place in some]
-        own, against = scored[features, columns, fraction], columns.rpartition("+ ")[0].strip()
+        own, against = scored[by, features, columns, fraction], columns.rpartition("+ ")[0].strip()
         rows.append(
             ProbeRow(
+                answer=by,
                 features=features,
                 columns=columns,
                 count=len(choices[0].columns),
@@ -202,11 +212,16 @@ def _rows_and_differences(answers: Sequence[Answer], terms: np.ndarray) -> tuple
                 edges=sum(choice.on_edge for choice in choices),
             )
         )
-        if columns and (features, against, fraction) in scored:
-            found = difference(own, scored[features, against, fraction], shared)
+        if columns and (by, features, against, fraction) in scored:
+            found = difference(own, scored[by, features, against, fraction], shared)
             differences.append(
                 ProbeDifference(
-                    features=features, columns=columns, against=against, fraction=fraction, miou=limits_of(found)
+                    answer=by,
+                    features=features,
+                    columns=columns,
+                    against=against,
+                    fraction=fraction,
+                    miou=limits_of(found),
                 )
             )
     return rows, differences

@@ -139,7 +139,8 @@ def _logistic(part: Pooled, classes: int) -> tuple[Answering, float | None]:
     fold_of = folds(_several(part), FOLDS)
 
     def solved(rows: Tensor, penalty: float) -> Tensor:
-        return logistic(x[rows], y[rows], torch.ones(int(rows.sum())), torch.full((x.shape[1],), penalty))
+        chosen = x[rows], y[rows], torch.ones(int(rows.sum()))
+        return logistic(lambda: [chosen], torch.full((x.shape[1],), penalty))
 
     best, most = PENALTIES["logistic"][len(PENALTIES["logistic"]) // 2], -1.0
     for penalty in PENALTIES["logistic"] if int(fold_of.max()) else ():

@@ -29,8 +29,8 @@ POWERS = (0.0, 0.5, 1.0)  # of class frequency
 PENALTIES = tuple(10.0**power for power in range(-4, 2))  # of standardised columns, beside a mean squared error
 RATIOS = tuple(10.0**power for power in range(-2, 5))  # penalty of added columns over it: the last hardly lets them in
 MIDDLE = POWERS[1]
-Solutions = Float[Tensor, "solutions terms classes"]
 Name = tuple[str, str]  # features, and columns beside them
+Solved = tuple[list[Name], Int[Tensor, "columns"], Float[Tensor, "names choices terms classes"]]
 EXACT = 2**14  # rows up to which sums are in float64 throughout: of few, a column may vary by very little
 SCORED = 2**16  # rows that a choice is scored on, about: evenly many of each image
 
@@ -49,6 +49,7 @@ class Choice:
 
     penalty: of the features; ratio: of the variant's own columns over it, None for features themselves.
     miou:    on held-out groups, in [0, 1]; None where nothing could be held out.
+    tried:   the penalties that were.
     """
 
     columns: Int[Tensor, "all"]
@@ -57,12 +58,13 @@ class Choice:
     penalty: float
     ratio: float | None = None
     miou: float | None = None
+    tried: tuple[float, ...] = PENALTIES
 
     @property
     def on_edge(self) -> bool:
         """Whether it is at an end of what was tried: a wider grid might do better."""
-        ends = (RATIOS[0], RATIOS[-1]) if self.ratio is not None else (PENALTIES[0], PENALTIES[-1])
-        return (self.penalty if self.ratio is None else self.ratio) in ends
+        value, tried = (self.penalty, self.tried) if self.ratio is None else (self.ratio, RATIOS)
+        return value in (tried[0], tried[-1])
 
 
 class Rows:
@@ -194,16 +196,18 @@ class Training:
         classes = self.rows.classes
         found = {name: torch.zeros(len(some), 2, classes, dtype=torch.float64) for name, some in tried.items()}
         truth = torch.zeros(classes, dtype=torch.float64)
-        step = max(1, sum(self.rows.count(image) for image in self.images) // SCORED)
+        step = self.thin(self.images, SCORED)
         for fold in range(len(self.others[MIDDLE])):
             others = {power: of_folds[fold] for power, of_folds in self.others.items()}
-            solved = _solved_beside(others, tried, beside) if beside else _solved(others, tried)
+            solved = list(_solved_beside(others, tried, beside) if beside else _solved(others, tried))
             held_out = [image for image, f in zip(self.images, self.fold_of.tolist(), strict=True) if f == fold]
             for columns, pixels in self.rows.of(held_out):
                 columns, pixels = columns[::step], pixels[::step]
                 truth += pixels.double().sum(dim=0)
-                for name, coefficients in solved.items():
-                    found[name] += terms_of_rows(columns[:, tried[name][0].columns], pixels, coefficients)
+                for names, some, coefficients in solved:
+                    terms = terms_of_rows(columns[:, some], pixels, coefficients.flatten(0, 1))
+                    for name, own in zip(names, terms.unflatten(0, coefficients.shape[:2]), strict=True):
+                        found[name] += own
         best = {}
         for name, some in tried.items():
             hits, union = found[name][..., truth > 0].unbind(dim=1)
@@ -214,10 +218,19 @@ class Training:
 
     def solve(self, choice: Choice) -> Float[Tensor, "terms classes"]:
         """The answer of all images of the draw, of columns as they were before they were standardised."""
-        solved = Ridge(self.whole[choice.power], choice.columns, choice.penalties).solve()
-        mean, deviation = (part[choice.columns] for part in self.rows.standard)
+        return self.raw(Ridge(self.whole[choice.power], choice.columns, choice.penalties).solve(), choice.columns)
+
+    def raw(
+        self, solved: Float[Tensor, "terms classes"], columns: Int[Tensor, "all"]
+    ) -> Float[Tensor, "terms classes"]:
+        """An answer from standardised columns as one from columns as they were read."""
+        mean, deviation = (part[columns] for part in self.rows.standard)
         slopes = solved[1:] / deviation[:, None]
         return torch.cat([(solved[0] - mean @ slopes)[None], slopes]).float()
+
+    def thin(self, images: Sequence[int], most: int) -> int:
+        """Every how manieth row of these images makes about so many."""
+        return max(1, sum(self.rows.count(image) for image in images) // most)
 
 
 def _root(columns: Int[Tensor, "own"], power: float, penalty: float) -> Choice:
@@ -231,26 +244,27 @@ def _added(beside: Choice, columns: Int[Tensor, "own"], ratio: float) -> Choice:
     return Choice(torch.cat([beside.columns, columns]), penalties, beside.power, beside.penalty, ratio)
 
 
-def _solved(sums: Mapping[float, Sums], tried: Mapping[Name, Sequence[Choice]]) -> dict[Name, Solutions]:
+def _solved(sums: Mapping[float, Sums], tried: Mapping[Name, Sequence[Choice]]) -> Iterator[Solved]:
     """The solutions for features."""
-    return {
-        name: torch.stack([Ridge(sums[c.power], c.columns, c.penalties).solve().float() for c in some])
-        for name, some in tried.items()
-    }
+    for name, some in tried.items():
+        solved = [Ridge(sums[c.power], c.columns, c.penalties).solve().float() for c in some]
+        yield [name], some[0].columns, torch.stack(solved)[None]
 
 
 def _solved_beside(
     sums: Mapping[float, Sums], tried: Mapping[Name, Sequence[Choice]], beside: Choice
-) -> dict[Name, Solutions]:
-    """The solutions for columns that are added to one and the same base."""
+) -> Iterator[Solved]:
+    """The solutions for columns that are added to one and the same base: of all of them, 0 where not used."""
     own = {name: some[0].columns[len(beside.columns) :] for name, some in tried.items()}
     added = torch.cat(list(own.values())).unique()
-    ridge = Ridge(sums[beside.power], beside.columns, beside.penalties, added)
-    places = {name: torch.searchsorted(added, columns) for name, columns in own.items()}
-    return {
-        name: torch.stack([ridge.solve(places[name], (c.ratio or 0) * c.penalty).float() for c in some])
-        for name, some in tried.items()
-    }
+    ridge, terms = Ridge(sums[beside.power], beside.columns, beside.penalties, added), 1 + len(beside.columns)
+    every = torch.zeros(len(tried), len(RATIOS), terms + len(added), sums[beside.power].xy.shape[1])
+    for place, (name, some) in enumerate(tried.items()):
+        places = torch.searchsorted(added, own[name])
+        solved = ridge.beside(places, [(c.ratio or 0) * c.penalty for c in some]).float()
+        every[place, :, :terms] = solved[:, :terms]
+        every[place][:, terms + places] = solved[:, terms:]
+    yield list(tried), torch.cat([beside.columns, added]), every
 
 
 def shares(pixels: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
