@@ -468,9 +468,10 @@ class Decoder(Settings):
     """What makes logits of features and attention."""
 
     fusion: str = setting("none", "How the backbone's attention reaches the head.", choices=FUSIONS, common=True)
-    maps: Literal["own", "position"] = setting(
+    maps: Literal["own", "position", "other"] = setting(
         "own",
-        "What the fusion sees as attention; `position`, a control, is patterns that know only where a patch lies.",
+        "What the fusion sees as attention. Controls: `position`, patterns that know only where a patch lies; `other`, "
+        "the maps of another image of the data.",
     )
     head: str = setting("segformer", "The decoder.", choices=HEADS, common=True)
     head_options: dict[str, int] = setting({}, 'Passed to the head, such as {"width": 128}.')

@@ -1,13 +1,19 @@
-"""Maps of position: maps all the same, that no image changes."""
+"""Controls: maps of position, that no image changes, and maps of another image."""
 
 import pytest
 import torch
 
 from models import SMALLEST_VIT, TINY_SWIN
 from regard.attention.controls import position_maps
-from regard.backbones import AttentionMap, build_backbone
+from regard.backbones import AttentionMap, Features, build_backbone
+from regard.data.datasets.scenes import Scenes
+from regard.data.loading.augment import TrainTransform
+from regard.data.loading.draws import CROP, draws
+from regard.data.loading.samples import TrainPairs
+from regard.data.loading.wrapped import Fraction, WithOthers
 from regard.errors import InputError
 from regard.segmentation.fusions import build_fusion
+from regard.segmentation.model import SegmentationModel
 
 
 @pytest.mark.parametrize(("heads", "height", "width"), [(1, 1, 1), (3, 4, 7), (12, 5, 2)])
@@ -57,3 +63,36 @@ def test_no_fusion_has_no_control() -> None:
     backbone = build_backbone("vit_tiny_patch16_224", **SMALLEST_VIT)
     with pytest.raises(InputError, match="fusion none sees no maps"):
         build_fusion("none", backbone, maps="position")
+
+
+def test_maps_of_another_image_are_those_of_the_image_behind_it() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_tiny_patch16_224", **SMALLEST_VIT)
+    model = SegmentationModel(backbone, 3, "propagate", "linear", maps="other").eval()
+    for parameter in model.fusion.parameters():
+        torch.nn.init.constant_(parameter, 0.3)
+    own, other = torch.randn(2, 2, 3, 32, 40)
+    with torch.inference_mode():
+        found, seen = (backbone(images, attention=True, affinity=True) for images in (own, other))
+        expected = model.decode(Features(found.pyramid, seen.attention, found.pooled), (32, 40))
+        torch.testing.assert_close(model(torch.cat([own, other], dim=1)), expected)
+        assert not torch.allclose(model(torch.cat([own, own], dim=1)), expected, atol=1e-4)
+
+
+def test_the_other_image_is_far_away_cut_out_alike_and_never_the_same() -> None:
+    scenes = Scenes(6, size=48)
+    others = WithOthers(scenes)
+    assert all((others.other(i) == scenes.image((i + 3) % 6)).all() for i in range(6))
+    few = WithOthers(Fraction(scenes, 0.34, 0))  # three images, each twice: half the dataset away is the same one
+    assert all((few.other(i) != few.image(i)).any() for i in range(6))
+    with pytest.raises(InputError, match="one image alone"):
+        WithOthers(Fraction(scenes, 0.01, 0))
+
+    transform = TrainTransform(32, 255, jitter=0.0)
+    image, mask = TrainPairs(others, transform, 0)[4, 1]
+    assert image.shape == (6, 32, 32)
+    alone, same = TrainPairs(scenes, transform, 0)[4, 1]
+    assert torch.equal(image[:3], alone)
+    assert torch.equal(mask, same)
+    expected, _ = transform(scenes.image(4 - 3), scenes.mask(4), draws(CROP, 0, 4, 1))
+    assert torch.equal(image[3:], torch.from_numpy(expected.copy()).permute(2, 0, 1))

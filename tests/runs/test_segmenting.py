@@ -20,6 +20,7 @@ from regard.data.survey import class_pixels
 from regard.errors import InputError, Interrupted
 from regard.results import RunDescription, read_stored
 from regard.runs import feature_cache, segmenting
+from regard.runs.export import save_safetensors
 from regard.runs.extras import Cache, Extras
 from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
@@ -211,6 +212,33 @@ def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(fusi
     curves = [read_stored(tmp_path / name / RUN_FILE, RunDescription).curve for name in ("cached", "plain")]
     for a, b in zip(*curves, strict=True):
         assert vars(a) == pytest.approx(vars(b), abs=2e-3)
+
+
+def test_a_control_sees_the_maps_of_others_with_a_cache_and_without(tmp_path) -> None:
+    cached(tmp_path / "cached", tmp_path / "cache", maps="other", fusion_lr=1.0)
+    plain = segment_run(
+        TRAIN, VAL, vit(), replace(SETTINGS, freeze=True, epochs=2, fusion="gate", maps="other", fusion_lr=1.0),
+        tmp_path / "plain", hardware=HARDWARE,
+    )  # fmt: skip
+    ours, theirs = values(tmp_path / "cached"), values(tmp_path / "plain")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
+    cached(tmp_path / "own", tmp_path / "cache", fusion_lr=1.0)  # the same folder of caches, other tensors
+    assert not same(ours, values(tmp_path / "own"))
+
+    run = load_run(tmp_path / "plain")
+    best = max(point.val_miou for point in plain.curve)
+    assert summary(run, run.evaluate(VAL)).miou == pytest.approx(best, abs=1e-6)
+    with pytest.raises(InputError, match="this run is a control"):
+        run.predict(VAL.image(0))
+    with pytest.raises(InputError, match="this run is a control"):
+        save_safetensors(run, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    with pytest.raises(InputError, match="guidance is of an image's own maps"):
+        segment_run(
+            TRAIN, VAL, vit(), replace(SETTINGS, fusion="gate", maps="other", guide_sharpness=0.1),
+            tmp_path / "no", hardware=HARDWARE,
+        )  # fmt: skip
 
 
 def test_the_backbone_runs_once_for_every_crop_and_validation_image(tmp_path, monkeypatch) -> None:

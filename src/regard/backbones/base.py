@@ -282,9 +282,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True  # .train() would change its children too
 
 
-def normalize(images: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
-    """RGB bytes as a backbone takes them: float32, minus the ImageNet mean, over the ImageNet standard deviation."""
+def normalize(images: UInt8[Tensor, "batch planes h w"]) -> Float[Tensor, "batch planes h w"]:
+    """RGB bytes as a backbone takes them: float32, minus the ImageNet mean, over the ImageNet standard deviation.
+
+    Of several images behind each other in one, 3 planes are an image.
+    """
     shift, scale = (_per_channel(values, images, torch.float32) for values in (BYTE_SHIFT, BYTE_SCALE))
+    if (count := images.shape[1] // 3) > 1:
+        shift, scale = shift.repeat(count, 1, 1), scale.repeat(count, 1, 1)
     return torch.addcmul(shift, images, scale)
 
 

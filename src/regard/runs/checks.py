@@ -21,6 +21,8 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
         raise InputError("a cache keeps the features of a backbone that does not learn: add --freeze, or leave it out")
     if not cached and settings.cache_crops != 1:
         raise InputError("crops are kept in a cache only: add --cache and --freeze, or leave out --cache_crops")
+    if settings.maps == "other" and settings.guided:
+        raise InputError("guidance is of an image's own maps: leave it out, or maps other")
     loss = build_loss(settings.loss, None, 255)
     with torch.random.fork_rng(devices=[]):
         model = SegmentationModel(

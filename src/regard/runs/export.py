@@ -120,6 +120,7 @@ def _shares(level: HeadShares) -> str:
 def _model(run: Run) -> Any:
     if isinstance(run.model, OnnxModel):
         raise InputError("an ONNX file cannot be exported again: export the run that it was made of")
+    run.check_alone()
     return run.model
 
 

@@ -169,7 +169,8 @@ def cached_data(
         "timm": version("timm"),
         "backbone": describe(model.backbone),
         "weights": weights_digest(model.backbone),
-        "attention": [model.fusion.attention, model.fusion.affinity],  # of all heads, whichever the fusion sees
+        # of all heads, whichever the fusion sees
+        "attention": [model.fusion.attention, model.fusion.affinity, *(["other"] * (model.planes > 3))],
         "precision": str(precision),
         "content": content,
     }

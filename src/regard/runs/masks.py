@@ -42,6 +42,7 @@ def segment_files(
     Raises InputError at the end where images could not be read, after a line for each on stderr; the masks of the
     others are there by then. Where none could be read, nothing is written, and the error is all that is said.
     """
+    run.check_alone()
     unread: list[InputError] = []
     for file, png in track(files.items(), "segmenting", transient=True, console=console()):
         try:

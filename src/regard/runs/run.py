@@ -22,7 +22,9 @@ from regard.backbones.weights import MODEL_FILE, check_finite, check_size, check
 from regard.data.datasets.base import Dataset, MaskDataset, at_bits
 from regard.data.loading.augment import short_side
 from regard.data.loading.modules import loading
+from regard.data.loading.samples import images_of
 from regard.data.loading.views import resize
+from regard.data.loading.wrapped import WithOthers
 from regard.errors import InputError, first_line, naming
 from regard.evaluation.scores import (
     BOUNDARY,
@@ -88,8 +90,17 @@ class Run:
         self, pixels: UInt8[np.ndarray, "h w 3"], inference: Inference = WHOLE, batch_size: int = BATCH
     ) -> list[Float[Tensor, "classes _ _"]]:
         """The logits of one image, for `inference.classes_at` and `probabilities_at`: see `inference.run_passes`."""
+        self.check_alone()
         scaled = [image.unsqueeze(0).to(device_of(self.model)) for image in _at_scales(pixels, self.size, inference)]
         return [logits[0] for logits in run_passes(self.model, scaled, len(self.classes), inference, batch_size)]
+
+    def check_alone(self) -> None:
+        """InputError for a control that sees another image's maps: it has no answer for an image alone."""
+        if self.description.settings.maps == "other":
+            raise InputError(
+                "this run is a control, which sees the maps of another image: `regard evaluate` on data with masks "
+                "works, an image alone does not"
+            )
 
     def evaluate(
         self, dataset: MaskDataset, inference: Inference = WHOLE, batch_size: int = BATCH
@@ -133,6 +144,7 @@ class Run:
                 f"{', '.join(dataset.classes[:3])}, ... ({len(dataset.classes)}): choose data with the same classes"
             )
         dataset = at_bits(dataset, self.description.settings.image_bits)
+        dataset = WithOthers(dataset) if self.description.settings.maps == "other" else dataset
         pairs = _ScaledPairs(dataset, self.size, inference)
         return DataLoader(pairs, batch_size, collate_fn=list, **loading(workers))
 
@@ -156,10 +168,10 @@ class _ScaledPairs(TorchDataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
-        image = self.dataset.image(index)
         with naming(self.dataset.name(index)):
-            scaled = _at_scales(image, self.size, self.inference)
-        return scaled, torch.from_numpy(self.dataset.mask(index)).long()
+            images = images_of(self.dataset, index)
+            each = zip(*(_at_scales(image, self.size, self.inference) for image in images), strict=True)
+        return [torch.cat(parts) for parts in each], torch.from_numpy(self.dataset.mask(index)).long()
 
 
 def _at_scales(pixels: UInt8[np.ndarray, "h w 3"], size: int, inference: Inference) -> list[UInt8[Tensor, "3 _ _"]]:

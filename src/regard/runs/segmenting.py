@@ -21,6 +21,7 @@ from regard.backbones.weights import MODEL_FILE
 from regard.data.datasets.base import MaskDataset, at_bits
 from regard.data.loading.augment import TrainTransform
 from regard.data.loading.modules import SegmentationData
+from regard.data.loading.wrapped import WithOthers
 from regard.data.survey import class_pixels
 from regard.files import write_whole
 from regard.pictures.charts import heads_chart
@@ -65,6 +66,7 @@ def segment_run(
     check_hardware(settings, hardware, len(train), cached=cache is not None)
     train, val = (at_bits(dataset, settings.image_bits) for dataset in (train, val))
     classes = len(train.classes)
+    seen = (WithOthers(train), WithOthers(val)) if settings.maps == "other" else (train, val)
     kept = None
     if settings.layers is not None or settings.heads_kept is not None:
         reads = levels_read(settings, backbone)
@@ -88,7 +90,7 @@ def segment_run(
         short=settings.size,
         most=settings.class_share,
     )
-    data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
+    data = SegmentationData(*seen, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
     if cache is not None:
         model.to(hardware.device)
         content = cache.content if settings.image_bits is None else f"{cache.content}, {settings.image_bits} bits"

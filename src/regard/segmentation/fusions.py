@@ -29,10 +29,11 @@ class Fusion(nn.Module):
     scalars: names of the parameters of a level that learn at a rate of their own (`SegmentSettings.fusion_lr`).
     reads: the levels that the head reads, from 0; None: all. The others pass as they are, and do not learn.
     kept:  for each level the heads that it sees, by index; None: all. A level that sees none passes as it is, too.
-    maps:  whether it sees the maps as they are, or a control in their place: see `attention.controls`.
+    maps:  whether it sees the maps as they are, or a control in their place: "position" as of `attention.controls`;
+           "other", those of another image, which are given to it as if they were its own.
     """
 
-    maps: Literal["own", "position"] = "own"
+    maps: Literal["own", "position", "other"] = "own"
     attention = True
     affinity = False
     scalars: tuple[str, ...] = ("strength", "head_logits")
@@ -61,7 +62,7 @@ class Fusion(nn.Module):
 
     def forward(self, features: Features) -> Pyramid:
         """The pyramid with attention in it."""
-        maps = features.attention if self.maps == "own" else tuple(map(position_maps, features.attention))
+        maps = tuple(map(position_maps, features.attention)) if self.maps == "position" else features.attention
         levels = zip(self.levels, self.choose, features.pyramid, maps, strict=True)
         return tuple(
             level(x, choose(attention)) if i in self.reads else x
@@ -263,13 +264,13 @@ def build_fusion(
     backbone: Backbone,
     reads: Sequence[int] | None = None,
     kept: Sequence[Sequence[int]] | None = None,
-    maps: Literal["own", "position"] = "own",
+    maps: Literal["own", "position", "other"] = "own",
 ) -> Fusion:
     """A fusion for a backbone, and for a head that `reads` these levels; None: all of them.
 
     kept: for each level of the pyramid the heads that the fusion sees, by index; None: all. A level that sees none
           passes as it is, and does not learn.
-    maps: "position" for the control, see `Fusion`.
+    maps: "position" and "other" are controls, see `Fusion`.
 
     Raises InputError for an unknown name, attention asked of a backbone that has none, and heads that it does not have.
     """

@@ -39,7 +39,7 @@ WHOLE = Inference()  # one pass over the whole image
 @torch.no_grad()
 def run_passes(
     model: nn.Module,
-    scaled: Sequence[UInt8[Tensor, "batch 3 _ _"]],
+    scaled: Sequence[UInt8[Tensor, "batch planes _ _"]],
     classes: int,
     inference: Inference = WHOLE,
     batch_size: int = BATCH,
@@ -59,7 +59,7 @@ def run_passes(
 
 
 def _logits(
-    model: nn.Module, images: UInt8[Tensor, "batch 3 h w"], classes: int, inference: Inference, batch_size: int
+    model: nn.Module, images: UInt8[Tensor, "batch planes h w"], classes: int, inference: Inference, batch_size: int
 ) -> Float[Tensor, "batch classes h w"]:
     """One pass: of the whole images, or the average over windows."""
     height, width = images.shape[-2:]
@@ -174,7 +174,7 @@ def _resampled(logits: Logits, size: Sequence[int], top: int, bottom: int) -> Lo
 
 def passes_of_each(
     model: nn.Module,
-    pairs: Sequence[tuple[Sequence[UInt8[Tensor, "3 _ _"]], Any]],
+    pairs: Sequence[tuple[Sequence[UInt8[Tensor, "_ _ _"]], Any]],
     classes: int,
     inference: Inference = WHOLE,
     batch_size: int = BATCH,

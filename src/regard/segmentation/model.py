@@ -1,6 +1,7 @@
 """A backbone, a fusion and a head: from images to logits."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ class SegmentationModel(nn.Module):
         freeze: bool = False,
         kept: Sequence[Sequence[int]] | None = None,
         head_options: Mapping[str, int] = {},
-        maps: Literal["own", "position"] = "own",
+        maps: Literal["own", "position", "other"] = "own",
     ) -> None:
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
@@ -40,14 +41,24 @@ class SegmentationModel(nn.Module):
         if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
             backbone.requires_grad_(False).eval()
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
-        """Logits of normalised images of any size."""
+    def forward(
+        self, images: Float[Tensor, "batch planes height width"]
+    ) -> Float[Tensor, "batch classes height width"]:
+        """Logits of normalised images of any size; with maps of others, of `planes` 6: the others' stand behind."""
         return self.decode(self.features(images), (images.shape[-2], images.shape[-1]))
 
-    def features(self, images: Float[Tensor, "batch 3 height width"], attention: bool = False) -> Features:
+    @property
+    def planes(self) -> int:
+        """Of an image: 3, or 6 where the maps are another image's."""
+        return 6 if self.fusion.maps == "other" else 3
+
+    def features(self, images: Float[Tensor, "batch planes height width"], attention: bool = False) -> Features:
         """The backbone's features, with attention maps where the fusion needs them, or asked for."""
+        asked = {"attention": self.fusion.attention or attention, "affinity": self.fusion.affinity}
+        own, *other = images.split(3, dim=1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            return self.backbone(images, attention=self.fusion.attention or attention, affinity=self.fusion.affinity)
+            found = self.backbone(own, **asked)
+            return replace(found, attention=self.backbone(other[0], **asked).attention) if other else found
 
     def to_tensors(self, features: Features) -> list[Tensor]:
         """What `decode` needs of features, as a flat list, for a cache: levels, then maps, then their affinities."""
@@ -85,7 +96,7 @@ def has_unused(model: SegmentationModel) -> bool:
     """Whether the logits do not depend on some of the parameters that train, such as a last norm for classifying."""
     trained = [p for p in model.parameters() if p.requires_grad]
     side = 2 * max(model.backbone.strides)
-    images = torch.zeros(1, 3, *model.backbone.padded_size(side, side), device=trained[0].device)
+    images = torch.zeros(1, model.planes, *model.backbone.padded_size(side, side), device=trained[0].device)
     with eval_mode(model), torch.enable_grad():
         gradients = torch.autograd.grad(model(images).float().sum(), trained, allow_unused=True)
     return any(gradient is None for gradient in gradients)

@@ -69,7 +69,12 @@ def choose_images(
 
 
 def add_run(examples: Mapping[int, Example], dataset: MaskDataset, name: str, run: Run) -> None:
-    """Add the prediction of a configuration for every example, its errors and what its heads look at."""
+    """Add the prediction of a configuration for every example, its errors and what its heads look at.
+
+    Of a control that sees another image's maps there is none: a picture of it would say nothing.
+    """
+    if run.description.settings.maps == "other":
+        return
     for index, example in examples.items():
         image, truth = dataset.image(index), dataset.mask(index)
         prediction = run.predict(image)

@@ -16,7 +16,7 @@ def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repe
     In float32. None where the batch does not fit into the memory of the GPU.
     """
     device = device_of(run.model)
-    images = normalize(torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, device=device))
+    images = normalize(torch.randint(0, 256, (batch, run.model.planes, *size), dtype=torch.uint8, device=device))
     times = []
     for _ in range(repeats + 1):
         if device.type == "cuda":

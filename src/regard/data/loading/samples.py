@@ -7,15 +7,16 @@ from typing import cast
 import cv2
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from regard.data.datasets.base import Dataset, Decoded, LabelDataset, MaskDataset
-from regard.data.loading.augment import TrainTransform, centre_crop, resize_pair, short_side
+from regard.data.loading.augment import TrainTransform, centre_crop, short_side
 from regard.data.loading.device_views import blur_radius, numbers_of
 from regard.data.loading.draws import CROP, VIEW, draws
-from regard.data.loading.views import Draw, View, least_for
-from regard.data.loading.wrapped import SkipUnreadable
+from regard.data.loading.views import Draw, View, least_for, resize
+from regard.data.loading.wrapped import SkipUnreadable, WithOthers
 from regard.errors import naming
 
 
@@ -104,18 +105,24 @@ class CentreCrops(TorchDataset):
 
 
 class TrainPairs(TorchDataset):
-    """(epoch, index) -> uint8 image (3, size, size) and int64 mask (size, size)."""
+    """(epoch, index) -> uint8 image (3, size, size) and int64 mask (size, size).
+
+    `WithOthers`, here and below, give six planes: behind those of the image the other one's, brought to its size and
+    cut out alike.
+    """
 
     def __init__(self, dataset: MaskDataset, transform: TrainTransform, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
-        rng = draws(CROP, self.seed, epoch, index)
-        image, mask = self.dataset.image(index), self.dataset.mask(index)
+        mask = self.dataset.mask(index)
         with naming(self.dataset.name(index)):
-            image, mask = self.transform(image, mask, rng)
-        return planes_of(image), torch.from_numpy(mask).long()
+            pairs = [
+                self.transform(image, mask, draws(CROP, self.seed, epoch, index))
+                for image in images_of(self.dataset, index)
+            ]
+        return torch.cat([planes_of(image) for image, _ in pairs]), torch.from_numpy(pairs[0][1]).long()
 
 
 class WholePairs(TorchDataset):
@@ -128,10 +135,17 @@ class WholePairs(TorchDataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.dataset.image(index), self.dataset.mask(index)
         with naming(self.dataset.name(index)):
-            small, _ = resize_pair(image, mask, short_side(image.shape[:2], self.size))
-        return planes_of(small), torch.from_numpy(mask).long()
+            images = images_of(self.dataset, index)
+            shape = short_side(images[0].shape[:2], self.size)
+            small = [image if image.shape[:2] == shape else resize(image, shape) for image in images]
+        return torch.cat([planes_of(image) for image in small]), torch.from_numpy(self.dataset.mask(index)).long()
+
+
+def images_of(dataset: MaskDataset, index: int) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """The image, and behind it the other one of `WithOthers`, at the same size."""
+    image = dataset.image(index)
+    return [image, resize(dataset.other(index), image.shape[:2])] if isinstance(dataset, WithOthers) else [image]
 
 
 def planes_of(image: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Datasets around a dataset: kept in memory, a share of it, and without what cannot be read."""
+"""Datasets around a dataset: in memory, a share of it, with another image for each, without what cannot be read."""
 
 import copy
 import math
@@ -114,6 +114,35 @@ class Fraction(_Around):
 
     def _number(self, i: int) -> int:
         return self.numbers[range(len(self))[i] % len(self.numbers)]
+
+
+class WithOthers(_Around):
+    """A dataset with masks that also has, for each image, another one: always the same, half the dataset away, so that
+    of the frames of a video it is no neighbour.
+
+    Raises InputError where all images are one and the same.
+    """
+
+    dataset: MaskDataset
+
+    def __init__(self, dataset: MaskDataset) -> None:
+        super().__init__(dataset)
+        if len({dataset.name(i) for i in range(len(dataset))}) < 2:
+            raise InputError("one image alone has no other whose maps it could see: give more, or leave out maps other")
+
+    def image(self, i: int) -> np.ndarray:
+        """Image `i`, RGB in 0..255."""
+        return self.dataset.image(i)
+
+    def mask(self, i: int) -> np.ndarray:
+        """The class index, or `ignore_index`, of each pixel."""
+        return self.dataset.mask(i)
+
+    def other(self, i: int) -> np.ndarray:
+        """The image that goes with image `i`, at its own size."""
+        count = len(self)
+        numbers = ((i + count // 2 + step) % count for step in range(count))
+        return self.dataset.image(next(n for n in numbers if self.name(n) != self.name(i)))
 
 
 class SkipUnreadable(_Around):
