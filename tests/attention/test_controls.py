@@ -94,5 +94,5 @@ def test_the_other_image_is_far_away_cut_out_alike_and_never_the_same() -> None:
     alone, same = TrainPairs(scenes, transform, 0)[4, 1]
     assert torch.equal(image[:3], alone)
     assert torch.equal(mask, same)
-    expected, _ = transform(scenes.image(4 - 3), scenes.mask(4), draws(CROP, 0, 4, 1))
+    expected, _ = transform(scenes.image(1 + 3), scenes.mask(1), draws(CROP, 0, 4, 1))
     assert torch.equal(image[3:], torch.from_numpy(expected.copy()).permute(2, 0, 1))
