@@ -16,6 +16,7 @@ import torch
 from commands import fails
 from regard.backbones import build_backbone, save_backbone
 from regard.cli import main
+from regard.data.datasets.scenes import Scenes
 from regard.data.survey import class_pixels
 from regard.errors import InputError, Interrupted
 from regard.results import RunDescription, read_stored
@@ -214,6 +215,16 @@ def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(fusi
         assert vars(a) == pytest.approx(vars(b), abs=2e-3)
 
 
+def test_scoring_on_kept_features_is_scoring_on_images(tmp_path, monkeypatch) -> None:
+    cached(tmp_path / "out", tmp_path / "cache", fusion="propagate")
+    run, test = load_run(tmp_path / "out"), Scenes(5, size=48, seed=2)
+    found = feature_cache.cached_counts(tmp_path / "cache", run, test, "test")
+    assert abs(found - run.evaluate(test)).sum() <= 4
+    seen = forward_passes(monkeypatch)
+    assert (feature_cache.cached_counts(tmp_path / "cache", run, test, "test") == found).all()
+    assert seen == []
+
+
 def test_a_control_sees_the_maps_of_others_with_a_cache_and_without(tmp_path) -> None:
     cached(tmp_path / "cached", tmp_path / "cache", maps="other", fusion_lr=1.0)
     plain = segment_run(
@@ -229,6 +240,8 @@ def test_a_control_sees_the_maps_of_others_with_a_cache_and_without(tmp_path) ->
     run = load_run(tmp_path / "plain")
     best = max(point.val_miou for point in plain.curve)
     assert summary(run, run.evaluate(VAL)).miou == pytest.approx(best, abs=1e-6)
+    kept = feature_cache.cached_counts(tmp_path / "cache", run, VAL, "a")
+    assert abs(kept - run.evaluate(VAL)).sum() <= 4  # pixels whose two best classes are as good but for rounding
     with pytest.raises(InputError, match="this run is a control"):
         run.predict(VAL.image(0))
     with pytest.raises(InputError, match="this run is a control"):

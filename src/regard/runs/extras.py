@@ -17,6 +17,10 @@ class Cache:
     folder: Path
     content: str
 
+    def content_at(self, bits: int | None) -> str:
+        """The content, where 16-bit images are taken to use so many."""
+        return self.content if bits is None else f"{self.content}, {bits} bits"
+
 
 @dataclass(frozen=True)
 class Extras:

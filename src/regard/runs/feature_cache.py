@@ -30,6 +30,7 @@ import filelock
 import msgspec
 import numpy as np
 import torch
+from jaxtyping import Int
 from msgspec import Meta
 from rich.progress import track
 from torch import Tensor
@@ -38,12 +39,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import describe, device_of, eval_mode, normalize
 from regard.backbones.base import weights_digest
+from regard.data.datasets.base import MaskDataset
 from regard.data.loading.modules import SegmentationData, loading
 from regard.data.loading.samples import WholePairs
 from regard.errors import InputError
 from regard.files import on_disk
 from regard.results import NO_JSON
+from regard.runs.run import Run
 from regard.say import console, say
+from regard.segmentation.inference import BATCH, count_cached
 from regard.segmentation.model import SegmentationModel
 
 TENSORS_FILE, SAMPLES_FILE = "tensors.bin", "samples.txt"
@@ -164,7 +168,40 @@ def cached_data(
     precision: of autocast while the features are computed; None for float32.
     Raises InputError when the disk has too little room.
     """
-    common = {
+    fill = _Filling(model, data.share, data.workers, precision, bar)
+    of_crops = {"transform": asdict(data.transform), "seed": data.seed, "crops": crops, "images": _names(data.train)}
+    train = _InTurn(data.train_pairs(), len(data.train))
+    return CachedData(
+        data,
+        crops,
+        fill(folder, _about(model, content, precision) | of_crops, train, crops * len(data.train), False),
+        cached_whole(folder, fill, data.val, data.transform.whole, content),
+    )
+
+
+def cached_counts(
+    folder: Path, run: Run, dataset: MaskDataset, content: str, workers: int = 0, bar: bool = True
+) -> Int[np.ndarray, "images classes classes"]:
+    """As `Run.evaluate`, with the features from the cache in `folder`: for runs that share a frozen backbone."""
+    fill, device = _Filling(run.model, BATCH, workers, None, bar), device_of(run.model)
+    file = cached_whole(folder, fill, run.seen(dataset), run.size, content)
+    counts = []
+    with torch.inference_mode():
+        for ((tensors, size, mask),) in DataLoader(_Whole(file), 1, collate_fn=list, **loading(workers)):
+            sample = [tensor.to(device) for tensor in tensors], size, mask.to(device)
+            counts += count_cached(run.model, [sample], len(run.classes), run.ignore_index)
+    return torch.stack(counts).cpu().numpy()
+
+
+def cached_whole(folder: Path, fill: "_Filling", dataset: MaskDataset, short: int, content: str) -> "TensorFile":
+    """The features of whole images, their short side brought to so many pixels."""
+    about = _about(fill.model, content, fill.precision) | {"short": short, "images": _names(dataset)}
+    return fill(folder, about, WholePairs(dataset, short), len(dataset), True)
+
+
+def _about(model: SegmentationModel, content: str, precision: torch.dtype | None) -> dict[str, Any]:
+    """What features depend on, but for the images."""
+    return {
         "regard": version("regard"),
         "timm": version("timm"),
         "backbone": describe(model.backbone),
@@ -174,29 +211,16 @@ def cached_data(
         "precision": str(precision),
         "content": content,
     }
-    of_crops = {"transform": asdict(data.transform), "seed": data.seed, "crops": crops}
-    train, val = _InTurn(data.train_pairs(), len(data.train)), WholePairs(data.val, data.transform.whole)
-    fill = _Filling(model, data, precision, bar)
-    return CachedData(
-        data,
-        crops,
-        fill(folder, common | of_crops | {"images": _names(data.train)}, train, crops * len(data.train), False),
-        fill(
-            folder,
-            common | {"short": data.transform.whole, "images": _names(data.val)},
-            val,
-            len(data.val),
-            True,
-        ),
-    )
 
 
 class _Filling:
-    """Fills caches."""
+    """Fills caches. batch: images in a forward pass."""
 
-    def __init__(self, model: SegmentationModel, data: SegmentationData, precision: torch.dtype | None, bar: bool):
+    def __init__(
+        self, model: SegmentationModel, batch: int, workers: int, precision: torch.dtype | None, bar: bool
+    ) -> None:
         self.model, self.precision, self.bar = model, precision, bar
-        self.batch, self.workers = data.share, data.workers
+        self.batch, self.workers = batch, workers
 
     def __call__(
         self, folder: Path, about: dict[str, Any], dataset: TorchDataset, count: int, whole: bool

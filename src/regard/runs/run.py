@@ -94,6 +94,12 @@ class Run:
         scaled = [image.unsqueeze(0).to(device_of(self.model)) for image in _at_scales(pixels, self.size, inference)]
         return [logits[0] for logits in run_passes(self.model, scaled, len(self.classes), inference, batch_size)]
 
+    def seen(self, dataset: MaskDataset) -> MaskDataset:
+        """The dataset as the run is to see it: with its bits, and for a control with another image for each."""
+        settings = self.description.settings
+        dataset = at_bits(dataset, settings.image_bits)
+        return WithOthers(dataset) if settings.maps == "other" else dataset
+
     def check_alone(self) -> None:
         """InputError for a control that sees another image's maps: it has no answer for an image alone."""
         if self.description.settings.maps == "other":
@@ -143,9 +149,7 @@ class Run:
                 f"the run knows the classes {', '.join(self.classes[:3])}, ... ({len(self.classes)}), the data has "
                 f"{', '.join(dataset.classes[:3])}, ... ({len(dataset.classes)}): choose data with the same classes"
             )
-        dataset = at_bits(dataset, self.description.settings.image_bits)
-        dataset = WithOthers(dataset) if self.description.settings.maps == "other" else dataset
-        pairs = _ScaledPairs(dataset, self.size, inference)
+        pairs = _ScaledPairs(self.seen(dataset), self.size, inference)
         return DataLoader(pairs, batch_size, collate_fn=list, **loading(workers))
 
     def _answer(

@@ -93,7 +93,7 @@ def segment_run(
     data = SegmentationData(*seen, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
     if cache is not None:
         model.to(hardware.device)
-        content = cache.content if settings.image_bits is None else f"{cache.content}, {settings.image_bits} bits"
+        content = cache.content_at(settings.image_bits)
         data = cached_data(cache.folder, model, data, settings.cache_crops, content, hardware.autocast, hardware.bar)
     best = Best(
         out / CHECKPOINTS,

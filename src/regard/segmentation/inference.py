@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from regard.backbones import normalize
 from regard.evaluation.scores import confusion
+from regard.segmentation.model import SegmentationModel
 from regard.settings import Inference
 
 Logits = Float[Tensor, "classes _ _"]
@@ -194,6 +195,21 @@ def passes_of_each(
             passes = run_passes(model, scaled, classes, inference, batch_size)
             for i, (_, other) in enumerate(part):
                 yield [logits[i] for logits in passes], other
+
+
+def count_cached(
+    model: SegmentationModel,
+    samples: Sequence[tuple[list[Tensor], tuple[int, int], Tensor]],
+    classes: int,
+    ignore_index: int,
+) -> list[Int[Tensor, "classes classes"]]:
+    """As `count_pixels`, of (tensors of an image's features, its (height, width), mask)."""
+    counts = []
+    for tensors, size, mask in samples:
+        features = model.from_tensors([tensor.unsqueeze(0) for tensor in tensors])
+        prediction = predict_at(model.decode(features, size)[0], mask.shape)
+        counts.append(confusion(prediction, mask, classes, ignore_index))
+    return counts
 
 
 def count_pixels(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from regard.attention.guidance import check_guidance, guidance_terms, weighted
 from regard.backbones import Backbone, Features, eval_mode, normalize
 from regard.errors import InputError
-from regard.evaluation.scores import confusion, scores, torch_counts
-from regard.segmentation.inference import count_pixels, predict_at
+from regard.evaluation.scores import scores, torch_counts
+from regard.segmentation.inference import count_cached, count_pixels
 from regard.segmentation.model import SegmentationModel
 from regard.settings import SegmentSettings
 from regard.training.distributed import mean_over_processes, processes, sum_over_processes
@@ -105,14 +105,9 @@ class SegmentationTask(L.LightningModule):
         """Count the pixels of some whole images: (uint8 image, mask), or (tensors of its features, its size, mask)."""
         if not samples:  # more processes than batches
             return
-        if len(samples[0]) == 2:
-            for counts in count_pixels(self.model, samples, self.classes, self.ignore_index):
-                self.counts += counts
-            return
-        for tensors, size, mask in samples:
-            features = self.model.from_tensors([tensor.unsqueeze(0) for tensor in tensors])
-            prediction = predict_at(self.model.decode(features, tuple(size))[0], mask.shape)
-            self.counts += confusion(prediction, mask, self.classes, self.ignore_index)
+        count = count_pixels if len(samples[0]) == 2 else count_cached
+        for counts in count(self.model, samples, self.classes, self.ignore_index):
+            self.counts += counts
 
     def on_validation_epoch_end(self) -> None:
         """Score the whole set: the counts of all processes."""

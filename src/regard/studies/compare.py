@@ -35,6 +35,7 @@ from regard.files import read_json, write_json, write_whole
 from regard.reports.report import RESULTS_FILE, write_report
 from regard.results import VERSION, CellResult, Origin, PretrainDescription, write_stored
 from regard.runs.extras import Cache, Extras
+from regard.runs.feature_cache import cached_counts
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
@@ -229,7 +230,12 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
         _train(study, title, configuration, seed)
     splits = require_masks(study.source)
     run, scored = load_run(folder, study.hardware.device), splits[scored_split(splits)]
-    counts = run.evaluate(scored)
+    cache, settings = _cache(study, configuration), run.description.settings
+    if cache:
+        content = cache.content_at(settings.image_bits)
+        counts = cached_counts(cache.folder, run, scored, content, study.hardware.workers, study.hardware.bar)
+    else:
+        counts = run.evaluate(scored)
     write_whole(folder / COUNTS_FILE, lambda file: np.savez_compressed(file, counts=counts))
     cell = CellResult(**vars(summary(run, counts)))
     try:
@@ -259,6 +265,11 @@ def _train(study: Study, title: str, configuration: Configuration, seed: int) ->
         commit=commit(),
         environment=environment() | {"precision": study.hardware.chosen_precision},
     )
-    cache = Cache(study.out / "features", study.content) if plan.caches(settings) else None
-    extras = Extras(title, origin, cache=cache)
+    extras = Extras(title, origin, cache=_cache(study, configuration))
     segment_run(train, splits["val"], backbone, settings, folder, seed, study.hardware, extras)
+
+
+def _cache(study: Study, configuration: Configuration) -> Cache | None:
+    """Where the features of a configuration are kept; None where they are not."""
+    keeps = study.plan.caches(study.plan.settings(configuration))
+    return Cache(study.out / "features", study.content) if keeps else None
