@@ -21,6 +21,7 @@ from regard.evaluation.statistics import difference, score
 from regard.runs.pretraining import pretrain_run
 from regard.runs.run import load_run
 from regard.runs.segmenting import segment_run
+from regard.scoring.cell_scores import head_scores
 from regard.settings import Hardware
 from regard.studies import compare as module
 from regard.studies.ablate import ablation
@@ -266,6 +267,25 @@ def test_a_run_whose_attention_is_lost_counts_all_the_same(source, tmp_path, mon
     (run,) = read(tmp_path / "study")["configurations"][0]["runs"]
     assert run["heads"] is None
     assert run["miou"] >= 0
+
+
+def test_a_frozen_backbone_is_scored_once_for_all_cells(source, tmp_path, monkeypatch) -> None:
+    """Its features of the test images, and its heads; the scores are those without a cache."""
+    plan = replace(micro("dino-gate", seeds=2), pretrain_each_seed=False)
+    plan = replace(plan, segment=replace(plan.segment, freeze=True, cache_crops=1))
+    found, scored = [], []
+    monkeypatch.setattr(module, "head_scores", lambda *args: scored.append(1) or head_scores(*args))
+    for cache in (True, False):
+        out = tmp_path / str(cache)
+        _, failures = compare(source, replace(plan, cache=cache), out, hardware=QUIET)
+        assert failures == []
+        (one,) = read(out)["configurations"]
+        found.append([(run["miou"], run["heads"]) for run in one["runs"]])
+        assert len(list((out / "heads").iterdir())) == 1
+    assert len(scored) == 2
+    for kept, plain in zip(*found, strict=True):
+        assert kept[0] == pytest.approx(plain[0], abs=2e-3)
+        assert kept[1] == plain[1]
 
 
 def test_a_name_may_be_that_of_a_pretraining(source, tmp_path) -> None:

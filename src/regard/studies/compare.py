@@ -8,6 +8,7 @@ one stopped:
     cells/NAME-KEY/seed-N/      one training: `segmenting.segment_run`; counts.npz, its confusion counts per image, and
                                 cell.json, its scores
     features/                   features of frozen backbones, where the plan keeps them
+    heads/                      scores of the attention heads of frozen backbones
     failures/                   the tracebacks of what failed
     results.json, report.html   all of it, and the page made from it
 
@@ -15,6 +16,8 @@ KEY changes with everything that the part depends on (`Plan.cell_key`). So where
 the change is done again, and what was done before stays for a plan that changes back.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -27,7 +30,9 @@ import numpy as np
 import torch
 
 from regard.backbones import Backbone, build_backbone, describe, save_backbone
+from regard.backbones.base import weights_digest
 from regard.backbones.weights import BACKBONE_FILE
+from regard.data.datasets.base import MaskDataset
 from regard.data.loading.wrapped import Fraction
 from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted
@@ -37,7 +42,7 @@ from regard.results import VERSION, CellResult, Origin, PretrainDescription, wri
 from regard.runs.extras import Cache, Extras
 from regard.runs.feature_cache import cached_counts
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
-from regard.runs.run import RUN_FILE, load_run, summary
+from regard.runs.run import RUN_FILE, Run, load_run, summary
 from regard.runs.segmenting import segment_run
 from regard.say import say
 from regard.scoring.cell_scores import head_scores
@@ -239,12 +244,27 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
     write_whole(folder / COUNTS_FILE, lambda file: np.savez_compressed(file, counts=counts))
     cell = CellResult(**vars(summary(run, counts)))
     try:
-        heads = head_scores(run.model.backbone, scored, run.model.head.levels, run.size)
-        cell.heads = None if heads is None else {**heads}
+        cell.heads = _head_scores(study, run, scored)
     except InputError as error:  # of a run that diverged, attention is not finite: its mIoU counts all the same
         cell.heads_lost = str(error)
     write_stored(folder / CELL_FILE, cell)
     return f"mIoU {100 * cell.miou:.1f}%"
+
+
+def _head_scores(study: Study, run: Run, scored: MaskDataset) -> dict[str, float | None] | None:
+    """`scoring.cell_scores.head_scores`; of a frozen backbone once for all cells."""
+    backbone, levels = run.model.backbone, run.model.head.levels
+    about = json.dumps([weights_digest(backbone), list(levels), run.size])
+    file = study.out / "heads" / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
+    frozen = run.description.settings.freeze
+    with suppress(InputError):  # damaged: computed again
+        if frozen and file.is_file():
+            return read_json(file, dict[str, float | None] | None)
+    found = head_scores(backbone, scored, levels, run.size)
+    if frozen:
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, found)
+    return None if found is None else {**found}
 
 
 def _train(study: Study, title: str, configuration: Configuration, seed: int) -> None:
