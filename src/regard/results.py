@@ -58,7 +58,8 @@ class Origin:
 
 
 # Below this strength, shares of heads say nothing: where a head looks e times as much as evenly, a gate then changes
-# features by less than a tenth, and propagation goes less than a tenth of its way.
+# features by less than a tenth, and propagation (of logits, too) goes less than a tenth of its way; an up-sampling
+# weighs two patches apart by less than a fifth, however unlike they are.
 LEAST_STRENGTH = 0.1
 
 
@@ -98,6 +99,7 @@ class ModelDescription:
     """What it takes to use a segmentation again, its weights aside: `config.json`, and the metadata of an ONNX file.
 
     backbone: of `backbones.describe`; kept: for each level the heads that the fusion sees, None for all.
+    refined:  what the refiner came to do, `strength` and more: see `Refiner.used`; empty without one.
     fixed:    the one (height, width) that an ONNX file takes, and why.
     """
 
@@ -110,12 +112,18 @@ class ModelDescription:
     palette: list[Colour]
     ignore_index: int
     head_weights: list[HeadShares]
+    refined: dict[str, float] = field(default_factory=dict)
     fixed: tuple[int, int] | None = None
     why_fixed: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.palette) != len(self.classes):
             raise ValueError(f"palette should have a colour for each of {len(self.classes)} classes")
+
+    @property
+    def hardly_refined(self) -> bool:
+        """Whether there is a refiner that does next to nothing."""
+        return self.refined.get("strength", LEAST_STRENGTH) < LEAST_STRENGTH
 
 
 @dataclass(kw_only=True)
@@ -320,6 +328,7 @@ class RunResult:
     heads:  scores of the attention heads, by the keys of `HeadCorrelation.score`; None of a convnet, or where lost.
     commit: of the checkout that trained it; None where it was none.
     fused:  what its fusion came to use of attention, by level; empty where there is none.
+    refined: what its refiner came to do: of `ModelDescription`.
     """
 
     seed: int
@@ -332,6 +341,7 @@ class RunResult:
     heads: dict[str, float | None] | None
     commit: str | None
     fused: list[HeadShares] = field(default_factory=list)
+    refined: dict[str, float] = field(default_factory=dict)
 
     @property
     def strength(self) -> float | None:
@@ -363,6 +373,7 @@ class ConfigurationResult:
     pretraining: str | None
     fusion: str
     head: str
+    refiner: str = "none"
     baseline: bool
     label_fraction: Annotated[float, Meta(gt=0, le=1)]
     frozen: bool

@@ -2,8 +2,8 @@
 
 The command line, config files, study files, the axes of an ablation and the space of a sweep are views of this file: a
 new setting is one field here, read where it acts. What can be chosen by name is a dict, name -> "module:attribute"; a
-new fusion, head, method, loss or preset is a class or a function, and an entry. Importing this imports no torch, so
-`--help` answers at once.
+new fusion, head, refiner, method, loss or preset is a class or a function, and an entry. Importing this imports no
+torch, so `--help` answers at once.
 """
 
 import math
@@ -37,6 +37,11 @@ HEADS = {
     "segformer": "regard.segmentation.heads:SegFormerHead",
     "upernet": "regard.segmentation.heads:UPerNetHead",
     "deeplabv3plus": "regard.segmentation.heads:DeepLabV3PlusHead",
+}
+REFINERS = {
+    "none": "regard.segmentation.refiners:Refiner",
+    "affinity": "regard.segmentation.refiners:Affinity",
+    "upsample": "regard.segmentation.refiners:Upsample",
 }
 LOSSES = {
     "cross_entropy": "regard.segmentation.losses:cross_entropy",
@@ -470,11 +475,18 @@ class Decoder(Settings):
     fusion: str = setting("none", "How the backbone's attention reaches the head.", choices=FUSIONS, common=True)
     maps: Literal["own", "position", "other"] = setting(
         "own",
-        "What the fusion sees as attention. Controls: `position`, patterns that know only where a patch lies; `other`, "
-        "the maps of another image of the data.",
+        "What fusion and refiner see as attention. Controls: `position`, patterns that know only where a patch lies; "
+        "`other`, the maps of another image of the data.",
     )
     head: str = setting("segformer", "The decoder.", choices=HEADS, common=True)
     head_options: dict[str, int] = setting({}, 'Passed to the head, such as {"width": 128}.')
+    refiner: str = setting(
+        "none",
+        "What is done to logits: `affinity` moves them along an affinity of patches, learned from attention and masks; "
+        "`upsample` lets the image guide them from patches to pixels.",
+        choices=REFINERS,
+        common=True,
+    )
     layers: tuple[int, ...] | None = setting(
         None,
         "The levels of the pyramid whose attention the fusion reads, such as 2 3 or -1; by default all that the head "
@@ -515,10 +527,11 @@ class SegmentSettings(Decoder, Guidance, Bits):
         "none",
         "`balanced` gives rare classes more weight in the loss, by their pixels in all training masks.",
     )
-    lr: float = setting(1e-3, "Peak rate of fusion and head.", 0, common=True)
+    lr: float = setting(1e-3, "Peak rate of fusion, head and refiner.", 0, common=True)
     # Adam moves a number by about the rate a step, whatever its gradient. At lr, a strength is at 0.02 after 240 steps;
     # at 50 times that it can be at 1 after 200 to 300 steps.
-    fusion_lr: float = setting(0.05, "Peak rate of a fusion's strengths and weights of heads.", 0)
+    fusion_lr: float = setting(0.05, "Peak rate of a fusion's strengths and weights of heads, and a refiner's.", 0)
+    affinity_weight: float = setting(0.1, "Weight of what the refiner `affinity` learns of pairs of patches.", 0)
     backbone_lr: float = setting(1e-4, "Peak rate of the backbone.", 0)
     layer_decay: float = setting(
         1.0,

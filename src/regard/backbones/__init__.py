@@ -20,6 +20,7 @@ from regard.backbones.base import (
     Statistics,
     eval_mode,
     normalize,
+    to_bytes,
 )
 from regard.backbones.convnet import ConvNet
 from regard.backbones.swin import Swin
@@ -48,6 +49,7 @@ __all__ = [
     "from_description",
     "normalize",
     "save_backbone",
+    "to_bytes",
 ]
 
 

@@ -67,11 +67,13 @@ class Features:
     pyramid:   one map per level, finest first; level i is (batch, channels[i], ceil(H / strides[i]), ceil(W / ...)).
     attention: one map per level on the same grid, or one per block that was asked for; empty unless asked for.
     pooled:    one vector per image, as the model pools for classification (CLS token, mean, attention pooling).
+    image:     the images themselves, normalised, where a decoder needs them: who calls the backbone adds them.
     """
 
     pyramid: tuple[Float[Tensor, "batch _ _ _"], ...]
     attention: tuple[AttentionMap, ...]
     pooled: Float[Tensor, "batch dim"]
+    image: Float[Tensor, "batch 3 height width"] | None = None
 
 
 class Backbone(nn.Module, ABC):
@@ -291,6 +293,12 @@ def normalize(images: UInt8[Tensor, "batch planes h w"]) -> Float[Tensor, "batch
     if (count := images.shape[1] // 3) > 1:
         shift, scale = shift.repeat(count, 1, 1), scale.repeat(count, 1, 1)
     return torch.addcmul(shift, images, scale)
+
+
+def to_bytes(images: Float[Tensor, "batch 3 h w"]) -> UInt8[Tensor, "batch 3 h w"]:
+    """The bytes that `normalize` had."""
+    shift, scale = (_per_channel(values, images, torch.float32) for values in (BYTE_SHIFT, BYTE_SCALE))
+    return ((images - shift) / scale).round().clamp(0, 255).to(torch.uint8)
 
 
 def _per_channel(values: tuple[float, ...], images: Tensor, dtype: torch.dtype) -> Float[Tensor, "channels 1 1"]:

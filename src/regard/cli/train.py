@@ -93,8 +93,10 @@ def segment(
     from regard.runs.segmenting import segment_run
     from regard.training.hardware import check_processes
 
-    if settings.fusion == "none" and settings.fusion_lr != SegmentSettings.fusion_lr:
+    if settings.fusion == settings.refiner == "none" and settings.fusion_lr != SegmentSettings.fusion_lr:
         raise InputError("fusion none has no strength to learn: leave out --fusion_lr, or take another --fusion")
+    if settings.refiner != "affinity" and settings.affinity_weight != SegmentSettings.affinity_weight:
+        raise InputError("only the refiner affinity learns of pairs: leave out --affinity_weight, or take it")
     if settings.freeze and settings.backbone_lr != SegmentSettings.backbone_lr:
         raise InputError("a frozen backbone does not learn, at no rate: leave out --backbone_lr, or --freeze")
     check_share(label_fraction)
@@ -127,6 +129,10 @@ def segment(
         shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in heads)
         shares = f"hardly used, below {LEAST_STRENGTH:g}" if level.hardly_used else shares
         say(f"heads of block {level.block} in the fusion (strength {level.strength:.3f}): {shares}")
+    if made.refined:
+        more = [f"{name} {value:.2f}" for name, value in made.refined.items() if name != "strength"]
+        used = f"hardly used, below {LEAST_STRENGTH:g}" if made.hardly_refined else ", ".join(more) or "used"
+        say(f"refiner {settings.refiner} (strength {made.refined['strength']:.3f}): {used}")
     run = load_run(out)
     table(summary(run, run.evaluate(splits["val"])), "val")
     return line

@@ -13,7 +13,15 @@ from regard.results import LEAST_STRENGTH, ConfigurationResult, Difference, Head
 
 COLOURS = 12  # of configurations and lines: --c0 to --c11 in page.html.jinja; they repeat
 LINES = 8  # of an axis in a chart; more are drawn in another one
-COLUMNS = ("backbone", "pretraining", "fusion", "head", "label_fraction", "frozen")  # of the table, where they vary
+COLUMNS = (
+    "backbone",
+    "pretraining",
+    "fusion",
+    "head",
+    "refiner",
+    "label_fraction",
+    "frozen",
+)  # of the table, where they vary
 Curve = list[tuple[int, float | None]]  # (epoch, mIoU)
 Gap = tuple[float, float, float]  # of two IoU, over seeds: mean, lowest, highest
 
@@ -27,6 +35,7 @@ class Shown(ConfigurationResult):
     mean_iou: list[float | None] = field(init=False)
     mean_heads: dict[str, float | None] = field(init=False)
     strength: float | None = field(init=False)
+    refiner_strength: float | None = field(init=False)
     curves: list[Curve] = field(init=False)
     average: list[tuple[int, float]] = field(init=False)  # only as far as all seeds go: with some it would jump
 
@@ -35,6 +44,7 @@ class Shown(ConfigurationResult):
         heads = [run.heads or {} for run in self.runs]
         self.mean_heads = {key: mean(h.get(key) for h in heads) for key in dict.fromkeys(k for h in heads for k in h)}
         self.strength = mean(run.strength for run in self.runs)
+        self.refiner_strength = mean(run.refined.get("strength") for run in self.runs)
         self.curves = [[(p.epoch, p.val_miou) for p in run.curve] for run in self.runs]
         found = [{epoch: value for epoch, value in curve if value is not None} for curve in self.curves]
         known = [curve for curve in found if curve]
@@ -45,6 +55,11 @@ class Shown(ConfigurationResult):
     def hardly_used(self) -> bool:
         """Whether a fusion takes next to nothing of attention, on the mean over seeds."""
         return self.strength is not None and self.strength < LEAST_STRENGTH
+
+    @property
+    def hardly_refined(self) -> bool:
+        """Whether a refiner does next to nothing, on the mean over seeds."""
+        return self.refiner_strength is not None and self.refiner_strength < LEAST_STRENGTH
 
     @property
     def title(self) -> str:

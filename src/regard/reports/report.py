@@ -27,7 +27,13 @@ from regard.results import LEAST_STRENGTH, StudyResults, read_stored
 
 SHOWN_CLASSES = 24  # more are folded away, the most frequent ones first
 SHOWN = 12  # configurations, answers or examples in a row; more are folded away
-SAME = {"backbone": "backbone", "pretraining": "weights", "fusion": "fusion", "head": "head"}  # said where they do not
+SAME = {
+    "backbone": "backbone",
+    "pretraining": "weights",
+    "fusion": "fusion",
+    "head": "head",
+    "refiner": "refiner",
+}  # where they do not
 GREY = 128  # of an attention value that is missing: no colour of the map of colours is grey
 METHOD_NAMES = {"barlow_twins": "Barlow Twins", "dino": "DINO", "supervised": "supervised training"}
 
@@ -79,6 +85,7 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
         "sentences": [findings.correlation(family, len(a.families)) for family in a.families],
         "most_labels": "label_fraction" in varying and equal_labels,
         "fused": any(c.strength is not None for c in scored),
+        "refined": any(c.refiner_strength is not None for c in scored),
         "least_strength": LEAST_STRENGTH,
         "attention_gaps": any(None in row for head in maps for row in head),
     }

@@ -22,7 +22,17 @@ def table_csv(results: StudyResults) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["configuration", "backbone", "pretraining", "fusion", "head", "label_fraction", "frozen", "baseline"]
+        [
+            "configuration",
+            "backbone",
+            "pretraining",
+            "fusion",
+            "head",
+            "refiner",
+            "label_fraction",
+            "frozen",
+            "baseline",
+        ]
         + [f"at {axis}" for axis in results.axes]
         + [
             "seed",
@@ -31,13 +41,16 @@ def table_csv(results: StudyResults) -> str:
             *(f"iou {name}" for name in results.data.classes),
             "train_seconds",
             "strength",
+            "refiner strength",
         ]
         + [*COSTS, *(f"heads {score}" for score in scores)]
     )
     for c, run in runs:
-        what = [c.name, c.backbone, c.pretraining or "random", c.fusion, c.head, c.label_fraction, c.frozen, c.baseline]
+        what = [c.name, c.backbone, c.pretraining or "random", c.fusion, c.head, c.refiner]
+        what += [c.label_fraction, c.frozen, c.baseline]
         at = [c.at.get(axis) for axis in results.axes]
         found = [run.seed, run.miou, run.pixel_accuracy, *run.iou, run.train_seconds, run.strength]
+        found.append(run.refined.get("strength"))
         cost = [getattr(c, key) for key in COSTS]
         heads = [(run.heads or {}).get(score) for score in scores]
         writer.writerow([*map(_cell, what), *map(_cell, at), *found, *cost, *heads])
@@ -50,15 +63,17 @@ def _cell(value: object) -> object:
 
 
 def table_latex(scored: Sequence[Shown]) -> str:
-    """A table of booktabs: mIoU in percent, its standard deviation over seeds and its interval, the strength of the
-    fusion where there are any (grey where it is hardly used), and the costs.
+    """A table of booktabs: mIoU in percent, its standard deviation over seeds and its interval, the strength of
+    fusion and refiner where there are any (grey where it is hardly used), and the costs.
     """
     fused = any(c.strength is not None for c in scored)
+    refined = any(c.refiner_strength is not None for c in scored)
+    strengths = " & Strength" * fused + " & Refiner" * refined
     lines = [
-        r"% needs \usepackage{booktabs,xcolor}" if fused else r"% needs \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{lrrrr{'r' * fused}}}",
+        r"% needs \usepackage{booktabs,xcolor}" if strengths else r"% needs \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{lrrrr{'r' * (fused + refined)}}}",
         r"\toprule",
-        rf"Configuration & mIoU (\%) & 95\% interval{' & Strength' * fused} & Parameters (M) & ms per image \\",
+        rf"Configuration & mIoU (\%) & 95\% interval{strengths} & Parameters (M) & ms per image \\",
         r"\midrule",
     ]
     for c in scored:
@@ -68,10 +83,15 @@ def table_latex(scored: Sequence[Shown]) -> str:
         spread = "" if m.std is None else rf" $\pm$ {100 * m.std:.1f}"
         time = "--" if c.milliseconds_per_image is None else f"{c.milliseconds_per_image:.1f}"
         cells = [latex(c.title), f"{100 * m.mean:.1f}{spread}", f"{100 * m.low:.1f} to {100 * m.high:.1f}"]
-        strength = "--" if c.strength is None else f"{c.strength:.2f}"
-        cells += [rf"\textcolor{{gray}}{{{strength}}}" if c.hardly_used else strength] * fused
+        cells += [_strength(c.strength, c.hardly_used)] * fused
+        cells += [_strength(c.refiner_strength, c.hardly_refined)] * refined
         lines.append(" & ".join([*cells, f"{c.parameters / 1e6:.1f}", time]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _strength(value: float | None, hardly: bool) -> str:
+    text = "--" if value is None else f"{value:.2f}"
+    return rf"\textcolor{{gray}}{{{text}}}" if hardly else text
 
 
 def latex(text: str) -> str:

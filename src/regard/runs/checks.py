@@ -9,7 +9,7 @@ from regard.segmentation.heads import build_head
 from regard.segmentation.losses import build_loss
 from regard.segmentation.model import SegmentationModel
 from regard.segmentation.task import SegmentationTask
-from regard.settings import Hardware, PretrainSettings, SegmentSettings
+from regard.settings import REFINERS, Hardware, PretrainSettings, SegmentSettings, find
 
 
 def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) -> None:
@@ -26,8 +26,9 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
     loss = build_loss(settings.loss, None, 255)
     with torch.random.fork_rng(devices=[]):
         model = SegmentationModel(
-            backbone, 2, settings.fusion, settings.head, False, None, settings.head_options, settings.maps
-        )
+            backbone, 2, settings.fusion, settings.head, False, None, settings.head_options, settings.maps,
+            settings.refiner,
+        )  # fmt: skip
         SegmentationTask(model, 2, loss, settings)
     check_choice(settings, backbone)
     if settings.layers is not None:
@@ -54,8 +55,10 @@ def check_hardware(settings: SegmentSettings, hardware: Hardware, images: int, c
         raise InputError("features in a cache are trained on by one process: leave out --cache, or take --devices 1")
     if hardware.checkpoint_activations and settings.freeze:
         raise InputError("a frozen backbone keeps no activations: leave out --checkpoint_activations, or --freeze")
-    if hardware.checkpoint_activations and (settings.guided or settings.fusion != "none"):
-        what = "guidance" if settings.guided else f"fusion {settings.fusion}"
+    refines = find("refiner", settings.refiner, REFINERS).attention
+    if hardware.checkpoint_activations and (settings.guided or settings.fusion != "none" or refines):
+        what = f"refiner {settings.refiner}" if settings.fusion == "none" else f"fusion {settings.fusion}"
+        what = "guidance" if settings.guided else what
         raise InputError(f"{what} reads attention maps, which are gone with --checkpoint_activations: leave out one")
 
 

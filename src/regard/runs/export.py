@@ -16,7 +16,7 @@ from safetensors.torch import save
 from regard.backbones.weights import MODEL_FILE
 from regard.errors import InputError
 from regard.files import on_disk, partial_of, write_whole
-from regard.results import LEAST_STRENGTH, HeadShares, RunDescription, write_stored
+from regard.results import LEAST_STRENGTH, HeadShares, ModelDescription, RunDescription, write_stored
 from regard.runs.exported import CONFIG_FILE, config
 from regard.runs.onnx import OPSET, OnnxModel, export_onnx
 from regard.runs.run import Run
@@ -65,7 +65,8 @@ def model_card(run: Run) -> str:
         "",
         f"# Semantic segmentation: {len(run.classes)} classes",
         "",
-        f"Backbone {description.backbone['name']}, fusion {settings.fusion}, head {settings.head}; images are fed with "
+        f"Backbone {description.backbone['name']}, fusion {settings.fusion}, head {settings.head}, refiner "
+        f"{settings.refiner}{_strength(description)}; images are fed with "
         f"a short side of {run.size} pixels. No licence is stated: ask the owner before you use it.",
         "",
         "## Use",
@@ -88,6 +89,14 @@ def model_card(run: Run) -> str:
         *classes,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _strength(description: ModelDescription) -> str:
+    """Of the refiner."""
+    if not description.refined:
+        return ""
+    hardly = ", hardly used" if description.hardly_refined else ""
+    return f" (strength {description.refined['strength']:.3f}{hardly})"
 
 
 def _head_table(run: Run) -> list[str]:

@@ -207,10 +207,10 @@ def _about(model: SegmentationModel, content: str, precision: torch.dtype | None
         "backbone": describe(model.backbone),
         "weights": weights_digest(model.backbone),
         # of all heads, whichever the fusion sees
-        "attention": [model.fusion.attention, model.fusion.affinity, *(["other"] * (model.planes > 3))],
+        "attention": [model.attention, model.affinity, *(["other"] * (model.planes > 3))],
         "precision": str(precision),
         "content": content,
-    }
+    } | ({"image": True} if model.refiner.image else {})
 
 
 class _Filling:
@@ -276,7 +276,7 @@ class _Filling:
             images = torch.stack([image for image, _ in stack]).to(device)
             with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
                 tensors = self.model.to_tensors(self.model.features(normalize(images)))
-            arrays = [tensor.float().cpu().numpy() for tensor in tensors]
+            arrays = [(one.float() if one.is_floating_point() else one).cpu().numpy() for one in tensors]
             for i, (image, mask) in enumerate(stack):
                 size = [np.array(image.shape[-2:], np.int32)] if whole else []
                 yield [*(array[i] for array in arrays), *size, mask.numpy().astype(np.uint8)]

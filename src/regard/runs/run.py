@@ -235,8 +235,9 @@ def _built(description: ModelDescription) -> SegmentationModel:
     settings, classes = description.settings, len(description.classes)
     backbone, options = from_description(description.backbone), settings.head_options
     return SegmentationModel(
-        backbone, classes, settings.fusion, settings.head, False, description.kept, options, settings.maps
-    )
+        backbone, classes, settings.fusion, settings.head, False, description.kept, options, settings.maps,
+        settings.refiner,
+    )  # fmt: skip
 
 
 def name_digests(dataset: Dataset) -> list[str]:

@@ -76,7 +76,7 @@ def segment_run(
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(
         backbone, classes, settings.fusion, settings.head, settings.freeze, kept, settings.head_options,
-        settings.maps,
+        settings.maps, settings.refiner,
     )  # fmt: skip
     averaging = make_averaging(settings.average, settings.epochs)
     weights = balanced_weights(torch.from_numpy(class_pixels(train))) if settings.class_weights == "balanced" else None
@@ -135,6 +135,7 @@ def segment_run(
         palette=[(r, g, b) for r, g, b in np.asarray(train.palette).tolist()],
         ignore_index=train.ignore_index,
         head_weights=head_weights(model),
+        refined=refined(model),
         seed=seed,
         origin=extras.origin,
         cached=cache is not None,
@@ -187,6 +188,12 @@ def head_weights(model: SegmentationModel) -> list[HeadShares]:
         shares = [round(share, 4) for share in weights.tolist()]
         made.append(HeadShares(block=block, strength=strength, heads=list(heads), weights=shares))
     return made
+
+
+def refined(model: SegmentationModel) -> dict[str, float]:
+    """What the refiner came to do; of weights that diverged, nothing."""
+    found = model.refiner.used()
+    return {name: round(value, 4) for name, value in found.items()} if all(map(math.isfinite, found.values())) else {}
 
 
 def _save_model(model: SegmentationModel, path: Path) -> None:

@@ -283,8 +283,6 @@ def build_fusion(
         if not fusion.attention:
             raise InputError(f"fusion {name} sees no attention heads, so it cannot keep some: leave them out")
         _check_kept(backbone, kept)
-    if maps != "own" and not fusion.attention:
-        raise InputError(f"fusion {name} sees no maps: leave out maps {maps}, or take another fusion")
     built = fusion(backbone.channels, backbone.heads, reads, kept)
     built.maps = maps
     return built

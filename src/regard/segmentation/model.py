@@ -1,25 +1,28 @@
-"""A backbone, a fusion and a head: from images to logits."""
+"""A backbone, a fusion, a head and a refiner: from images to logits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regard.backbones import AttentionMap, Backbone, Features, eval_mode
+from regard.backbones import AttentionMap, Backbone, Features, eval_mode, normalize, to_bytes
+from regard.errors import InputError
 from regard.segmentation.fusions import build_fusion
 from regard.segmentation.heads import build_head
+from regard.segmentation.refiners import build_refiner
 
 
 class SegmentationModel(nn.Module):
-    """logits = head(fusion(backbone(images))), at the images' own size.
+    """features = backbone(images); logits = refiner(head(fusion(features)), features), at the images' own size.
 
     freeze: the backbone gets no gradient and stays in evaluation mode, so that its batch statistics stay put.
-    kept:   the attention heads that the fusion sees, of each level; None: all; maps: what it sees of them: see
-            `build_fusion`.
+    kept:   the attention heads that the fusion sees, of each level; None: all: see `build_fusion`.
+    maps:   what fusion and refiner see of them: "position" for the control, see `Fusion`.
+
+    Raises InputError for parts that do not go together.
     """
 
     def __init__(
@@ -32,12 +35,18 @@ class SegmentationModel(nn.Module):
         kept: Sequence[Sequence[int]] | None = None,
         head_options: Mapping[str, int] = {},
         maps: Literal["own", "position", "other"] = "own",
+        refiner: str = "none",
     ) -> None:
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
-        # the head first: with one seed it then starts the same under every fusion
+        # the head first, the refiner last: with one seed, head and fusion then start the same whatever the others are
         self.head = build_head(head, backbone.channels, backbone.strides, classes, head_options)
         self.fusion = build_fusion(fusion, backbone, self.head.levels, kept, maps)
+        self.refiner = build_refiner(refiner, classes, backbone, maps)
+        self.attention = self.fusion.attention or self.refiner.attention
+        self.affinity = self.fusion.affinity or self.refiner.affinity
+        if maps != "own" and not self.attention:
+            raise InputError(f"fusion {fusion} sees no maps: leave out maps {maps}, or take another fusion")
         if freeze:  # eval at once: Lightning keeps each module's mode and does not call train() before it fits
             backbone.requires_grad_(False).eval()
 
@@ -53,36 +62,45 @@ class SegmentationModel(nn.Module):
         return 6 if self.fusion.maps == "other" else 3
 
     def features(self, images: Float[Tensor, "batch planes height width"], attention: bool = False) -> Features:
-        """The backbone's features, with attention maps where the fusion needs them, or asked for."""
-        asked = {"attention": self.fusion.attention or attention, "affinity": self.fusion.affinity}
+        """The backbone's features, with attention maps where fusion or refiner need them, or asked for."""
+        asked = {"attention": self.attention or attention, "affinity": self.affinity}
         own, *other = images.split(3, dim=1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             found = self.backbone(own, **asked)
-            return replace(found, attention=self.backbone(other[0], **asked).attention) if other else found
+            if other:
+                found = replace(found, attention=self.backbone(other[0], **asked).attention)
+        return replace(found, image=own) if self.refiner.image else found
 
     def to_tensors(self, features: Features) -> list[Tensor]:
-        """What `decode` needs of features, as a flat list, for a cache: levels, then maps, then their affinities."""
+        """What `decode` needs of features, as a flat list, for a cache: levels, maps, their affinities, and the images
+        as bytes.
+        """
         tensors = list(features.pyramid)
-        if self.fusion.attention:
+        if self.attention:
             tensors += [found.weights for found in features.attention]
-        if self.fusion.affinity:
+        if self.affinity:
             tensors += [found.affinity for found in features.attention if found.affinity is not None]
-        return tensors
+        return tensors if features.image is None else [*tensors, to_bytes(features.image)]
 
     def from_tensors(self, tensors: list[Tensor]) -> Features:
         """The features that `to_tensors` took apart, but for their pooled vector, which no head reads."""
-        levels, kind = len(self.backbone.channels), self.backbone.kind
+        levels, kind, image = len(self.backbone.channels), self.backbone.kind, None
+        if self.refiner.image:
+            *tensors, stored = tensors
+            image = normalize(stored)
         pyramid, rest = tuple(tensors[:levels]), tensors[levels:]
         weights, affinities = rest[:levels], rest[levels:] or [None] * levels
         maps = ()
-        if self.fusion.attention and kind is not None:
+        if self.attention and kind is not None:
             maps = tuple(AttentionMap(w, kind, a) for w, a in zip(weights, affinities, strict=True))
-        return Features(pyramid, maps, pyramid[0].new_zeros(len(pyramid[0]), self.backbone.dim))
+        return Features(pyramid, maps, pyramid[0].new_zeros(len(pyramid[0]), self.backbone.dim), image)
 
-    def decode(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "batch classes height width"]:
-        """Logits at this (height, width)."""
-        logits = self.head(self.fusion(features))
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    def decode(
+        self, features: Features, size: tuple[int, int], read: Any = None
+    ) -> Float[Tensor, "batch classes height width"]:
+        """Logits at this (height, width). read: what the refiner reads of the features, where it has done so."""
+        read = self.refiner.read(features) if read is None else read
+        return self.refiner(self.head(self.fusion(features)), read, size)
 
     def train(self, mode: bool = True) -> "SegmentationModel":
         """Training mode for what trains."""

@@ -1,4 +1,4 @@
-"""A segmentation model (backbone, fusion, head) and how it is trained."""
+"""A segmentation model (backbone, fusion, head, refiner) and how it is trained."""
 
 from typing import Any, cast
 
@@ -61,8 +61,13 @@ class SegmentationTask(L.LightningModule):
         """The loss of one batch."""
         images, masks = batch
         features = self._features(images)
-        logits = self.model.decode(features, (masks.shape[-2], masks.shape[-1]))
+        read = self.model.refiner.read(features)
+        logits = self.model.decode(features, (masks.shape[-2], masks.shape[-1]), read)
         loss = self.loss(logits, masks) * self._counts_for(masks)
+        pairs = self.model.refiner.loss(read, masks, self.ignore_index)
+        if pairs is not None:
+            self.log("affinity_loss", pairs, batch_size=len(masks))
+            loss = loss + self.settings.affinity_weight * pairs
         if self.settings.guided:
             views, places = [features.attention], None
             if self.settings.guide_consistency:
@@ -134,9 +139,9 @@ class SegmentationTask(L.LightningModule):
     def _rates(self) -> dict[str, float]:
         """The peak rate of each parameter that trains, by name."""
         rates = {name: self.settings.lr for name, _ in self.model.named_parameters()}
-        own = {name for name, _ in self.model.fusion.named_parameters(prefix="fusion")}
-        scalars = {name for name in own if name.rpartition(".")[2] in self.model.fusion.scalars}
-        rates |= dict.fromkeys(scalars, self.settings.fusion_lr)
+        for prefix, part in (("fusion", self.model.fusion), ("refiner", self.model.refiner)):
+            own = [name for name, _ in part.named_parameters(prefix=prefix) if name.rpartition(".")[2] in part.scalars]
+            rates |= dict.fromkeys(own, self.settings.fusion_lr)
         return rates | {f"backbone.model.{name}": rate for name, rate in self._backbone_rates().items()}
 
     def _backbone_rates(self) -> dict[str, float]:

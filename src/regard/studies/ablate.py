@@ -15,6 +15,7 @@ from regard.errors import InputError, unknown
 from regard.settings import (
     FUSIONS,
     HEADS,
+    REFINERS,
     Guidance,
     PretrainSettings,
     SegmentSettings,
@@ -317,6 +318,7 @@ SETTINGS = [
 USUAL = {
     "fusion": list(FUSIONS),
     "head": ["linear", "fcn", "unet", "segformer"],
+    "refiner": list(REFINERS),
     "layers": ["all", "0", "-1"],
     "heads_kept": ["all", "1", "2"],
     "freeze": ["no", "yes"],

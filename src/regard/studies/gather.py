@@ -37,6 +37,7 @@ from regard.results import (
     Value,
 )
 from regard.runs.run import load_run
+from regard.settings import FUSIONS, REFINERS, SegmentSettings, find
 from regard.studies.ablate import word
 from regard.studies.environment import commit, environment, shown_path
 from regard.studies.examples import add_run, choose_examples
@@ -94,6 +95,7 @@ class _Cells:
                 heads=cell.heads,
                 commit=run.origin.commit,
                 fused=run.head_weights,
+                refined=run.refined,
             )
             for cell, run, matrix, miou in zip(self.cells, self.runs, self.matrices, self.scored.miou, strict=True)
         ]
@@ -206,8 +208,9 @@ def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: fl
         name=c.name,
         backbone=plan.backbones[c.backbone].label,
         pretraining=c.pretraining,
-        fusion=settings.fusion if settings.maps == "own" else f"{settings.fusion}, {settings.maps} for maps",
+        fusion=_part("fusion", settings, FUSIONS),
         head=settings.head,
+        refiner=_part("refiner", settings, REFINERS),
         baseline=c.baseline,
         label_fraction=c.label_fraction,
         frozen=settings.freeze,
@@ -219,6 +222,13 @@ def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: fl
         miou=_interval(cells.scored, "groups of images" if plan.groups else "images") if cells.runs else None,
         runs=cells.results() if cells.runs else [],
     )
+
+
+def _part(what: str, settings: SegmentSettings, known: Mapping[str, str]) -> str:
+    """The fusion or the refiner, with what it sees in the place of maps."""
+    name = getattr(settings, what)
+    control = settings.maps != "own" and find(what, name, known).attention
+    return f"{name}, {settings.maps} for maps" if control else name
 
 
 def _interval(scored: Scored, units: str) -> MeanMiou:

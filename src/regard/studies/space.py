@@ -22,6 +22,7 @@ from regard.files import read_yaml
 from regard.segmentation.fusions import build_fusion
 from regard.segmentation.heads import build_head
 from regard.segmentation.losses import build_loss
+from regard.segmentation.refiners import build_refiner
 from regard.settings import FUSIONS, Guidance, SegmentSettings, check_average, check_value, kinds_of, options, typed
 
 Value = bool | int | float | str | None
@@ -100,8 +101,9 @@ class Space:
         return self.whole(chosen, said)
 
     def whole(self, chosen: Mapping[str, Value], said: Mapping[str, Any] = {}) -> dict[str, Any]:
-        """With what is fixed, and `said` of all trials; of a frozen backbone, without what only a learning one has, and
-        of the fusion `none`, which sees no attention heads, without the choice of some, or a rate.
+        """With what is fixed, and `said` of all trials; of a frozen backbone, without what only a learning one has, of
+        the fusion `none`, which sees no attention heads, without the choice of some, and without a refiner either,
+        without their rate.
         """
         options = {**said, **self.fixed, **chosen}
         left_out = _without(options)
@@ -120,7 +122,10 @@ class Space:
 def _without(options: Mapping[str, Value]) -> tuple[str, ...]:
     """What a training with these options does not have."""
     left_out = OF_A_LEARNING_BACKBONE if options.get("freeze") else ()
-    return (*left_out, "heads_kept", "layers", "fusion_lr") if options.get("fusion") == "none" else left_out
+    if options.get("fusion") == "none":
+        left_out = (*left_out, "heads_kept", "layers")
+        left_out += ("fusion_lr",) if options.get("refiner", "none") == "none" else ()
+    return left_out
 
 
 def default_space(backbone: Backbone, settings: SegmentSettings = DEFAULTS) -> Space:
@@ -236,8 +241,11 @@ def check_space(space: Space, backbone: Backbone, settings: SegmentSettings) -> 
             levels = build_head(str(head), backbone.channels, backbone.strides, 2).levels
             for fusion in choices("fusion"):
                 build_fusion(str(fusion), backbone, levels)
-    for name in ("heads_kept", "fusion_lr"):
-        if name in space.described() and set(choices("fusion")) == {"none"}:
+        for refiner in choices("refiner"):
+            build_refiner(str(refiner), 2, backbone)
+    parts = {"heads_kept": {*choices("fusion")}, "fusion_lr": {*choices("fusion"), *choices("refiner")}}
+    for name, chosen in parts.items():
+        if name in space.described() and chosen == {"none"}:
             raise InputError(f"fusion none sees no attention heads: leave out {name}, or add fusion: [none, gate]")
     for average in choices("average"):
         check_average(str(average), settings.epochs)
