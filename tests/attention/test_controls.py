@@ -62,14 +62,15 @@ def test_a_fusion_of_position_does_not_depend_on_attention(name: str, model: str
 def test_no_fusion_has_no_control() -> None:
     backbone = build_backbone("vit_tiny_patch16_224", **SMALLEST_VIT)
     with pytest.raises(InputError, match="fusion none sees no maps"):
-        build_fusion("none", backbone, maps="position")
+        SegmentationModel(backbone, 2, maps="position")
 
 
-def test_maps_of_another_image_are_those_of_the_image_behind_it() -> None:
+@pytest.mark.parametrize(("fusion", "refiner"), [("propagate", "none"), ("none", "affinity")])
+def test_maps_of_another_image_are_those_of_the_image_behind_it(fusion: str, refiner: str) -> None:
     torch.manual_seed(0)
     backbone = build_backbone("vit_tiny_patch16_224", **SMALLEST_VIT)
-    model = SegmentationModel(backbone, 3, "propagate", "linear", maps="other").eval()
-    for parameter in model.fusion.parameters():
+    model = SegmentationModel(backbone, 3, fusion, "linear", maps="other", refiner=refiner).eval()
+    for parameter in (*model.fusion.parameters(), *model.refiner.parameters()):
         torch.nn.init.constant_(parameter, 0.3)
     own, other = torch.randn(2, 2, 3, 32, 40)
     with torch.inference_mode():

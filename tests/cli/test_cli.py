@@ -190,6 +190,11 @@ def test_the_package_names_its_public_api() -> None:
         ("segment --data scenes --fusion gat", "unknown fusion 'gat': did you mean 'gate'"),
         ("segment --data scenes --fusion gate --backbone resnet18", "resnet18 has none: use fusion"),
         ("segment --data scenes --fusion_lr 0.1", "fusion none has no strength to learn: leave out --fusion_lr"),
+        (
+            "segment --data scenes --refiner affinity --backbone resnet18",
+            "resnet18 has none: use refiner none or upsample",
+        ),
+        ("segment --data scenes --affinity_weight 1", "only the refiner affinity learns of pairs: leave out"),
         ("segment --data scenes --head segfromer", "unknown head 'segfromer': did you mean 'segformer'"),
         ("segment --data scenes --weights none.pth", "no weights file at none.pth"),
         ("pretrain --data scenes --method dinov9", "unknown method 'dinov9'"),

@@ -118,3 +118,18 @@ def test_latex_escapes_all_that_is_special() -> None:
     assert latex("\\input{x}\n") == r"\textbackslash{}input\{x\} "
     assert latex('a "b"') == "a ''b''"  # \\textquotedbl is not in OT1, the encoding that LaTeX starts with
     assert latex("plain-name (tiny)") == "plain-name (tiny)"
+
+
+def test_the_strength_of_a_refiner_has_a_column_of_its_own(results) -> None:
+    refined = results.configurations[0]
+    refined.refiner = "upsample"
+    for run, strength in zip(refined.runs, (0.02, 0.05, 0.08), strict=True):
+        run.refined = {"strength": strength}
+    arranged = arrange(results)
+    made, page = table_latex(arranged.scored), render(arranged, {})
+    assert "& Refiner &" in made
+    assert made.count(r"\textcolor{gray}{0.05}") == 1  # the mean, below the bound
+    assert "of the refiner" in page
+    assert "<td>upsample</td>" in page
+    assert '<span class="hardly">0.05</span>' in page
+    assert [number(row["refiner strength"]) for row in rows(results)][:4] == [0.02, 0.05, 0.08, None]

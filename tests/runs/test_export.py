@@ -50,20 +50,26 @@ SECRET = "/home/someone/private.pth"
 
 
 def make_run(
-    folder: Path, backbone: str, fusion: str, head: str, kept: tuple[tuple[int, ...], ...] | None = None
+    folder: Path,
+    backbone: str,
+    fusion: str,
+    head: str,
+    kept: tuple[tuple[int, ...], ...] | None = None,
+    refiner: str = "none",
 ) -> Path:
     """A run as `regard segment` leaves it; no parameter is zero, so that attention matters."""
     name, options = BACKBONES[backbone]
     head_options = {"width": 16} if head == "segformer" else {}
     model = SegmentationModel(
-        build_backbone(name, **options), len(CLASSES), fusion, head, kept=kept, head_options=head_options
-    )
+        build_backbone(name, **options), len(CLASSES), fusion, head, kept=kept, head_options=head_options,
+        refiner=refiner,
+    )  # fmt: skip
     for parameter in model.parameters():
         if parameter.ndim > 1 or not parameter.any():
             nn.init.normal_(parameter, std=0.2)
     folder.mkdir(parents=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL_FILE)
-    made = description(model, fusion=fusion, head=head, head_options=head_options)
+    made = description(model, fusion=fusion, head=head, head_options=head_options, refiner=refiner)
     curve = [EpochScore(epoch=i + 1, train_loss=1.0, val_miou=miou) for i, miou in enumerate((0.25, 0.5))]
     origin = Origin(data=SECRET, weights=SECRET)
     made = replace(made, kept=kept, head_weights=HEADS, curve=curve, best_epoch=2, origin=origin)
@@ -343,21 +349,25 @@ def test_options_that_do_not_go_together_are_one_line(run: Run, tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_symbols")
 @pytest.mark.parametrize(
-    ("backbone", "fusion", "head"),
+    ("backbone", "fusion", "head", "refiner"),
     [
-        ("resnet", "none", "segformer"),
-        ("vit", "gate", "linear"),
-        ("dino", "gate", "linear"),
-        ("vit", "propagate", "linear"),
-        ("swin", "concat", "linear"),
-        ("swin", "propagate", "linear"),
+        ("resnet", "none", "segformer", "none"),
+        ("resnet", "none", "linear", "upsample"),
+        ("vit", "gate", "linear", "none"),
+        ("vit", "none", "linear", "affinity"),
+        ("vit", "gate", "linear", "upsample"),
+        ("dino", "gate", "linear", "none"),
+        ("vit", "propagate", "linear", "none"),
+        ("swin", "concat", "linear", "none"),
+        ("swin", "propagate", "linear", "none"),
+        ("swin", "none", "segformer", "affinity"),
     ],
 )
 def test_an_onnx_file_predicts_as_the_run_at_any_size(
-    tmp_path: Path, backbone: str, fusion: str, head: str, capfd
+    tmp_path: Path, backbone: str, fusion: str, head: str, refiner: str, capfd
 ) -> None:
     pytest.importorskip("onnxruntime")
-    run = load_run(make_run(tmp_path / "run", backbone, fusion, head))
+    run = load_run(make_run(tmp_path / "run", backbone, fusion, head, refiner=refiner))
     capfd.readouterr()
     assert save_onnx(run, tmp_path / "model.onnx") is None  # no size is fixed
     assert capfd.readouterr() == ("", "")

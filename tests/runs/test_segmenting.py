@@ -201,11 +201,16 @@ def cached(
     )
 
 
-@pytest.mark.parametrize("fusion", ["none", "gate", "propagate"])
-def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(fusion: str, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("fusion", "refiner"),
+    [("none", "none"), ("gate", "none"), ("propagate", "none"), ("gate", "affinity"), ("none", "upsample")],
+)
+def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(
+    fusion: str, refiner: str, tmp_path
+) -> None:
     """The same batches in the same order; a batch of features is computed alone, and rounds a little otherwise."""
-    cached(tmp_path / "cached", tmp_path / "cache", fusion=fusion)
-    settings = replace(SETTINGS, freeze=True, epochs=2)
+    cached(tmp_path / "cached", tmp_path / "cache", fusion=fusion, refiner=refiner)
+    settings = replace(SETTINGS, freeze=True, epochs=2, refiner=refiner)
     segment_run(TRAIN, VAL, vit(), replace(settings, fusion=fusion), tmp_path / "plain", 0, HARDWARE)
     ours, theirs = values(tmp_path / "cached"), values(tmp_path / "plain")
     for name in theirs:
@@ -271,6 +276,8 @@ def test_the_backbone_runs_once_for_every_crop_and_validation_image(tmp_path, mo
         {"crops": 1},
         {"seed": 1},
         {"fusion": "propagate"},
+        {"refiner": "affinity"},
+        {"refiner": "upsample"},
         {"scale": (0.9, 1.1)},
         {"size": 40},
     ],

@@ -21,6 +21,7 @@ RUNS = {
     "segment": [
         "segment", "--data", "scenes", "--size", "32", "--batch_size", "32", "--epochs", "3", "--workers", "1",
         "--backbone", "vit_tiny_patch16_224", "--backbone_options", VIT, "--fusion", "gate",
+        "--refiner", "affinity",
     ],
 }  # fmt: skip
 

@@ -112,7 +112,7 @@ class Affinity(Refiner):
         if self.maps == "position":
             chosen = [position_maps(found) for found in chosen]
         affinity = torch.cat([found.affinity for found in chosen if found.affinity is not None], dim=1)
-        height, width = features.pyramid[self.levels[0]].shape[-2:]
+        height, width = chosen[0].weights.shape[-2:]
         both = (affinity + affinity.transpose(2, 3)) / 2
         seen = torch.log1p(both * (height * width)) - math.log(2)  # as `salience`, of rows
         return Pairs((self.direct(seen) + self.network(seen)).squeeze(1), (height, width))
@@ -194,9 +194,10 @@ class Upsample(Refiner):
                 near.append(logits[:, :, row][..., column])
                 scores.append((queries * keys[:, :, row][..., column]).sum(dim=1))
                 weights.append(torch.outer(down, across).log())
-        bilinear = torch.stack(weights)
-        guided = (bilinear + self.strength * torch.stack(scores, dim=1)).softmax(dim=1)
-        moved = (guided - bilinear.softmax(dim=0)).unsqueeze(2)  # (batch, 4, 1, h, w); 0 at the start
+        score = torch.stack(scores, dim=1)
+        bilinear = torch.stack(weights).expand_as(score).contiguous()  # of one layout, so that both round alike
+        moved = (bilinear + self.strength * score).softmax(dim=1) - bilinear.softmax(dim=1)  # 0 at the start
+        moved = moved.unsqueeze(2)  # (batch, 4, 1, h, w)
         change = sum(moved[:, i] * values for i, values in enumerate(near))
         assert isinstance(change, Tensor)
         return resized(logits, size) + resized(change, size)
