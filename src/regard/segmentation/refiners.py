@@ -125,7 +125,7 @@ class Affinity(Refiner):
         for share in self.step_logits.softmax(dim=0):
             walker = steps.to(walker.dtype) @ walker
             walked = walked + share * walker.transpose(1, 2).unflatten(2, read.grid)
-        way = resized(walked - start, (logits.shape[-2], logits.shape[-1]))
+        way = resized(walked, (logits.shape[-2], logits.shape[-1])) - logits
         classes = torch.cat([logits.softmax(dim=1), (logits + way).softmax(dim=1)], dim=1)
         gate = torch.einsum("bchw,c->bhw", classes, self.gate).add(self.gate_bias).sigmoid().unsqueeze(1)
         if self.training:
