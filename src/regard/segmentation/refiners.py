@@ -190,9 +190,10 @@ class Upsample(Refiner):
         rows, columns = (_around(n, fine, logits) for n, fine in zip(grid, queries.shape[-2:], strict=True))
         near, scores, weights = [], [], []
         for row, down in rows:
+            logits_there, keys_there = row.to(logits.dtype) @ logits, row @ keys
             for column, across in columns:
-                near.append(logits[:, :, row][..., column])
-                scores.append((queries * keys[:, :, row][..., column]).sum(dim=1))
+                near.append(logits_there @ column.to(logits.dtype).T)
+                scores.append((queries * (keys_there @ column.T)).sum(dim=1))
                 weights.append(torch.outer(down, across).log())
         score = torch.stack(scores, dim=1)
         bilinear = torch.stack(weights).expand_as(score).contiguous()  # of one layout, so that both round alike
@@ -208,12 +209,15 @@ class Upsample(Refiner):
 
 
 def _around(coarse: int, fine: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Along one side, of every fine position the two nearest coarse ones and their bilinear weights, as torch's."""
+    """Along one side, of every fine position the two nearest coarse ones, as 0 and 1 of a matrix (fine, coarse), and
+    their bilinear weights, as torch's. By matrices, as to gather is slow on the way back.
+    """
     position = (torch.arange(fine, device=like.device, dtype=torch.float32) + 0.5) * (coarse / fine) - 0.5
     position = position.clamp(min=0)
     before = position.long().clamp(max=coarse - 1)
-    share = position - before
-    return [(before, 1 - share), ((before + 1).clamp(max=coarse - 1), share)]
+    share, every = position - before, torch.arange(coarse, device=like.device)
+    first, second = ((n.unsqueeze(1) == every).float() for n in (before, (before + 1).clamp(max=coarse - 1)))
+    return [(first, 1 - share), (second, share)]
 
 
 def resized(maps: Float[Tensor, "b c _ _"], size: tuple[int, int]) -> Float[Tensor, "b c _ _"]:
@@ -240,7 +244,9 @@ def majority(
     return counts.scatter_add_(1, places, torch.ones_like(places)).view(batch, rows, columns, kinds).argmax(dim=-1)
 
 
-def build_refiner(name: str, classes: int, backbone: Backbone, maps: Literal["own", "position", "other"] = "own") -> Refiner:
+def build_refiner(
+    name: str, classes: int, backbone: Backbone, maps: Literal["own", "position", "other"] = "own"
+) -> Refiner:
     """A refiner of so many classes, for a backbone. maps: see `Refiner`.
 
     Raises InputError for an unknown name, and attention asked of a backbone that has none.
