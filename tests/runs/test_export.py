@@ -360,7 +360,7 @@ def test_options_that_do_not_go_together_are_one_line(run: Run, tmp_path: Path, 
         ("vit", "propagate", "linear", "none"),
         ("swin", "concat", "linear", "none"),
         ("swin", "propagate", "linear", "none"),
-        ("swin", "none", "segformer", "affinity"),
+        ("swin", "none", "linear", "affinity"),
     ],
 )
 def test_an_onnx_file_predicts_as_the_run_at_any_size(
