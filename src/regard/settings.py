@@ -37,6 +37,7 @@ HEADS = {
     "segformer": "regard.segmentation.heads:SegFormerHead",
     "upernet": "regard.segmentation.heads:UPerNetHead",
     "deeplabv3plus": "regard.segmentation.heads:DeepLabV3PlusHead",
+    "atm": "regard.segmentation.atm:ATMHead",
 }
 REFINERS = {
     "none": "regard.segmentation.refiners:Refiner",
@@ -475,11 +476,13 @@ class Decoder(Settings):
     fusion: str = setting("none", "How the backbone's attention reaches the head.", choices=FUSIONS, common=True)
     maps: Literal["own", "position", "other"] = setting(
         "own",
-        "What fusion and refiner see as attention. Controls: `position`, patterns that know only where a patch lies; "
-        "`other`, the maps of another image of the data.",
+        "What fusion, head and refiner see as attention. Controls: `position`, patterns that know only where a patch "
+        "lies; `other`, the maps of another image of the data.",
     )
     head: str = setting("segformer", "The decoder.", choices=HEADS, common=True)
-    head_options: dict[str, int] = setting({}, 'Passed to the head, such as {"width": 128}.')
+    head_options: dict[str, int | bool] = setting(
+        {}, 'Passed to the head, such as {"width": 128}; of `atm` also layers, and {"maps": true} for maps as a bias.'
+    )
     refiner: str = setting(
         "none",
         "What is done to logits: `affinity` moves them along an affinity of patches, learned from attention and masks; "
@@ -498,6 +501,13 @@ class Decoder(Settings):
         "training masks, beyond what the place tells, with the weights that the training starts from.",
         1,
     )
+
+    @property
+    def listener(self) -> str:
+        """What takes attention maps: `fusion gate`, or without one `head atm`; empty where nothing does."""
+        if self.fusion != "none":
+            return f"fusion {self.fusion}"
+        return f"head {self.head}" if self.head_options.get("maps") else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -530,7 +540,9 @@ class SegmentSettings(Decoder, Guidance, Bits):
     lr: float = setting(1e-3, "Peak rate of fusion, head and refiner.", 0, common=True)
     # Adam moves a number by about the rate a step, whatever its gradient. At lr, a strength is at 0.02 after 240 steps;
     # at 50 times that it can be at 1 after 200 to 300 steps.
-    fusion_lr: float = setting(0.05, "Peak rate of a fusion's strengths and weights of heads, and a refiner's.", 0)
+    fusion_lr: float = setting(
+        0.05, "Peak rate of the strengths and weights of heads of a fusion, of `atm`, and of a refiner.", 0
+    )
     affinity_weight: float = setting(0.1, "Weight of what the refiner `affinity` learns of pairs of patches.", 0)
     backbone_lr: float = setting(1e-4, "Peak rate of the backbone.", 0)
     layer_decay: float = setting(

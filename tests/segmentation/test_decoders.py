@@ -52,6 +52,7 @@ def test_a_head_takes_images_of_any_size_and_any_number_of_classes(name: str, ki
         ("segformer", (15, 23), (4, 6)),
         ("upernet", (15, 23), (16, 24)),
         ("deeplabv3plus", (15, 23), (16, 24)),
+        ("atm", (15, 23), (4, 6)),
     ],
 )
 def test_the_grid_of_the_logits(name: str, stages: tuple[int, int], vit: tuple[int, int]) -> None:
@@ -77,7 +78,7 @@ def test_every_parameter_gets_a_gradient_and_every_level_that_is_read(name: str,
 @pytest.mark.parametrize("name", HEADS)
 def test_a_single_small_image_can_be_trained_on(name: str, kind: str) -> None:
     head = head_for(name, kind).train()
-    assert any(isinstance(module, BatchNorm) for module in head.modules())
+    assert any(isinstance(module, BatchNorm) for module in head.modules()) != (name == "atm")
     for size in (16, 32):  # the last level is one position
         head(pyramid_of(*KINDS[kind], size, size, batch=1)).square().mean().backward()
         assert all(torch.isfinite(p.grad).all() for p in head.parameters())
@@ -205,6 +206,14 @@ def test_an_unknown_head_or_option_is_one_line() -> None:
         build_head("fcn", *STAGES, 5, options={"wdth": 8})
     with pytest.raises(InputError, match=r"^head linear has no options, and width was given: leave it out$"):
         build_head("linear", *STAGES, 5, options={"width": 8})
+    with pytest.raises(InputError, match=r"^layers of head atm 13 is out of bounds: take 1 or more, up to 12$"):
+        build_head("atm", *STAGES, 5, options={"layers": 13})
+    with pytest.raises(InputError, match=r"^maps of head atm should be true or false, not 1$"):
+        build_head("atm", *STAGES, 5, options={"maps": 1})
+    with pytest.raises(InputError, match=r"^width of head unet should be a whole number, not True$"):
+        build_head("unet", *STAGES, 5, options={"width": True})
+    with pytest.raises(InputError, match=r"^maps of head atm are attention, and this backbone has none: leave them "):
+        build_head("atm", *STAGES, 5, options={"maps": True})
     with pytest.raises(InputError, match=r"^width of head unet 0 is out of bounds: take 1 or more, up to 2,048$"):
         build_head("unet", *STAGES, 5, options={"width": 0})
 

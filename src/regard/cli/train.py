@@ -93,7 +93,8 @@ def segment(
     from regard.runs.segmenting import segment_run
     from regard.training.hardware import check_processes
 
-    if settings.fusion == settings.refiner == "none" and settings.fusion_lr != SegmentSettings.fusion_lr:
+    no_strength = not settings.listener and settings.refiner == "none"
+    if no_strength and settings.fusion_lr != SegmentSettings.fusion_lr:
         raise InputError("fusion none has no strength to learn: leave out --fusion_lr, or take another --fusion")
     if settings.refiner != "affinity" and settings.affinity_weight != SegmentSettings.affinity_weight:
         raise InputError("only the refiner affinity learns of pairs: leave out --affinity_weight, or take it")
@@ -128,7 +129,8 @@ def segment(
         heads = zip(level.heads, level.weights, strict=True)
         shares = ", ".join(f"{head} {100 * weight:.0f}%" for head, weight in heads)
         shares = f"hardly used, below {LEAST_STRENGTH:g}" if level.hardly_used else shares
-        say(f"heads of block {level.block} in the fusion (strength {level.strength:.3f}): {shares}")
+        part = settings.listener.split()[0]
+        say(f"heads of block {level.block} in the {part} (strength {level.strength:.3f}): {shares}")
     if made.refined:
         more = [f"{name} {value:.2f}" for name, value in made.refined.items() if name != "strength"]
         used = f"hardly used, below {LEAST_STRENGTH:g}" if made.hardly_refined else ", ".join(more) or "used"

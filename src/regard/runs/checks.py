@@ -38,7 +38,8 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
 def levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...]:
     """The levels of the pyramid that the head reads. Leaves the global generators as they were."""
     with torch.random.fork_rng(devices=[]):
-        return build_head(settings.head, backbone.channels, backbone.strides, 2, settings.head_options).levels
+        sizes = backbone.channels, backbone.strides
+        return build_head(settings.head, *sizes, 2, settings.head_options, backbone.heads).levels
 
 
 def check_hardware(settings: SegmentSettings, hardware: Hardware, images: int, cached: bool) -> None:
@@ -56,9 +57,8 @@ def check_hardware(settings: SegmentSettings, hardware: Hardware, images: int, c
     if hardware.checkpoint_activations and settings.freeze:
         raise InputError("a frozen backbone keeps no activations: leave out --checkpoint_activations, or --freeze")
     refines = find("refiner", settings.refiner, REFINERS).attention
-    if hardware.checkpoint_activations and (settings.guided or settings.fusion != "none" or refines):
-        what = f"refiner {settings.refiner}" if settings.fusion == "none" else f"fusion {settings.fusion}"
-        what = "guidance" if settings.guided else what
+    if hardware.checkpoint_activations and (settings.guided or settings.listener or refines):
+        what = "guidance" if settings.guided else settings.listener or f"refiner {settings.refiner}"
         raise InputError(f"{what} reads attention maps, which are gone with --checkpoint_activations: leave out one")
 
 

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -150,7 +151,7 @@ def segment_run(
         return description
     _save_model(model, out / MODEL_FILE)
     if description.head_weights:
-        chart = heads_chart(description.head_weights, f"heads that the fusion {settings.fusion} uses")
+        chart = heads_chart(description.head_weights, f"heads that the {settings.listener} uses")
         write_whole(out / HEADS_PICTURE, lambda file: chart.savefig(file, dpi=120, format="png"))
     write_stored(out / RUN_FILE, description)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
@@ -178,10 +179,13 @@ class Best(ModelCheckpoint):
 
 
 def head_weights(model: SegmentationModel) -> list[HeadShares]:
-    """Which heads the fusion uses, for each level that it sees heads of; of weights that diverged, none."""
-    fusion, made = model.fusion, []
-    found = list(zip(model.backbone.blocks, fusion.strength(), fusion.kept, fusion.head_weights(), strict=False))
-    for level in sorted(fusion.reads):
+    """Which attention heads the fusion uses, or without one a head that takes maps: for each level that it sees heads
+    of; of weights that diverged, none.
+    """
+    part: Any = model.head if model.head.attention and not model.fusion.attention else model.fusion
+    made = []
+    found = list(zip(model.backbone.blocks, part.strength(), part.kept, part.head_weights(), strict=False))
+    for level in sorted(part.reads):
         block, strength, heads, weights = found[level]
         if not math.isfinite(strength) or not weights.isfinite().all():
             return []

@@ -62,8 +62,7 @@ class Fusion(nn.Module):
 
     def forward(self, features: Features) -> Pyramid:
         """The pyramid with attention in it."""
-        maps = tuple(map(position_maps, features.attention)) if self.maps == "position" else features.attention
-        levels = zip(self.levels, self.choose, features.pyramid, maps, strict=True)
+        levels = zip(self.levels, self.choose, features.pyramid, seen(features, self.maps), strict=True)
         return tuple(
             level(x, choose(attention)) if i in self.reads else x
             for i, (level, choose, x, attention) in enumerate(levels)
@@ -94,6 +93,11 @@ class Fusion(nn.Module):
         which is in the units of the features. So compare levels and runs of one fusion, not fusions.
         """
         return tuple(level.magnitude().item() for level in self.levels)
+
+
+def seen(features: Features, maps: Literal["own", "position", "other"]) -> tuple[AttentionMap, ...]:
+    """The maps of the levels, or `position` in their place: see `Fusion`."""
+    return tuple(map(position_maps, features.attention)) if maps == "position" else features.attention
 
 
 class _Choice(nn.Module):

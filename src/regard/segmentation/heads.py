@@ -1,4 +1,5 @@
-"""Segmentation heads: a pyramid -> class logits on some grid. They know nothing of attention or backbones.
+"""Segmentation heads: a pyramid -> class logits on some grid. They know nothing of backbones, nor of attention, unless
+one declares that it wants maps.
 
 A pyramid is of one of two kinds: stages, whose strides double from level to level (Swin, convnets), or the levels of a
 ViT, which share one stride. Heads that were written for stages give a ViT's levels different sizes first (`Neck`).
@@ -9,6 +10,7 @@ resampled to the very size of the map that it joins.
 import inspect
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +27,20 @@ from regard.settings import HEADS, check_number, find
 Pyramid = tuple[Float[Tensor, "batch _ _ _"], ...]  # finest first
 Logits = Float[Tensor, "batch classes h w"]
 
-MOST_WIDTH = 2048  # of a head: four times those that are published
+MOST = {"width": 2048, "layers": 12}  # of a head: four times those that are published
 
 
 class Head(nn.Module):
     """A pyramid of these channels and strides -> logits of so many classes, which the model resamples to the image.
 
     levels: the levels that it reads, from 0. What the others hold changes nothing and gets no gradient.
+    attention: whether it also takes the backbone's maps; scalars: names of the parameters that weigh these, and learn
+               at a rate of their own (`SegmentSettings.fusion_lr`).
     """
 
     levels: tuple[int, ...]
+    attention = False
+    scalars: tuple[str, ...] = ()
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -295,14 +301,20 @@ def _require_levels(head: str, channels: tuple[int, ...], needed: int) -> None:
 
 
 def build_head(
-    name: str, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, options: Mapping[str, int] = {}
+    name: str,
+    channels: tuple[int, ...],
+    strides: tuple[int, ...],
+    classes: int,
+    options: Mapping[str, int | bool] = {},
+    heads: tuple[int, ...] = (),
 ) -> Head:
     """A head for a pyramid of these channels and strides.
 
-    options: the head's own, such as `width`, the channels that it works with.
+    options: the head's own, such as `width`, the channels that it works with; `maps` gives it the attention maps of the
+             levels, of so many `heads` each.
 
-    Raises InputError for an unknown name or option, an option below 1 or past `MOST_WIDTH`, and a pyramid that is too
-    short for the head.
+    Raises InputError for an unknown name or option, an option below 1 or past `MOST`, maps of a backbone that has none,
+    and a pyramid that is too short for the head.
     """
     head = find("head", name, HEADS)
     known = list(inspect.signature(head).parameters)[3:]
@@ -311,5 +323,14 @@ def build_head(
             raise InputError(f"head {name} has no options, and {option} was given: leave it out")
         if option not in known:
             raise unknown(f"option of head {name}", option, known)
-        check_number(f"{option} of head {name}", value, 1, MOST_WIDTH)
-    return head(channels, strides, classes, **options)
+        if isinstance(value, bool) != (option == "maps"):
+            should = "true or false" if option == "maps" else "a whole number"
+            raise InputError(f"{option} of head {name} should be {should}, not {value}")
+        if option != "maps":
+            check_number(f"{option} of head {name}", value, 1, MOST[option])
+    given: dict[str, Any] = {option: value for option, value in options.items() if option != "maps"}
+    if options.get("maps"):
+        if not heads:
+            raise InputError(f"maps of head {name} are attention, and this backbone has none: leave them out")
+        given["maps"] = heads
+    return head(channels, strides, classes, **given)

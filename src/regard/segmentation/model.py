@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from regard.backbones import AttentionMap, Backbone, Features, eval_mode, normalize, to_bytes
 from regard.errors import InputError
-from regard.segmentation.fusions import build_fusion
+from regard.segmentation.fusions import build_fusion, seen
 from regard.segmentation.heads import build_head
 from regard.segmentation.refiners import build_refiner
 
 
 class SegmentationModel(nn.Module):
-    """features = backbone(images); logits = refiner(head(fusion(features)), features), at the images' own size.
+    """features = backbone(images); logits = refiner(head(fusion(features)), features), at the images' own size. A head
+    that wants maps gets them beside.
 
     freeze: the backbone gets no gradient and stays in evaluation mode, so that its batch statistics stay put.
     kept:   the attention heads that the fusion sees, of each level; None: all: see `build_fusion`.
-    maps:   what fusion and refiner see of them: "position" for the control, see `Fusion`.
+    maps:   what fusion, head and refiner see of them: "position" for the control, see `Fusion`.
 
     Raises InputError for parts that do not go together.
     """
@@ -33,17 +34,17 @@ class SegmentationModel(nn.Module):
         head: str = "segformer",
         freeze: bool = False,
         kept: Sequence[Sequence[int]] | None = None,
-        head_options: Mapping[str, int] = {},
+        head_options: Mapping[str, int | bool] = {},
         maps: Literal["own", "position", "other"] = "own",
         refiner: str = "none",
     ) -> None:
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
         # the head first, the refiner last: with one seed, head and fusion then start the same whatever the others are
-        self.head = build_head(head, backbone.channels, backbone.strides, classes, head_options)
+        self.head = build_head(head, backbone.channels, backbone.strides, classes, head_options, backbone.heads)
         self.fusion = build_fusion(fusion, backbone, self.head.levels, kept, maps)
         self.refiner = build_refiner(refiner, classes, backbone, maps)
-        self.attention = self.fusion.attention or self.refiner.attention
+        self.attention = self.fusion.attention or self.head.attention or self.refiner.attention
         self.affinity = self.fusion.affinity or self.refiner.affinity
         if maps != "own" and not self.attention:
             raise InputError(f"fusion {fusion} sees no maps: leave out maps {maps}, or take another fusion")
@@ -62,7 +63,7 @@ class SegmentationModel(nn.Module):
         return 6 if self.fusion.maps == "other" else 3
 
     def features(self, images: Float[Tensor, "batch planes height width"], attention: bool = False) -> Features:
-        """The backbone's features, with attention maps where fusion or refiner need them, or asked for."""
+        """The backbone's features, with attention maps where fusion, head or refiner need them, or asked for."""
         asked = {"attention": self.attention or attention, "affinity": self.affinity}
         own, *other = images.split(3, dim=1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
@@ -100,7 +101,9 @@ class SegmentationModel(nn.Module):
     ) -> Float[Tensor, "batch classes height width"]:
         """Logits at this (height, width). read: what the refiner reads of the features, where it has done so."""
         read = self.refiner.read(features) if read is None else read
-        return self.refiner(self.head(self.fusion(features)), read, size)
+        pyramid = self.fusion(features)
+        logits = self.head(pyramid, seen(features, self.fusion.maps)) if self.head.attention else self.head(pyramid)
+        return self.refiner(logits, read, size)
 
     def train(self, mode: bool = True) -> "SegmentationModel":
         """Training mode for what trains."""

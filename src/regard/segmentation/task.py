@@ -139,7 +139,8 @@ class SegmentationTask(L.LightningModule):
     def _rates(self) -> dict[str, float]:
         """The peak rate of each parameter that trains, by name."""
         rates = {name: self.settings.lr for name, _ in self.model.named_parameters()}
-        for prefix, part in (("fusion", self.model.fusion), ("refiner", self.model.refiner)):
+        model = self.model
+        for prefix, part in (("fusion", model.fusion), ("head", model.head), ("refiner", model.refiner)):
             own = [name for name, _ in part.named_parameters(prefix=prefix) if name.rpartition(".")[2] in part.scalars]
             rates |= dict.fromkeys(own, self.settings.fusion_lr)
         return rates | {f"backbone.model.{name}": rate for name, rate in self._backbone_rates().items()}
