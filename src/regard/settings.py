@@ -246,7 +246,9 @@ class Model(Settings):
     weights: str | None = setting(None, "A checkpoint file: Barlow Twins, DINO, torchvision or timm.", common=True)
     pretrained: bool = setting(False, "Start from timm's published weights.", common=True)
     backbone_options: dict[str, Any] = setting(
-        {}, 'Passed to timm, such as {"img_size": 64, "patch_size": 8}; `positions` of a ViT is timm or dino.'
+        {},
+        'Passed to timm, such as {"img_size": 64, "patch_size": 8}; `positions` of a ViT is timm or dino; '
+        "`attention` of the blocks whose maps are read is softmax, or entmax, which has exact zeros.",
     )
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """`build_backbone`: any timm ViT, Swin or convnet behind the contract of `Backbone`."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 
 from regard.backbones.base import (
+    ATTENTIONS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     AttentionMap,
@@ -24,7 +26,7 @@ from regard.backbones.base import (
 )
 from regard.backbones.convnet import ConvNet
 from regard.backbones.swin import Swin
-from regard.backbones.vit import ViT, is_vit
+from regard.backbones.vit import POSITIONS, ViT, is_vit
 from regard.backbones.weights import (
     BACKBONE_FILE,
     backbone_file,
@@ -39,6 +41,8 @@ from regard.settings import WEIGHT_FILES
 
 # Names of timm's for weights that learnt with DINO's resampling of positions. DINOv2's with registers did not.
 DINOS = re.compile(r"vit_.*(\.dino|(?<!reg4)_dinov2(\.\w+)?)$")
+
+OURS = {"positions": POSITIONS, "attention": ATTENTIONS}  # options that are not timm's, and their words
 
 __all__ = [
     "AttentionMap",
@@ -65,8 +69,10 @@ def build_backbone(
     weights:      a checkpoint file instead: Barlow Twins, DINO, torchvision, timm or ours; see `weights.py`. It is
                   taken to expect ImageNet's mean and standard deviation, unless it is ours and says otherwise.
     timm_options: passed to `timm.create_model`: `img_size=64`, `patch_size=8`, `drop_path_rate=0.1`, ...; but
-                  `positions` is ours: how a ViT's position embeddings are resampled (`vit.ViT`). By default as the
-                  weights learnt it: "dino" for DINO's and DINOv2's, by their name, and where a file of ours says so.
+                  two are ours. `positions`: how a ViT's position embeddings are resampled (`vit.ViT`), by default as
+                  the weights learnt it: "dino" for DINO's and DINOv2's, by their name, and where a file of ours says
+                  so. `attention`: "entmax" in the place of "softmax" in the blocks whose maps are read
+                  (`Backbone.attend_by`), by default as a file of ours says.
 
     Raises InputError for an unknown name, weights that cannot be had or do not fit, options timm does not take, or a
     model that does not keep the contract of `Backbone`: one small image goes through it to see.
@@ -83,8 +89,10 @@ def build_backbone(
         )
     if pretrained and weights:
         raise InputError("choose one of pretrained and weights")
-    backbone = _build(str(name), pretrained, weights, timm_options)
     said = read_description(Path(weights)) if weights else None
+    if said and "attention" in said["options"]:
+        timm_options = {"attention": said["options"]["attention"]} | timm_options
+    backbone = _build(str(name), pretrained, weights, timm_options)
     if DINOS.match(str(name)) if said is None else said["options"].get("positions") == "dino":
         backbone.prefer_dinos_positions()
     return backbone
@@ -94,7 +102,7 @@ def _build(name: str, pretrained: bool, weights: str | Path | None, timm_options
     """As `build_backbone`, for a name of timm's and nothing else."""
     if name.split(".")[0] not in timm.list_models():
         raise unknown("backbone", name, timm.list_models())
-    ours = {key: timm_options[key] for key in ("positions",) if key in timm_options}
+    ours = {key: timm_options[key] for key in OURS if key in timm_options}
     theirs = {key: value for key, value in timm_options.items() if key not in ours}
     backbone = _wrap(_create(name, pretrained, theirs), name, ours)
     backbone.options = timm_options
@@ -154,8 +162,11 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
 def _wrap(model: Any, name: str, options: dict[str, Any]) -> Backbone:
     """The model behind our contract; InputError unless it keeps it."""
     wrapper = _kind_of(model, name)
-    if options and wrapper is not ViT:
-        raise InputError(f"{name} is no ViT, and takes no {', '.join(options)}")
+    for option, word in options.items():
+        if option not in inspect.signature(wrapper).parameters:
+            raise InputError(f"{name} is no ViT{' or Swin' * (option == 'attention')}, and takes no {option}")
+        if word not in OURS[option]:
+            raise unknown(option, word, OURS[option])
     try:
         backbone = wrapper(model, name, **options)
         _probe(backbone)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from regard.backbones.recorder import make_sparse
 from regard.errors import InputError
 
 # RGB in [0, 1]. Images come normalised by these; weights that were trained with others say so (`Backbone.statistics`).
@@ -28,6 +29,7 @@ BYTE_SHIFT = tuple(-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD,
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, RGB in [0, 1]
 Kind = Literal["cls", "pooled", "received"]
+ATTENTIONS = ("softmax", "entmax")  # what makes weights of logits
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,12 @@ class Backbone(nn.Module, ABC):
         if kind is None or kind not in self.kinds:
             raise InputError(f"{self.name} has no {kind} attention: it has {', '.join(self.kinds)}")
         return kind
+
+    def attend_by(self, attention: str) -> None:
+        """Make the blocks of the levels, whose maps are read, attend by one of `ATTENTIONS`; for the constructors."""
+        if attention == "entmax":
+            for block in self.blocks:
+                make_sparse(self.attention_modules[block])
 
     def check_affinity(self, images: Float[Tensor, "batch 3 height width"], blocks: Sequence[int]) -> None:
         """InputError, with what it would take, when the affinity of these blocks does not fit into free memory."""

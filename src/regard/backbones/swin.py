@@ -41,9 +41,11 @@ class Swin(Backbone):
     `received` and the affinity are the block's own attention, windows and bias included.
     Images are padded to `multiple`, where every stage's grid divides by its window; no token sees the padding.
     Window and shift of each stage are those of the size that the model was built for (`img_size`), at any image size.
+
+    attention: of the last block of each stage: see `Backbone.attend_by`.
     """
 
-    def __init__(self, model: SwinTransformer | SwinTransformerV2, name: str) -> None:
+    def __init__(self, model: SwinTransformer | SwinTransformerV2, name: str, attention: str = "softmax") -> None:
         super().__init__()
         self.model, self.name = model, name
         stages: Any = model.layers
@@ -68,6 +70,7 @@ class Swin(Backbone):
         self.blocks = tuple(sum(len(s.blocks) for s in stages[: i + 1]) - 1 for i in range(len(stages)))
         self.block_heads = tuple(self.heads[level] for level in self.stage_of)
         self.block_strides = tuple(self.strides[level] for level in self.stage_of)
+        self.attend_by(attention)
 
     @property
     def attention_modules(self) -> Sequence[Any]:
@@ -154,7 +157,7 @@ class Swin(Backbone):
                 query, key = (t.float().unflatten(0, (-1, order.shape[0])) for t in (attended.query, attended.key))
                 mean = torch.einsum("bwhad,wa->bhd", query, queries) * (attended.scale / queries.sum())
                 logits = torch.einsum("bhd,bwhad->bhwa", mean, key)
-                weights = _to_grid(logits, block, whole, grid).flatten(2).softmax(dim=-1).unflatten(-1, grid)
+                weights = attended.normalize(_to_grid(logits, block, whole, grid).flatten(2)).unflatten(-1, grid)
         else:
             share = queries.repeat(attended.query.shape[0] // order.shape[0], 1)  # (batch * windows, area)
             received = attended.follow(share.unsqueeze(1)).unflatten(0, (-1, order.shape[0])).transpose(1, 2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regard.backbones.base import AttentionMap, Backbone, Features, Kind, crop
 from regard.backbones.recorder import Attended, Recorder
-from regard.errors import InputError, unknown
+from regard.errors import InputError
 
 LEVELS = 4  # a ViT's pyramid: this many evenly spaced blocks, the last one among them
 POSITIONS = ("timm", "dino")
@@ -30,9 +30,10 @@ class ViT(Backbone):
     positions: how position embeddings are resampled for another image size than the model's own. "timm": bicubic,
                antialiased. "dino": bicubic by a scale factor, as the published code of DINO and DINOv2 does: their
                weights learnt small crops with it, and the maps people know of 480 x 480 images come from it.
+    attention: of the blocks of the pyramid: see `Backbone.attend_by`.
     """
 
-    def __init__(self, model: Any, name: str, positions: str = "timm") -> None:
+    def __init__(self, model: Any, name: str, positions: str = "timm", attention: str = "softmax") -> None:
         super().__init__()
         self.model, self.name, self.positions = model, name, positions
         for i, block in enumerate(model.blocks):
@@ -52,14 +53,13 @@ class ViT(Backbone):
         has_cls = getattr(model, "cls_token", None) is not None
         self.kinds = ("cls", "pooled", "received") if has_cls else ("pooled", "received")
         self.dim = model.num_features
-        if positions not in POSITIONS:
-            raise unknown("positions", positions, POSITIONS)
         if positions == "dino":
             if not _has_dinos_tokens(model):
                 raise InputError(
                     f"{name} has not the tokens of a DINO ViT (CLS, then patches): positions timm would work"
                 )
             model._pos_embed = MethodType(_dino_positions, model)
+        self.attend_by(attention)
 
     def prefer_dinos_positions(self) -> None:
         """As `Backbone.prefer_dinos_positions`: of a ViT with DINO's tokens."""
