@@ -6,6 +6,7 @@ Cases, all of them inference in float32 with one set of weights:
 - fused:        the forward pass with fused kernels, no attention read;
 - maps:         ours, with the maps of the four levels beside it (`cls`, or `pooled` for Swin);
 - received:     ours, with maps of what each position receives: all queries, a few rows at a time;
+- entmax:       ours, with the maps, where the blocks of the levels attend by entmax-1.5, which is not fused;
 - fused + full: fused kernels, but in the last block, which forms the whole tokens x tokens matrix;
 - eager + full: every block forms its matrix, and the last one's is kept: the published DINO code's way.
 
@@ -18,6 +19,7 @@ processes give freed memory back at once (MALLOC_MMAP_THRESHOLD_): what glibc wo
 """
 
 import argparse
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {  # name, options, im
     "ViT-S/16": ("vit_small_patch16_224", {}, 224, 8),
     "Swin-T": ("swin_tiny_patch4_window7_224", {}, 224, 8),
 }
-CASES = ("fused", "maps", "received", "fused + full", "eager + full")
+CASES = ("fused", "maps", "received", "entmax", "fused + full", "eager + full")
 
 
 def build(model: str, seed: int, device: str) -> tuple[Backbone, Tensor]:
@@ -47,8 +49,11 @@ def build(model: str, seed: int, device: str) -> tuple[Backbone, Tensor]:
 
 def prepare(backbone: Backbone, case: str) -> Callable[[Tensor], Tensor]:
     """images -> the last map of the case, (batch, heads, tokens); of its pooled features where it reads none."""
-    if case in ("fused", "maps", "received"):
-        asked: Any = {"fused": False, "maps": True, "received": "received"}[case]
+    if case in ("fused", "maps", "received", "entmax"):
+        asked: Any = {"fused": False, "maps": True, "received": "received", "entmax": True}[case]
+        if case == "entmax":
+            backbone = copy.deepcopy(backbone)
+            backbone.attend_by("entmax")
 
         def run(images: Tensor) -> Tensor:
             seen = backbone(images, attention=asked)

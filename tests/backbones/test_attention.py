@@ -361,14 +361,14 @@ print("same")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["dino", "swin-w4"])
-def test_maps_of_a_compiled_backbone_are_the_same(model: str) -> None:
+@pytest.mark.parametrize(("model", "attention"), [("dino", "softmax"), ("dino", "entmax"), ("swin-w4", "softmax")])
+def test_maps_of_a_compiled_backbone_are_the_same(model: str, attention: str) -> None:
     """In a process of its own: the type checks of the tests' import hook are not for compiling. Inductor takes
     minutes on a small machine; what could go wrong with maps, the tracing, is the same without it.
     """
     name, options = (VITS | SWINS)[model]
     options = options | ({"depth": 1} if model == "dino" else {"depths": (1, 2), "num_heads": (1, 2)})
-    script = COMPILED.format(name=name, options=options | {"img_size": 32})
+    script = COMPILED.format(name=name, options=options | {"img_size": 32, "attention": attention})
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=500)
     assert done.stdout.strip() == "same", done.stderr[-3000:]
 

@@ -152,6 +152,7 @@ def make_sparse(module: Any) -> None:
     module.dense_forward, module.forward = module.forward, MethodType(_sparse_forward, module)
 
 
+@torch.compiler.disable  # which sees no mode within a `Recorder`
 def _sparse_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     with _Sparse() as mode:
         output = self.dense_forward(*args, **kwargs)
