@@ -152,10 +152,7 @@ class Training:
                 columns = columns.double() if few else columns
                 for power, of_folds in sums.items():
                     of_folds[fold].add(columns, shares(pixels), self.weights(pixels, power))
-        self.whole = {power: total(of_folds) for power, of_folds in sums.items()}
-        self.others = {  # of all folds but one
-            power: [self.whole[power].without(fold) for fold in of_folds] for power, of_folds in sums.items()
-        }
+        self.sums, self.whole = sums, {power: total(of_folds) for power, of_folds in sums.items()}
 
     def weights(self, pixels: Float[Tensor, "rows classes"], power: float) -> Float[Tensor, "rows"]:
         """Of rows: labelled pixels, each times its class's frequency^-power."""
@@ -197,8 +194,8 @@ class Training:
         found = {name: torch.zeros(len(some), 2, classes, dtype=torch.float64) for name, some in tried.items()}
         truth = torch.zeros(classes, dtype=torch.float64)
         step = self.thin(self.images, SCORED)
-        for fold in range(len(self.others[MIDDLE])):
-            others = {power: of_folds[fold] for power, of_folds in self.others.items()}
+        for fold in range(len(self.sums[MIDDLE])):
+            others = {power: self.whole[power].without(of_folds[fold]) for power, of_folds in self.sums.items()}
             solved = list(_solved_beside(others, tried, beside) if beside else _solved(others, tried))
             held_out = [image for image, f in zip(self.images, self.fold_of.tolist(), strict=True) if f == fold]
             for columns, pixels in self.rows.of(held_out):
