@@ -390,12 +390,28 @@ class ConfigurationResult:
             raise ValueError(f"{self.name!r} has a score, and no count of its parameters")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """A value, or a difference, in [0, 1], and its 95% limits."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def limits_of(found: Any) -> Limits:
+    """Of an `Estimate`."""
+    return Limits(mean=found.mean, low=found.low, high=found.high)
+
+
 @dataclass(kw_only=True)
 class Difference:
     """mIoU of `a` minus `b`, over the seeds that both have. p, p_strict: see `statistics.Estimate`.
 
     question: whether it was asked of the study; holm: then, whether it is still shown after Holm's correction.
     few:      whether it is over too few images, or groups of images, for a verdict.
+    pooled:   with the variance of seeds of all configurations that are trained alike: `statistics.pooled`, whose
+              p_strict this then has; None where there are no others with the same seeds.
     """
 
     a: str
@@ -409,6 +425,7 @@ class Difference:
     holm: bool
     seeds: int
     few: bool = False
+    pooled: Limits | None = None
 
     @property
     def is_shown(self) -> bool:
@@ -661,20 +678,6 @@ class ScoreReport:
 
 
 # ---- probe.json
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """A value, or a difference, in [0, 1], and its 95% limits."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def limits_of(found: Any) -> Limits:
-    """Of an `Estimate`."""
-    return Limits(mean=found.mean, low=found.low, high=found.high)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -702,8 +702,10 @@ class StudyOptions(Grouping):
     size: int | None = setting(
         None, "Short side of the images in pixels; by default the preset's.", 1, MOST_PIXELS, common=True
     )
-    pretrain_each_seed: bool = setting(
-        False, "A pre-training of its own for each seed, instead of one that all seeds share."
+    pretrain_each_seed: bool | None = setting(
+        None,
+        "A pre-training of its own for each seed, instead of one that all seeds share; by default where a question "
+        "compares pre-trainings made here.",
     )
     dry_run: bool = setting(False, "Only say what would be trained, and about how long it would take.", common=True)
     jobs: int | None = setting(

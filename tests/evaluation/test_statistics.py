@@ -18,6 +18,8 @@ from regard.evaluation.statistics import (
     correlate,
     difference,
     holm,
+    pooled,
+    residual,
     score,
 )
 
@@ -339,6 +341,51 @@ def test_p_of_worked_answers() -> None:
     exact = estimate_difference(symmetric(np.full((3, 10), 75), 100), symmetric(np.full((3, 10), 50), 100))
     assert exact.p == pytest.approx(0, abs=1e-12)  # no variance at all
     assert estimate_miou(counts[:, :1]).p == 1  # one image tells nothing
+
+
+def exact(*seeds: float) -> Scored:
+    """Of 200 images of which every draw gives the same."""
+    return Scored(np.array(seeds), np.tile(seeds, (2, 1)), np.ones(200, bool))
+
+
+def test_seeds_are_pooled_as_in_a_two_way_analysis_of_variance() -> None:
+    # rows 0.1 0.2 0.6, 0.3 0.6 0.6 and 0.5 0.7 0.8: means 0.3, 0.5, 2/3; of seeds 0.3, 0.5, 2/3; of all 22/45.
+    # total 0.448889 - rows 0.202222 - seeds 0.202222 = residual 0.044444, of (3 - 1)(3 - 1) degrees: 0.011111
+    scored = [exact(0.1, 0.2, 0.6), exact(0.3, 0.6, 0.6), exact(0.5, 0.7, 0.8)]
+    found = residual(scored)
+    assert found is not None
+    assert (found.freedom, found.square) == (4, pytest.approx(1 / 90))
+    of_pair = pooled(scored[2], scored[0], found)
+    half = student.ppf(0.975, 4) * np.sqrt(2 / 90 / 3)
+    assert (of_pair.mean, of_pair.low) == (pytest.approx(11 / 30), pytest.approx(11 / 30 - half))
+    # its own variance, of 0.4, 0.5, 0.2, is 7/300: larger than 2/90, so that p_strict takes it
+    assert of_pair.p_strict == pytest.approx(2 * student.sf(11 / 30 / np.sqrt(7 / 300 / 3), 4))
+    shifted = [exact(*(one.miou + np.array([0, 0.1, -0.05]))) for one in scored]
+    again = residual(shifted)  # what a seed does to all is in no difference
+    assert again is not None
+    assert again.square == pytest.approx(found.square)
+    assert residual(scored[:1]) is None
+    assert residual([exact(0.5, 0.5), exact(0.7, 0.7)]) is None  # no chance
+
+
+def test_an_answer_in_closed_form_has_the_chance_of_images_alone() -> None:
+    counts = draw(np.random.default_rng(0), np.full(1, 0.7), np.linspace(-0.1, 0.1, 40))
+    assert estimate_miou(np.repeat(counts, 5, axis=0)) == estimate_miou(counts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [[1] * 10, [2] * 5 + [1] * 5, [2] + [1] * 9], ids=str)
+def test_seeds_that_vary_unlike_seldom_make_a_study_claim_what_is_not(spread: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    claimed = 0
+    for _ in range(400):
+        scored = [
+            exact(*row) for row in rng.normal(0.5, 0.01, 5) + 0.01 * rng.normal(0, 1, (10, 5)) * [[s] for s in spread]
+        ]
+        found = residual(scored)
+        assert found is not None
+        claimed += any(holm([pooled(scored[0], other, found).p_strict for other in scored[1:]]))
+    assert claimed <= 20  # 5%; with the residual alone, up to 55
 
 
 def test_holm_of_a_worked_case() -> None:

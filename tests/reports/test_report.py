@@ -17,7 +17,7 @@ from regard.reports.arranged import arrange
 from regard.reports.figures import draw
 from regard.reports.report import heat, render, write_report
 from regard.reports.words import percent
-from regard.results import FailedPart, write_stored
+from regard.results import FailedPart, Limits, write_stored
 
 
 def write(results):
@@ -106,6 +106,10 @@ def over_images_alone(r):
     r.configurations[0].miou.interval, r.differences[0].seeds = "95%, over images", 1
 
 
+def with_pooled_seeds(r):
+    r.differences[1].pooled = Limits(mean=0.01, low=-0.004, high=0.024)
+
+
 def alone(r):
     vars(r).update(vars(only(r, r.configurations[:1], name="one")))
 
@@ -124,6 +128,10 @@ def alone(r):
                 "The interval (95%, over images and seeds; of bt-resnet50: 95%, over images) also",
                 "interval: 95%, over images and seeds; over images alone where a pair has one seed in common",
             ],
+        ),
+        (
+            with_pooled_seeds,
+            ["Seeds pooled</span> <small>interval, points", ">−0.4 to +2.4</td>", "So no verdict follows"],
         ),
         (alone, ["<title>one: 1 configuration on scenes", "<h1>1 way to segment scenes</h1>"]),
         (

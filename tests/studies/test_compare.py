@@ -51,6 +51,7 @@ def micro(*names: str, seeds: int = 1):
         configurations=wanted,
         questions=tuple(pair for pair in QUESTIONS if kept.issuperset(pair)),
         seeds=tuple(range(seeds)),
+        pretrain_each_seed=False,
     )
 
 

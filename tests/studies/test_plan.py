@@ -162,7 +162,7 @@ def test_every_preset_is_a_plan_that_works(name) -> None:
 
 
 def test_a_key_changes_with_what_it_depends_on_and_with_nothing_else() -> None:
-    plan = preset("tiny")
+    plan = replace(preset("tiny"), pretrain_each_seed=False)
     gate, resnet = (next(c for c in plan.configurations if c.name == name) for name in ("bt-swin-gate", "bt-resnet50"))
 
     def keys(other) -> tuple[str, str]:
@@ -202,8 +202,28 @@ def test_a_key_changes_with_what_it_depends_on_and_with_nothing_else() -> None:
         assert plan.cell_key(other) != before[0]
 
 
-def test_a_pretraining_is_shared_by_all_seeds_unless_each_has_its_own() -> None:
+@pytest.mark.parametrize(
+    ("questions", "said", "own"),
+    [
+        ([("bt-swin", "bt-resnet50")], None, True),
+        ([("bt-swin", "random-swin")], None, True),
+        ([("bt-swin", "bt-swin-gate"), ("random-swin", "random-resnet50")], None, False),
+        ([("dino-gate", "random-vit-gate")], None, False),  # of a file
+        ([("bt-swin", "bt-resnet50")], False, False),
+        ([("bt-swin", "bt-swin-gate")], True, True),
+    ],
+)
+def test_each_seed_has_a_pretraining_of_its_own_where_a_question_compares_pretrainings(questions, said, own) -> None:
     plan = preset("tiny")
+    file = replace(plan.pretrainings["dino-vit"], settings=None, weights="file.pth")
+    plan = replace(plan, pretrainings={**plan.pretrainings, "dino-vit": file}, questions=tuple(questions))
+    plan = replace(plan, pretrain_each_seed=said)
+    assert (plan.own_pretrainings, plan.pretraining_seed(3)) == (own, 3 if own else 0)
+    assert len(plan.seeds) == 5
+
+
+def test_a_pretraining_is_shared_by_all_seeds_unless_each_has_its_own() -> None:
+    plan = replace(preset("tiny"), pretrain_each_seed=False)
     assert plan.pretraining_key("dino-vit", 0) == plan.pretraining_key("dino-vit", 1)
     each = replace(plan, pretrain_each_seed=True)
     assert each.pretraining_key("dino-vit", 0) != each.pretraining_key("dino-vit", 1)

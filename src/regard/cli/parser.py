@@ -123,7 +123,7 @@ def command_parser(name: str, command: Command) -> Parser:
             if not about["common"]:
                 parser.rare.add(option.name)
     for action in parser._actions:  # `--baselines` alone means true
-        if getattr(action, "_typehint", None) is bool:
+        if getattr(action, "_typehint", None) in (bool, bool | None):
             action.nargs, action.const = "?", True
     return parser
 

@@ -18,7 +18,8 @@ def demo(out: str = "runs/demo", jobs: int | None = None) -> str:
         out: Folder of the comparison; a second call goes on where the first one stopped.
         jobs: Trainings side by side; by default as many as suit this machine.
     """
-    return compare("scenes", StudyOptions(jobs=jobs), Computing(), out=out)
+    study = StudyOptions(seeds=3, pretrain_each_seed=False, jobs=jobs)  # minutes
+    return compare("scenes", study, Computing(), out=out)
 
 
 def compare(

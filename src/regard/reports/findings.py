@@ -35,7 +35,7 @@ def between(differences: Iterable[Difference], a: str, b: str) -> Difference | N
         if (d.a, d.b) == (a, b):
             return d
         if (d.b, d.a) == (a, b):
-            return replace(d, a=a, b=b, mean=-d.mean, low=-d.high, high=-d.low)
+            return replace(d, a=a, b=b, mean=-d.mean, low=-d.high, high=-d.low, pooled=None)
     return None
 
 

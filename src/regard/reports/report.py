@@ -78,6 +78,7 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
         "few_seeds": findings.few_seeds(scored),
         "interval": findings.interval_kind(scored),
         "paired_interval": findings.paired_kind(r.differences, "groups of images" if r.data.groups else "images"),
+        "pooled": any(d.pooled for d in r.differences),
         "leading": findings.leading(scored, r.differences) if scored else "",
         "following": findings.following(scored, r.differences),
         "effects": {axis.name: findings.axis_effect(axis, r.differences) for axis in a.axes},

@@ -64,4 +64,5 @@ def _start(options: StudyOptions) -> Plan:
         plan = read_plan(options.study)
     plan = replace(plan, seeds=tuple(range(options.seeds))) if options.seeds else plan
     plan = replace(plan, groups=options.groups) if options.groups else plan
-    return replace(plan, pretrain_each_seed=True) if options.pretrain_each_seed else plan
+    each = options.pretrain_each_seed
+    return plan if each is None else replace(plan, pretrain_each_seed=each)

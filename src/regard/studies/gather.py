@@ -146,7 +146,7 @@ def gather(study: Study, command: str, failures: Sequence[Failure], complete: bo
         complete=complete,
         failed=[FailedPart(name=failure.name, error=failure.error) for failure in failures],
         seeds=list(plan.seeds),
-        pretrain_each_seed=plan.pretrain_each_seed,
+        pretrain_each_seed=plan.own_pretrainings,
         axes={axis: [_shown(value) for value in values] for axis, values in plan.axes.items()},
         environment=_environment([run.origin.environment for run in every]),
         settings=_settings(plan),
@@ -283,7 +283,7 @@ def _shown(value: Any) -> Value:
 
 def _settings(plan: Plan) -> dict[str, str]:
     """The settings, flat, for people: those of backbones and pre-trainings that are used."""
-    found = {"seeds": plan.seeds, "pretrain_each_seed": plan.pretrain_each_seed, "cache": plan.cache}
+    found = {"seeds": plan.seeds, "pretrain_each_seed": plan.own_pretrainings, "cache": plan.cache}
     found |= _flat("segment", asdict(plan.segment))
     for key in sorted({c.backbone for c in plan.configurations}):
         found |= _flat(key, {"timm": plan.backbones[key].name, **plan.backbones[key].options})

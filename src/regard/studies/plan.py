@@ -76,7 +76,7 @@ class Plan:
 
     questions:          pairs (a, b) of configurations whose difference, a minus b, the study asks for.
     pretrain_each_seed: a pre-training of its own for each seed, so that the intervals hold its chance too; otherwise
-                        all seeds start from one, of seed 0.
+                        all seeds start from one, of seed 0. None: where a question compares pre-trainings.
     cache:              compute the features of frozen backbones once, for all that use them (`feature_cache`).
     groups:             which of the scored images belong together, see `data.groups`; None: each is for itself.
     text:               the file that it was read from, for the report.
@@ -90,8 +90,8 @@ class Plan:
     segment: SegmentSettings
     configurations: tuple[Configuration, ...]
     questions: tuple[tuple[str, str], ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
-    pretrain_each_seed: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    pretrain_each_seed: bool | None = None
     cache: bool = False
     kind: Literal["compare", "ablate"] = "compare"
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -116,13 +116,26 @@ class Plan:
         """Whether a training goes around cached features."""
         return self.cache and settings.freeze
 
+    @property
+    def own_pretrainings(self) -> bool:
+        """Whether each seed has its own: `pretrain_each_seed`, or what it comes to.
+
+        That is where a question is about configurations of different pre-trainings, one of which is made here.
+        """
+        if self.pretrain_each_seed is not None:
+            return self.pretrain_each_seed
+        of = {c.name: c.pretraining for c in self.configurations}
+        asked = ({of.get(a), of.get(b)} for a, b in self.questions)
+        made = {name for name, choice in self.pretrainings.items() if choice.settings is not None}
+        return any(len(names) > 1 and not made.isdisjoint(names) for names in asked)
+
     def pretraining_seed(self, seed: int) -> int:
         """Which pre-training a cell of this seed starts from."""
-        return seed if self.pretrain_each_seed else 0
+        return seed if self.own_pretrainings else 0
 
     def weights_name(self, name: str, seed: int) -> str:
         """What a pre-training is called."""
-        return f"{name}, seed {seed}" if self.pretrain_each_seed else name
+        return f"{name}, seed {seed}" if self.own_pretrainings else name
 
     def pretraining_key(self, name: str, seed: int) -> str:
         """Changes with everything that a pre-training depends on, the data aside: those are the study's."""
@@ -134,7 +147,7 @@ class Plan:
     def cell_key(self, configuration: Configuration) -> str:
         """Changes with everything that a configuration's cells depend on, seed and data aside; not with its name."""
         settings, name = self.settings(configuration), configuration.pretraining
-        weights = (self.pretraining_key(name, 0), self.pretrain_each_seed) if name else None
+        weights = (self.pretraining_key(name, 0), self.own_pretrainings) if name else None
         if settings.freeze:
             settings = replace(settings, backbone_lr=0.0)  # whatever it is
         return digest(

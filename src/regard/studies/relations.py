@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from regard.evaluation.statistics import Scored, correlate, difference, holm
-from regard.results import ConfigurationResult, Difference, HeadCorrelation
-from regard.studies.plan import Plan
+from regard.evaluation.statistics import Residual, Scored, correlate, difference, holm, pooled, residual
+from regard.results import ConfigurationResult, Difference, HeadCorrelation, limits_of
+from regard.studies.plan import Configuration, Plan
 
 MOST_PAIRED = 40  # configurations, of which every pair is compared
 HEAD_SCORES = {  # that stand beside mIoU, in words
@@ -21,6 +21,9 @@ HEAD_SCORES = {  # that stand beside mIoU, in words
 def differences(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]]) -> list[Difference]:
     """Every pair, over the seeds that both have; the asked questions first, with Holm's verdict over all of them.
 
+    The variance of seeds is also pooled over the configurations that are trained alike (`_alike`), and then p_strict,
+    which Holm's verdict takes, is that of `statistics.pooled`.
+
     Of more than `MOST_PAIRED` configurations, besides the questions only the pairs with the best.
     finished: configuration -> its scores, and the seeds that they are of.
     """
@@ -30,7 +33,7 @@ def differences(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]]
         best = max(finished, key=lambda name: finished[name][0].miou.mean())
         pairs = [(best, name) for name in finished if name != best]
     other = [pair for pair in pairs if not {pair, pair[::-1]} & set(asked)]
-    made = []
+    made, residuals = [], _residuals(plan, finished)
     for pair in [*asked, *other]:
         (one, seeds_of_one), (two, seeds_of_two) = (finished[name] for name in pair)
         common = [seed for seed in seeds_of_one if seed in seeds_of_two]
@@ -39,11 +42,30 @@ def differences(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]]
             of_two = two.only([seeds_of_two.index(seed) for seed in common])
             found = vars(difference(of_one, of_two))
             about = {"question": pair in asked, "holm": False, "seeds": len(common), "few": one.few}
+            alike = residuals.get(pair[0])
+            if alike is not None and alike is residuals.get(pair[1]):
+                with_all = pooled(of_one, of_two, alike)
+                found = found | {"p_strict": with_all.p_strict, "pooled": limits_of(with_all)}
             made.append(Difference(a=pair[0], b=pair[1], **found, **about))
     questions = [d for d in made if d.question]
     for d, still in zip(questions, holm([d.p_strict for d in questions]), strict=True):
         d.holm = still
     return made
+
+
+def _residuals(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]]) -> dict[str, Residual]:
+    """For each configuration with all seeds, that of all those which are trained alike; the same object for each."""
+    families: dict[tuple, list[str]] = {}
+    for c in plan.configurations:
+        if c.name in finished and len(finished[c.name][1]) == len(plan.seeds):
+            families.setdefault(_alike(plan, c), []).append(c.name)
+    of_families = [(names, residual([finished[name][0] for name in names])) for names in families.values()]
+    return {name: found for names, found in of_families if found is not None for name in names}
+
+
+def _alike(plan: Plan, c: Configuration) -> tuple[float, bool]:
+    """What the variance of seeds must not be pooled across: fewer labels vary more, and frozen backbones less."""
+    return c.label_fraction, plan.settings(c).freeze
 
 
 def correlations(
