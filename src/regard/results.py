@@ -127,10 +127,32 @@ class ModelDescription:
 
 
 @dataclass(kw_only=True)
+class Solved:
+    """How the head `ridge` was solved: power of class frequency in weights, penalty, and its ratio for maps.
+
+    held_out: mIoU over patches, on held-out groups; on_edge: whether a choice is at an end of what was tried.
+    """
+
+    power: float
+    penalty: float
+    ratio: float | None
+    held_out: float | None
+    on_edge: bool
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        maps = "" if self.ratio is None else f", of maps {self.ratio:g} times that"
+        edge = ", at an end of what was tried" if self.on_edge else ""
+        found = "" if self.held_out is None else f" ({100 * self.held_out:.1f}% mIoU of held-out patches{edge})"
+        return f"penalty {self.penalty:g}{maps}, class weights of frequency^-{self.power:g}{found}"
+
+
+@dataclass(kw_only=True)
 class RunDescription(ModelDescription):
     """`run.json`: a finished segmentation. peak_memory_mb: of the GPU; best_epoch: None for an average over epochs.
 
-    trained_on: `name_digest` of the images that it was trained on.
+    trained_on: `name_digest` of the images that it was trained on; solved: of the head `ridge`, which is not trained.
     """
 
     seed: int
@@ -142,6 +164,7 @@ class RunDescription(ModelDescription):
     curve: list[EpochScore]
     parameters: int
     trained_on: list[str] = field(default_factory=list)
+    solved: Solved | None = None
 
     @property
     def miou(self) -> float | None:

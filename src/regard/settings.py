@@ -31,6 +31,7 @@ FUSIONS = {
 }
 HEADS = {
     "linear": "regard.segmentation.heads:LinearHead",
+    "ridge": "regard.segmentation.heads:RidgeHead",
     "fcn": "regard.segmentation.heads:FCNHead",
     "setr_pup": "regard.segmentation.heads:SETRPUPHead",
     "unet": "regard.segmentation.heads:UNetHead",
@@ -513,7 +514,19 @@ class Decoder(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentSettings(Decoder, Guidance, Bits):
+class Grouping(Settings):
+    """Which images belong together."""
+
+    groups: str | None = setting(
+        None,
+        "Images that belong together, which folds and errors never part: `folder`, a regular expression on file names "
+        "such as '^[^_]*', or a .csv file with name and group; by default each image is a group.",
+        common=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings(Decoder, Guidance, Bits, Grouping):
     """A training for segmentation."""
 
     size: int = setting(224, "Short side of the images in pixels.", 1, MOST_PIXELS, common=True)
@@ -669,18 +682,6 @@ class SweepOptions(Settings):
         True, "Give up a trial that is below the median of the others at an epoch, after the first quarter."
     )
     workers: int = setting(4, "Processes that load images, for each trial.", 0, MOST_PROCESSES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grouping(Settings):
-    """Which images belong together."""
-
-    groups: str | None = setting(
-        None,
-        "Images that belong together, which folds and errors never part: `folder`, a regular expression on file names "
-        "such as '^[^_]*', or a .csv file with name and group; by default each image is a group.",
-        common=True,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ def segment(
     from regard.data.loading.wrapped import Fraction, check_share
     from regard.data.source import check_readable, open_source, require_masks
     from regard.results import Origin
-    from regard.runs.checks import check_hardware, check_settings
+    from regard.runs.checks import check_hardware, check_said, check_settings
     from regard.runs.extras import Cache, Extras
     from regard.runs.folders import data_settings, run_folder
     from regard.runs.run import RUN_FILE, load_run, summary
@@ -100,6 +100,7 @@ def segment(
         raise InputError("only the refiner affinity learns of pairs: leave out --affinity_weight, or take it")
     if settings.freeze and settings.backbone_lr != SegmentSettings.backbone_lr:
         raise InputError("a frozen backbone does not learn, at no rate: leave out --backbone_lr, or --freeze")
+    check_said(settings)
     check_share(label_fraction)
     source = open_source(data, scenes_size=settings.size)
     splits = require_masks(source)

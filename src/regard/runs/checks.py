@@ -5,6 +5,7 @@ import torch
 from regard.backbones import Backbone
 from regard.errors import InputError
 from regard.runs.choosing_heads import check_choice, chosen_levels
+from regard.segmentation.fusions import CONCAT_WIDTH
 from regard.segmentation.heads import build_head
 from regard.segmentation.losses import build_loss
 from regard.segmentation.model import SegmentationModel
@@ -31,8 +32,43 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
         )  # fmt: skip
         SegmentationTask(model, 2, loss, settings)
     check_choice(settings, backbone)
+    if settings.groups is not None and settings.heads_kept is None and settings.head != "ridge":
+        raise InputError(
+            "groups are for what --heads_kept and head ridge choose: leave out --groups, or add one of them"
+        )
+    if settings.head == "ridge":
+        _check_ridge(settings, model)
     if settings.layers is not None:
         chosen_levels(backbone, model.head.levels, settings.layers)
+
+
+OF_TRAINING = (
+    "crop", "scale", "jitter", "class_share", "epochs", "batch_size", "accumulate", "loss", "class_weights", "lr",
+    "fusion_lr", "backbone_lr", "layer_decay", "weight_decay", "warmup", "schedule", "average", "patience",
+)  # fmt: skip
+
+
+def check_said(settings: SegmentSettings) -> None:
+    """InputError for what is said of a training where there is none."""
+    said = [name for name in OF_TRAINING if getattr(settings, name) != getattr(SegmentSettings, name)]
+    if settings.head == "ridge" and said:
+        raise InputError(f"head ridge is solved, not trained: leave out --{said[0]}, or take head linear")
+
+
+def _check_ridge(settings: SegmentSettings, model: SegmentationModel) -> None:
+    """InputError for what is not to be solved in closed form."""
+    if not settings.freeze:
+        raise InputError("head ridge is solved for features that stay as they are: add --freeze, or take head linear")
+    if settings.guided:
+        raise InputError("guidance trains a backbone, and head ridge is solved: leave it out, or take head linear")
+    if settings.fusion not in ("none", "concat"):
+        raise InputError(f"head ridge is solved, and fusion {settings.fusion} is trained: take fusion none or concat")
+    most = max(model.backbone.heads, default=0) if settings.heads_kept is None else settings.heads_kept
+    if settings.fusion == "concat" and most > CONCAT_WIDTH:
+        raise InputError(
+            f"fusion concat passes {CONCAT_WIDTH} maps of a level on as they are, and head ridge would read {most}: "
+            f"add --heads_kept {CONCAT_WIDTH}, or less"
+        )
 
 
 def levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...]:
@@ -44,6 +80,10 @@ def levels_read(settings: SegmentSettings, backbone: Backbone) -> tuple[int, ...
 
 def check_hardware(settings: SegmentSettings, hardware: Hardware, images: int, cached: bool) -> None:
     """InputError for what so many processes, or these ways to compute, cannot do with so many training images."""
+    if settings.head == "ridge":
+        if hardware.processes > 1:
+            raise InputError("head ridge is solved by one process: take --devices 1, or another head")
+        return
     batch, parts = settings.batch_size, hardware.processes * settings.accumulate
     share = f"{hardware.processes} processes x {settings.accumulate} parts"
     if batch % parts:

@@ -60,18 +60,21 @@ def choose_heads(
     levels: Sequence[int],
     heads_kept: int | None,
     size: int,
+    groups: str | None = None,
 ) -> Kept | None:
     """For each level of the pyramid the heads that the fusion sees, in order of their index; None where it is all.
 
     reads: the levels that the head reads; levels: those of them whose attention the fusion reads.
-    Images have a short side of `size` pixels. It takes no random numbers, and leaves the backbone as it was.
+    Images have a short side of `size` pixels; groups: see `score_levels`. It takes no random numbers, and leaves the
+    backbone as it was.
     """
     if isinstance(train, Fraction):  # a repeated image is no further evidence, and no unrelated image to its likes
         train = train.once()
     kept = [tuple(range(heads)) if level in levels else () for level, heads in enumerate(backbone.heads)]
     most = max(backbone.heads) if heads_kept is None else heads_kept
     large = [level for level in levels if backbone.heads[level] > most]
-    for level, rows in zip(large, score_levels(backbone, train, large, size, IMAGES) if large else (), strict=True):
+    found = score_levels(backbone, train, large, size, IMAGES, groups) if large else ()
+    for level, rows in zip(large, found, strict=True):
         scores = [row.information_beyond_position for row in rows]
         if None in scores:  # of a single image it is not known what the place alone tells
             scores = [row.information for row in rows]
@@ -92,8 +95,7 @@ def remembered_choice(
     train: MaskDataset,
     reads: Sequence[int],
     levels: Sequence[int],
-    heads_kept: int | None,
-    size: int,
+    settings: SegmentSettings,
 ) -> Kept | None:
     """`choose_heads`, noted in the folder of the run, so that one that goes on from a checkpoint has the same heads.
 
@@ -102,6 +104,6 @@ def remembered_choice(
     note = out / CHOICE_FILE
     if last_checkpoint(out) is not None and note.is_file():
         return read_json(note, Kept | None)
-    kept = choose_heads(backbone, train, reads, levels, heads_kept, size)
+    kept = choose_heads(backbone, train, reads, levels, settings.heads_kept, settings.size, settings.groups)
     write_json(note, kept)
     return kept

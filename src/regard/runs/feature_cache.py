@@ -45,10 +45,12 @@ from regard.data.loading.samples import WholePairs
 from regard.errors import InputError
 from regard.files import on_disk
 from regard.results import NO_JSON
+from regard.runs.extras import Cache
 from regard.runs.run import Run
 from regard.say import console, say
 from regard.segmentation.inference import BATCH, count_cached
 from regard.segmentation.model import SegmentationModel
+from regard.settings import Hardware
 
 TENSORS_FILE, SAMPLES_FILE = "tensors.bin", "samples.txt"
 Sample = list[np.ndarray]
@@ -191,6 +193,14 @@ def cached_counts(
             sample = [tensor.to(device) for tensor in tensors], size, mask.to(device)
             counts += count_cached(run.model, [sample], len(run.classes), run.ignore_index)
     return torch.stack(counts).cpu().numpy()
+
+
+def whole_features(
+    cache: Cache, model: SegmentationModel, dataset: MaskDataset, size: int, hardware: Hardware
+) -> TorchDataset:
+    """index -> the tensors of a whole image, its (height, width) as it was fed, and its mask at the mask's own size."""
+    fill = _Filling(model, BATCH, hardware.workers, hardware.autocast, hardware.bar)
+    return _Whole(cached_whole(cache.folder, fill, dataset, size, cache.content))
 
 
 def cached_whole(folder: Path, fill: "_Filling", dataset: MaskDataset, short: int, content: str) -> "TensorFile":

@@ -6,7 +6,8 @@ A run's description is written last and whole, so a folder that has one is finis
 import json
 import math
 import shutil
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from regard.data.loading.wrapped import WithOthers
 from regard.data.survey import class_pixels
 from regard.files import write_whole
 from regard.pictures.charts import heads_chart
-from regard.results import EpochScore, HeadShares, RunDescription, write_stored
+from regard.results import EpochScore, HeadShares, RunDescription, Solved, write_stored
 from regard.runs.checks import check_hardware, check_settings, levels_read
 from regard.runs.choosing_heads import CHOICE_FILE, chosen_levels, remembered_choice
 from regard.runs.extras import Extras
 from regard.runs.feature_cache import cached_data
 from regard.runs.run import RUN_FILE, name_digests
+from regard.runs.solving import Images, solve_head, validate
+from regard.say import is_first_process, say
 from regard.segmentation.losses import balanced_weights, build_loss
 from regard.segmentation.model import SegmentationModel, has_unused
 from regard.segmentation.task import SegmentationTask
@@ -57,32 +60,83 @@ def segment_run(
 ) -> RunDescription:
     """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
 
-    The best epoch is the one of the highest mIoU on `val`; with the average `swa`, the last one is kept. Goes on from a
-    checkpoint as `pretrain_run` does. With a cache, the features of a frozen backbone are computed once.
+    The head `ridge` is solved instead (`runs.solving`). The best epoch is the one of the highest mIoU on `val`; with
+    the average `swa`, the last one is kept. Goes on from a checkpoint as `pretrain_run` does. With a cache, the
+    features of a frozen backbone are computed once.
 
     Raises InputError for settings that do not go together.
     """
-    cache = extras.cache
-    check_settings(settings, backbone, cached=cache is not None)
-    check_hardware(settings, hardware, len(train), cached=cache is not None)
+    check_settings(settings, backbone, cached=extras.cache is not None)
+    check_hardware(settings, hardware, len(train), cached=extras.cache is not None)
     train, val = (at_bits(dataset, settings.image_bits) for dataset in (train, val))
     classes = len(train.classes)
-    seen = (WithOthers(train), WithOthers(val)) if settings.maps == "other" else (train, val)
     kept = None
     if settings.layers is not None or settings.heads_kept is not None:
         reads = levels_read(settings, backbone)
         levels = chosen_levels(backbone, reads, settings.layers)
         backbone.to(hardware.device if hardware.processes == 1 else "cpu")  # where all that choose round alike
-        kept = remembered_choice(out, backbone, train, reads, levels, settings.heads_kept, settings.size)
+        kept = remembered_choice(out, backbone, train, reads, levels, settings)
     L.seed_everything(seed, verbose=False)
     model = SegmentationModel(
         backbone, classes, settings.fusion, settings.head, settings.freeze, kept, settings.head_options,
         settings.maps, settings.refiner,
     )  # fmt: skip
-    averaging = make_averaging(settings.average, settings.epochs)
+    made = (_solve if settings.head == "ridge" else _train)(model, train, val, settings, out, seed, hardware, extras)
+    description = RunDescription(
+        regard=version("regard"),
+        backbone=describe(backbone),
+        kept=kept,
+        settings=settings,
+        classes=list(train.classes),
+        palette=[(r, g, b) for r, g, b in np.asarray(train.palette).tolist()],
+        ignore_index=train.ignore_index,
+        head_weights=head_weights(model),
+        refined=refined(model),
+        seed=seed,
+        origin=extras.origin,
+        cached=extras.cache is not None,
+        peak_memory_mb=torch.cuda.max_memory_allocated() / 2**20 if hardware.on_gpu else None,
+        parameters=parameters(model),
+        trained_on=name_digests(train),
+        **vars(made),
+    )
+    if not is_first_process():
+        return description
+    _save_model(model, out / MODEL_FILE)
+    if description.head_weights:
+        chart = heads_chart(description.head_weights, f"heads that the {settings.listener} uses")
+        write_whole(out / HEADS_PICTURE, lambda file: chart.savefig(file, dpi=120, format="png"))
+    write_stored(out / RUN_FILE, description)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    (out / CHOICE_FILE).unlink(missing_ok=True)
+    return description
+
+
+@dataclass(frozen=True)
+class _Made:
+    """How it came to be: as `RunDescription` has it."""
+
+    seconds: float
+    best_epoch: int | None
+    curve: list[EpochScore]
+    solved: Solved | None = None
+
+
+def _train(
+    model: SegmentationModel,
+    train: MaskDataset,
+    val: MaskDataset,
+    settings: SegmentSettings,
+    out: Path,
+    seed: int,
+    hardware: Hardware,
+    extras: Extras,
+) -> _Made:
+    """Train it; it then has the weights that are kept."""
+    cache, averaging = extras.cache, make_averaging(settings.average, settings.epochs)
     weights = balanced_weights(torch.from_numpy(class_pixels(train))) if settings.class_weights == "balanced" else None
     loss = build_loss(settings.loss, weights, train.ignore_index)
-    task = SegmentationTask(model, classes, loss, settings, train.ignore_index)
+    task = SegmentationTask(model, len(train.classes), loss, settings, train.ignore_index)
     transform = TrainTransform(
         settings.crop or settings.size,
         train.ignore_index,
@@ -91,6 +145,7 @@ def segment_run(
         short=settings.size,
         most=settings.class_share,
     )
+    seen = (WithOthers(train), WithOthers(val)) if settings.maps == "other" else (train, val)
     data = SegmentationData(*seen, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
     if cache is not None:
         model.to(hardware.device)
@@ -107,7 +162,7 @@ def segment_run(
     watching = [best, history, clock, StepSeed(seed), _CountOnce(), *averaging, *extras.callbacks]
     if settings.patience is not None:
         watching.append(EarlyStopping("val_miou", mode="max", patience=settings.patience))
-    config = asdict(settings) | {"backbone": describe(backbone)["name"], "seed": seed}
+    config = asdict(settings) | {"backbone": describe(model.backbone)["name"], "seed": seed}
     trainer = make_trainer(
         settings,
         out,
@@ -127,36 +182,30 @@ def segment_run(
         best_epoch = checkpoint["epoch"] + 1
         task.load_state_dict(checkpoint["state_dict"])
     trainer.strategy.barrier()  # before the first process removes what all have read
-    description = RunDescription(
-        regard=version("regard"),
-        backbone=describe(backbone),
-        kept=kept,
-        settings=settings,
-        classes=list(train.classes),
-        palette=[(r, g, b) for r, g, b in np.asarray(train.palette).tolist()],
-        ignore_index=train.ignore_index,
-        head_weights=head_weights(model),
-        refined=refined(model),
-        seed=seed,
-        origin=extras.origin,
-        cached=cache is not None,
-        seconds=clock.seconds,
-        peak_memory_mb=torch.cuda.max_memory_allocated() / 2**20 if hardware.on_gpu else None,
-        best_epoch=best_epoch,
-        curve=[EpochScore(**point) for point in history.points],
-        parameters=parameters(model),
-        trained_on=name_digests(train),
-    )
-    if not trainer.is_global_zero:
-        return description
-    _save_model(model, out / MODEL_FILE)
-    if description.head_weights:
-        chart = heads_chart(description.head_weights, f"heads that the {settings.listener} uses")
-        write_whole(out / HEADS_PICTURE, lambda file: chart.savefig(file, dpi=120, format="png"))
-    write_stored(out / RUN_FILE, description)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    (out / CHOICE_FILE).unlink(missing_ok=True)
-    return description
+    return _Made(clock.seconds, best_epoch, [EpochScore(**point) for point in history.points])
+
+
+def _solve(
+    model: SegmentationModel,
+    train: MaskDataset,
+    val: MaskDataset,
+    settings: SegmentSettings,
+    out: Path,
+    seed: int,
+    hardware: Hardware,
+    extras: Extras,
+) -> _Made:
+    """Solve its head in closed form, at once: there are no steps to go on from, and nothing of the seed is in it."""
+    started = time.perf_counter()
+    prepare(model, hardware)
+    model.to(hardware.device).eval()
+    cache = extras.cache and replace(extras.cache, content=extras.cache.content_at(settings.image_bits))
+    images = Images(model, settings.size, hardware, cache)
+    out.mkdir(parents=True, exist_ok=True)
+    solved = solve_head(model, images, train, settings, out)
+    say(f"head ridge: {solved.said}")
+    score = EpochScore(epoch=1, train_loss=None, val_miou=validate(model, images, val))
+    return _Made(time.perf_counter() - started, 1, [score], solved)
 
 
 class _CountOnce(L.Callback):

@@ -23,7 +23,12 @@ MEANS = {  # what a study calls it -> a score of a head
 
 
 def head_scores(
-    backbone: Backbone, dataset: MaskDataset, levels: Sequence[int], size: int, images: int = 64
+    backbone: Backbone,
+    dataset: MaskDataset,
+    levels: Sequence[int],
+    size: int,
+    images: int = 64,
+    groups: str | None = None,
 ) -> dict[str, float] | None:
     """Means over all attention heads of these levels of the pyramid: those that a decoder could read.
 
@@ -32,27 +37,30 @@ def head_scores(
     entropy:         as a share of log2 of the grid's positions, in 0..1.
     jaccard:         of the mask of 60% of the mass, mean over the objects of an image and over images, in 0..1.
 
-    Over at most `images` evenly spaced images with masks, whose short side is brought to `size` pixels. A score that
+    Over at most `images` evenly spaced images with masks, whose short side is brought to `size` pixels; groups: see
+    `score_levels`. A score that
     cannot be had is left out, such as what is beyond position of a single image. None for a backbone without attention.
     Raises InputError where every pixel of the masks is void, and where attention is not finite.
     """
     if not backbone.heads:
         return None
-    rows = [row for level in score_levels(backbone, dataset, levels, size, images) for row in level]
+    rows = [row for level in score_levels(backbone, dataset, levels, size, images, groups) for row in level]
     scores = {name: [getattr(row, score) for row in rows] for name, score in MEANS.items()}
     known = {name: [value for value in values if value is not None] for name, values in scores.items()}
     return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def score_levels(
-    backbone: Backbone, dataset: MaskDataset, levels: Sequence[int], size: int, images: int
+    backbone: Backbone, dataset: MaskDataset, levels: Sequence[int], size: int, images: int, groups: str | None = None
 ) -> list[list[HeadRow]]:
     """For each of these pyramid levels, the scores of its heads in order.
 
     Protocol regard, over at most `images` evenly spaced images, whose short side is brought to `size` pixels. It takes
     no random numbers, and leaves the backbone as it was.
+
+    groups: which images belong together (`data.groups`): what place alone tells is asked of an image of another one.
     """
-    data = Chosen(Cached(dataset), images)  # each mask is read twice: for its own image, and for the next one
+    data = Chosen(Cached(dataset), images, groups)  # each mask is read twice: for its own image, and for the next one
     asked = Scoring(size=size, blocks=tuple(backbone.blocks[i] for i in levels))
     protocol = choose_protocol(asked, backbone, data.classes)
     found = score_heads({"run": backbone}, data, protocol, consistency=False, bar=False)["run"]

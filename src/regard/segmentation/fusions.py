@@ -20,6 +20,7 @@ from regard.errors import InputError
 from regard.settings import FUSIONS, find
 
 Pyramid = tuple[Tensor, ...]
+CONCAT_WIDTH = 32  # hidden units of a level
 
 
 class Fusion(nn.Module):
@@ -172,11 +173,18 @@ class ConcatFusion(Fusion):
         """Project, concatenate."""
         return _Concat(channels, heads)
 
+    def saliences(self, features: Features) -> list[Float[Tensor, "b heads h w"]]:
+        """What it sees, of each level that is read."""
+        maps = seen(features, self.maps)
+        return [salience(self.choose[i](maps[i]).weights) for i in self.reads]
+
 
 class _Concat(nn.Module):
     """x + V p, p being a learned, nonlinear projection of the salience of the heads."""
 
-    def __init__(self, channels: int, heads: int, width: int = 32) -> None:
+    LINEAR = 10.0  # what GELU leaves as it is; salience is above -ln 2
+
+    def __init__(self, channels: int, heads: int, width: int = CONCAT_WIDTH) -> None:
         super().__init__()
         self.project = nn.Sequential(nn.Conv2d(heads, width, kernel_size=1), nn.GELU())
         self.mix = nn.Conv2d(width, channels, kernel_size=1, bias=False)
@@ -185,6 +193,19 @@ class _Concat(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], attention: AttentionMap) -> Float[Tensor, "b c h w"]:
         """x, with what the maps say added to it."""
         return x + self.mix(self.project(salience(attention.weights)))
+
+    @torch.no_grad()
+    def set_linear(self, slopes: Float[Tensor, "heads channels"]) -> Float[Tensor, "channels"]:
+        """Add the salience of heads times these slopes, and a constant, which is returned."""
+        project, heads = self.project[0], len(slopes)
+        assert isinstance(project, nn.Conv2d)
+        assert project.bias is not None
+        project.weight.zero_()
+        project.weight[:heads, :, 0, 0] = torch.eye(heads)
+        project.bias.fill_(self.LINEAR)
+        self.mix.weight.zero_()
+        self.mix.weight[:, :heads, 0, 0] = slopes.T
+        return self.LINEAR * slopes.sum(dim=0)
 
     def head_weights(self) -> Float[Tensor, " heads"]:
         """How far each head gets through both matrices, as a share."""

@@ -128,11 +128,36 @@ class LinearHead(Head):
         self.norm = BatchNorm(sum(channels), affine=False)
         self.classify = nn.Conv2d(sum(channels), classes, kernel_size=1)
 
+    def columns(self, pyramid: Pyramid) -> Float[Tensor, "batch columns h w"]:
+        """What it classifies, before it is normalised."""
+        size = pyramid[0].shape[-2:]
+        return torch.cat([F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in pyramid], dim=1)
+
     def forward(self, pyramid: Pyramid) -> Logits:
         """Logits on the finest grid."""
-        size = pyramid[0].shape[-2:]
-        levels = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in pyramid]
-        return self.classify(self.norm(torch.cat(levels, dim=1)))
+        return self.classify(self.norm(self.columns(pyramid)))
+
+
+class RidgeHead(LinearHead):
+    """A linear classifier whose weights are solved in closed form, not trained: see `runs.solving`."""
+
+    @torch.no_grad()
+    def set_linear(
+        self,
+        slopes: Float[Tensor, "columns classes"],
+        intercept: Float[Tensor, "classes"],
+        mean: Float[Tensor, "columns"],
+        deviation: Float[Tensor, "columns"],
+    ) -> None:
+        """Answer x to intercept + x slopes. mean, deviation: of columns, which are normalised by them for rounding."""
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(deviation.square())
+        scale = (deviation.double().square() + self.norm.eps).sqrt()
+        self.classify.weight.copy_((slopes.double() * scale[:, None]).T[..., None, None])
+        assert self.classify.bias is not None
+        self.classify.bias.copy_(intercept.double() + mean.double() @ slopes.double())
 
 
 class FCNHead(Head):

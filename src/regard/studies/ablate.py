@@ -313,7 +313,7 @@ OF_PRETRAINING = {"pretrain_guidance", "projector", "lambda"}
 SETTINGS = [
     one.name
     for one in options(SegmentSettings)
-    if one.name not in AXES and one.name not in ("size", "scale", "head_options", "cache_crops")
+    if one.name not in AXES and one.name not in ("size", "scale", "head_options", "cache_crops", "groups")
 ]
 USUAL = {
     "fusion": list(FUSIONS),

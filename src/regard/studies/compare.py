@@ -254,13 +254,13 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
 def _head_scores(study: Study, run: Run, scored: MaskDataset) -> dict[str, float | None] | None:
     """`scoring.cell_scores.head_scores`; of a frozen backbone once for all cells."""
     backbone, levels = run.model.backbone, run.model.head.levels
-    about = json.dumps([weights_digest(backbone), list(levels), run.size])
+    about = json.dumps([weights_digest(backbone), list(levels), run.size, study.plan.groups])
     file = study.out / "heads" / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
     frozen = run.description.settings.freeze
     with suppress(InputError):  # damaged: computed again
         if frozen and file.is_file():
             return read_json(file, dict[str, float | None] | None)
-    found = head_scores(backbone, scored, levels, run.size)
+    found = head_scores(backbone, scored, levels, run.size, groups=study.plan.groups)
     if frozen:
         file.parent.mkdir(exist_ok=True)
         write_json(file, found)

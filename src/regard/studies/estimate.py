@@ -122,9 +122,12 @@ def _cell(study: Study, c: Configuration) -> tuple[float, str]:
         backbone = build_backbone(choice.name, **choice.options)
         return segment_run(few, some, backbone, replace(short, epochs=epochs), folder, 0, study.hardware).seconds
 
-    image = _epoch(trial) / (len(few) + FORWARD * len(some))
-    seconds = settings.epochs * image * (len(train) + FORWARD * len(val))
-    return seconds, f"{STEPS} steps of {batch} images"
+    solved = settings.head == "ridge"  # each image passes forward once
+    each = (len(few) + len(some), len(train) + len(val))
+    if not solved:
+        each = (len(few) + FORWARD * len(some), len(train) + FORWARD * len(val))
+    seconds = _epoch(trial) / each[0] * each[1] * (1 if solved else settings.epochs)
+    return seconds, f"{len(few)} images" if solved else f"{STEPS} steps of {batch} images"
 
 
 def _epoch(trial: Callable[[int, Path], float]) -> float:

@@ -106,6 +106,8 @@ class Plan:
         otherwise: it then sees the crops that it would see without a cache.
         """
         settings = replace(self.segment, **configuration.segment)
+        chooses = settings.heads_kept is not None or settings.head == "ridge"  # by what they must not part
+        settings = replace(settings, groups=(settings.groups or self.groups) if chooses else None)
         if settings.crop == settings.size:
             settings = replace(settings, crop=None)
         if not self.caches(settings):

@@ -63,9 +63,12 @@ def _residuals(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]])
     return {name: found for names, found in of_families if found is not None for name in names}
 
 
-def _alike(plan: Plan, c: Configuration) -> tuple[float, bool]:
-    """What the variance of seeds must not be pooled across: fewer labels vary more, and frozen backbones less."""
-    return c.label_fraction, plan.settings(c).freeze
+def _alike(plan: Plan, c: Configuration) -> tuple[float, bool, bool]:
+    """What the variance of seeds must not be pooled across: fewer labels vary more, frozen backbones less, and what is
+    solved has but the chance of its labels.
+    """
+    settings = plan.settings(c)
+    return c.label_fraction, settings.freeze, settings.head == "ridge"
 
 
 def correlations(

@@ -43,6 +43,7 @@ SAME = {  # why these are the same in all trials
     "seed": "the best of several seeds is luck: give --seed",
     "patience": "a sweep gives up trials itself: give --prune",
     "cache_crops": "trials have no cache",
+    "groups": "which images belong together is a fact: give --groups",
 }
 OPTIONS = {  # what can be swept: the settings of a segmentation that are one number or word
     option.name: option
