@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from commands import fails
 from regard.backbones import build_backbone, normalize
 from regard.data.loading.wrapped import Fraction
 from regard.errors import InputError
