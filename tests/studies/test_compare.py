@@ -289,6 +289,23 @@ def test_a_frozen_backbone_is_scored_once_for_all_cells(source, tmp_path, monkey
         assert kept[1] == plain[1]
 
 
+def test_solved_cells_stand_beside_trained_ones(source, tmp_path) -> None:
+    plan = micro("random-vit-gate", seeds=2)
+    (one,) = plan.configurations
+    trained = replace(one, name="trained", label_fraction=0.5, segment={"freeze": True, "head": "segformer"})
+    solved = {"freeze": True, "head": "ridge", "head_options": {}}
+    rows = [replace(trained, name=name, segment={**solved, "fusion": name}) for name in ("none", "concat")]
+    plan = replace(plan, configurations=(trained, *rows), questions=(("concat", "none"),), cache=True)
+    _, failures = compare(source, plan, tmp_path / "study", hardware=QUIET)
+    assert failures == []
+    results = read(tmp_path / "study")
+    assert [c["head"] for c in results["configurations"]] == ["segformer", "ridge", "ridge"]
+    pooled = {(d["a"], d["b"]): d["pooled"] is not None for d in results["differences"]}
+    assert pooled == {("concat", "none"): True, ("trained", "none"): False, ("trained", "concat"): False}
+    first = {run["miou"] for run in results["configurations"][1]["runs"]}
+    assert len(first) == 2  # each seed has labels of its own
+
+
 def test_a_name_may_be_that_of_a_pretraining(source, tmp_path) -> None:
     plan = micro("bt-resnet50")
     (one,) = plan.configurations
