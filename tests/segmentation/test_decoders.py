@@ -22,7 +22,7 @@ WIDTH = {"width": 16}
 
 
 def head_for(name: str, kind: str, classes: int = 5) -> nn.Module:
-    return build_head(name, *KINDS[kind], classes, options={} if name == "linear" else WIDTH)
+    return build_head(name, *KINDS[kind], classes, options={} if name in ("linear", "ridge") else WIDTH)
 
 
 def pyramid_of(channels, strides, height: int, width: int, batch: int = 2) -> tuple[Tensor, ...]:
@@ -185,7 +185,7 @@ def test_a_neck_gives_a_vits_levels_the_strides_of_stages_and_leaves_stages_alon
 @pytest.mark.parametrize("name", HEADS)
 def test_short_pyramids_work_or_are_one_line(name: str) -> None:
     needed = {"segformer": 3, "unet": 2, "upernet": 2, "deeplabv3plus": 2}.get(name, 1)
-    options = {} if name == "linear" else WIDTH
+    options = {} if name in ("linear", "ridge") else WIDTH
     for kind in KINDS.values():
         for levels in range(1, 4):
             channels, strides = (values[:levels] for values in kind)
@@ -220,7 +220,7 @@ def test_an_unknown_head_or_option_is_one_line() -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_width_of_one_is_enough_to_run(name: str) -> None:
-    options = {} if name == "linear" else {"width": 1}
+    options = {} if name in ("linear", "ridge") else {"width": 1}
     assert build_head(name, *STAGES, 2, options=options)(pyramid_of(*STAGES, 64, 64)).shape[1] == 2
 
 
@@ -246,7 +246,7 @@ def test_a_model_answers_at_the_size_of_an_image_that_no_stride_divides(name: st
         body = build_backbone("vit_tiny_patch16_224", **options)
     else:
         body = build_backbone("resnet18", channels=(8, 16, 16, 16))
-    model = SegmentationModel(body, 3, head=name, head_options={} if name == "linear" else WIDTH).train()
+    model = SegmentationModel(body, 3, head=name, head_options={} if name in ("linear", "ridge") else WIDTH).train()
     out = model(torch.randn(1, 3, 61, 92))
     assert out.shape == (1, 3, 61, 92)
     out.square().mean().backward()

@@ -29,7 +29,9 @@ def test_an_untrained_fusion_gives_exactly_the_output_of_none(backbone: str, hea
     for name in ("none", fusion):
         torch.manual_seed(1)
         body = build_backbone(backbone, **BACKBONES[backbone])
-        model = SegmentationModel(body, 5, name, head, head_options={} if head == "linear" else {"width": 8}).eval()
+        model = SegmentationModel(
+            body, 5, name, head, head_options={} if head in ("linear", "ridge") else {"width": 8}
+        ).eval()
         torch.manual_seed(2)
         for parameter in model.head.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -99,7 +101,9 @@ def test_attention_asked_of_a_convnet_is_an_error() -> None:
 def test_every_fusion_trains_with_every_head_and_leaves_no_parameter_without_a_gradient(head: str) -> None:
     # DDP refuses a parameter that could learn and gets none, such as of a level that the head does not read
     backbone = build_backbone(VIT, **TINY_VIT)
-    parts = build_head(head, backbone.channels, backbone.strides, 3, options={} if head == "linear" else {"width": 8})
+    parts = build_head(
+        head, backbone.channels, backbone.strides, 3, options={} if head in ("linear", "ridge") else {"width": 8}
+    )
     for name in FUSIONS:
         fusion = build_fusion(name, backbone, parts.levels)
         seen = backbone(torch.randn(2, 3, 64, 64), attention=fusion.attention, affinity=fusion.affinity)
