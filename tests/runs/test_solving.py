@@ -99,6 +99,7 @@ def test_a_cache_is_read_once_for_all_draws_of_labels(tmp_path, monkeypatch) -> 
     [
         ({"freeze": False}, "head ridge is solved for features that stay as they are: add --freeze"),
         ({"fusion": "gate"}, "head ridge is solved, and fusion gate is trained: take fusion none or concat"),
+        ({"refiner": "upsample"}, "head ridge is solved, and refiner upsample is trained: take refiner none"),
         ({"head_options": {"width": 8}}, "head ridge has no options"),
     ],
 )

@@ -44,7 +44,7 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
 
 OF_TRAINING = (
     "crop", "scale", "jitter", "class_share", "epochs", "batch_size", "accumulate", "loss", "class_weights", "lr",
-    "fusion_lr", "backbone_lr", "layer_decay", "weight_decay", "warmup", "schedule", "average", "patience",
+    "fusion_lr", "affinity_weight", "backbone_lr", "layer_decay", "weight_decay", "warmup", "schedule", "average", "patience",
 )  # fmt: skip
 
 
@@ -63,6 +63,8 @@ def _check_ridge(settings: SegmentSettings, model: SegmentationModel) -> None:
         raise InputError("guidance trains a backbone, and head ridge is solved: leave it out, or take head linear")
     if settings.fusion not in ("none", "concat"):
         raise InputError(f"head ridge is solved, and fusion {settings.fusion} is trained: take fusion none or concat")
+    if settings.refiner != "none":
+        raise InputError(f"head ridge is solved, and refiner {settings.refiner} is trained: take refiner none")
     most = max(model.backbone.heads, default=0) if settings.heads_kept is None else settings.heads_kept
     if settings.fusion == "concat" and most > CONCAT_WIDTH:
         raise InputError(
