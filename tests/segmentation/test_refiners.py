@@ -51,8 +51,9 @@ def test_every_parameter_of_a_refiner_learns_and_none_is_without_a_gradient(back
     assert has_unused(model) == has_unused(
         SegmentationModel(build_backbone(backbone, **BACKBONES[backbone]), 3, head="linear")
     )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(3):  # the scalar that starts at zero moves first, then what starts at zero behind it
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    torch.nn.init.constant_(model.refiner.strength, 0.5)
+    for _ in range(2):  # what starts at zero behind the strength moves first
         optimizer.zero_grad()
         model(torch.randn(2, 3, 64, 64)).square().mean().backward()
         optimizer.step()
@@ -264,7 +265,7 @@ def test_a_cache_holds_what_a_refiner_needs(backbone: str, refiner: str) -> None
         build_backbone(backbone, **BACKBONES[backbone]), 3, "none", "linear", freeze=True, refiner=refiner
     ).eval()
     for parameter in model.refiner.parameters():
-        torch.nn.init.normal_(parameter)
+        torch.nn.init.uniform_(parameter)
     images = normalize(torch.randint(0, 256, (2, 3, 50, 37), dtype=torch.uint8))
     features = model.features(images)
     tensors = model.to_tensors(features)
@@ -272,6 +273,22 @@ def test_a_cache_holds_what_a_refiner_needs(backbone: str, refiner: str) -> None
     assert torch.equal(again, model.decode(features, (50, 37)))
     assert again.isfinite().all()
     assert (tensors[-1].dtype == torch.uint8) == (refiner == "upsample")
+
+
+@pytest.mark.parametrize("refiner", ACTING)
+def test_a_strength_below_zero_does_nothing_and_can_rise_again(refiner: str) -> None:
+    model = SegmentationModel(build_backbone(VIT, **SMALLEST_VIT), 3, head="linear", refiner=refiner)
+    strength, images = model.refiner.strength, torch.randn(2, 3, 32, 32)
+    torch.nn.init.constant_(strength, -2.0)
+    with torch.no_grad():
+        features = model.eval().features(images)
+        plain = F.interpolate(model.head(features.pyramid), (32, 32), mode="bilinear")
+        assert torch.equal(model.decode(features, (32, 32)), plain)
+    assert refined(model)["strength"] == 0
+    model.train()(images).square().mean().backward()
+    assert strength == 0
+    assert strength.grad is not None
+    assert strength.grad != 0
 
 
 def test_a_refiner_that_diverged_tells_nothing() -> None:

@@ -61,6 +61,17 @@ class Refiner(nn.Module):
         return {}
 
 
+def held(strength: nn.Parameter, training: bool) -> Tensor:
+    """The strength, not below 0, where logits would be driven apart: in training it is brought back to 0, from where it
+    can still rise. (Free, it went to -0.7 on real images: to sharpen pays early, and is no propagation.)
+    """
+    if not training:
+        return strength.clamp(min=0)
+    with torch.no_grad():
+        strength.clamp_(min=0)
+    return strength  # not clamped on the way forward: at 0 that has no gradient
+
+
 @dataclass
 class Pairs:
     """Of every two patches of a grid, the logit of their being of one class; symmetric."""
@@ -130,7 +141,7 @@ class Affinity(Refiner):
         gate = torch.einsum("bchw,c->bhw", classes, self.gate).add(self.gate_bias).sigmoid().unsqueeze(1)
         if self.training:
             self.gated.lerp_(gate.detach().mean().to(self.gated), 0.1)
-        return resized(logits + self.strength * gate * way, size)
+        return resized(logits + held(self.strength, self.training) * gate * way, size)
 
     def loss(self, read: Pairs, masks: Int64[Tensor, "batch h w"], ignore_index: int) -> Float[Tensor, ""]:
         """Binary cross-entropy over pairs of labelled patches; pairs of one class and of two count half each."""
@@ -147,7 +158,7 @@ class Affinity(Refiner):
         """Strength, steps, gate."""
         steps = self.step_logits.softmax(dim=0) @ torch.arange(1.0, STEPS + 1, device=self.step_logits.device)
         gate = self.gated.item()
-        return {"strength": abs(self.strength.item()) * gate, "steps": steps.item(), "gate": gate}
+        return {"strength": held(self.strength, False).item() * gate, "steps": steps.item(), "gate": gate}
 
 
 class Upsample(Refiner):
@@ -197,15 +208,18 @@ class Upsample(Refiner):
                 weights.append(torch.outer(down, across).log())
         score = torch.stack(scores, dim=1)
         bilinear = torch.stack(weights).expand_as(score).contiguous()  # of one layout, so that both round alike
-        moved = (bilinear + self.strength * score).softmax(dim=1) - bilinear.softmax(dim=1)  # 0 at the start
+        moved = (bilinear + held(self.strength, self.training) * score).softmax(dim=1) - bilinear.softmax(
+            dim=1
+        )  # 0 at the start
         moved = moved.unsqueeze(2)  # (batch, 4, 1, h, w)
         change = sum(moved[:, i] * values for i, values in enumerate(near))
         assert isinstance(change, Tensor)
         return resized(logits, size) + resized(change, size)
 
+    @torch.no_grad()
     def used(self) -> dict[str, float]:
         """Strength."""
-        return {"strength": abs(self.strength.item())}
+        return {"strength": held(self.strength, False).item()}
 
 
 def _around(coarse: int, fine: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
