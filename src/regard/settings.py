@@ -574,7 +574,9 @@ class SegmentSettings(Decoder, Guidance, Bits, Grouping):
         "Score and keep an average of the weights: `ema` over the steps, `swa` over the last quarter's epochs.",
     )
     patience: int | None = setting(None, "Stop after so many epochs without a better score.", 1)
-    cache_crops: int = setting(1, "Of --cache: how many crops of each image there are; training goes around them.", 1)
+    cache_crops: int | None = setting(
+        None, "Of --cache: how many crops of each image there are; training goes around them. By default 1.", 1
+    )
 
     @property
     def largest(self) -> int:

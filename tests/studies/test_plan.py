@@ -60,6 +60,8 @@ def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
     assert mine == Configuration("mine", "vit", "bt-vit", label_fraction=0.1, segment={"head": "fcn", "freeze": True})
     cached = {"cache_crops": plan.segment.epochs}  # frozen: the crops that it would see without a cache
     assert plan.settings(mine) == replace(plan.segment, head="fcn", freeze=True, **cached)
+    one = replace(mine, segment={**mine.segment, "cache_crops": 1})
+    assert plan.settings(one).cache_crops == 1
     assert replace(plan, cache=False).settings(mine) == replace(plan.segment, head="fcn", freeze=True)
     assert random == Configuration("random", "small")
     assert plan.questions == (("mine", "dino"),)

@@ -20,7 +20,7 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
     """
     if cached and not settings.freeze:
         raise InputError("a cache keeps the features of a backbone that does not learn: add --freeze, or leave it out")
-    if not cached and settings.cache_crops != 1:
+    if not cached and settings.cache_crops is not None:
         raise InputError("crops are kept in a cache only: add --cache and --freeze, or leave out --cache_crops")
     if settings.maps == "other" and settings.guided:
         raise InputError("guidance is of an image's own maps: leave it out, or maps other")

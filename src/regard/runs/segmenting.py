@@ -150,7 +150,8 @@ def _train(
     if cache is not None:
         model.to(hardware.device)
         content = cache.content_at(settings.image_bits)
-        data = cached_data(cache.folder, model, data, settings.cache_crops, content, hardware.autocast, hardware.bar)
+        crops = settings.cache_crops or 1
+        data = cached_data(cache.folder, model, data, crops, content, hardware.autocast, hardware.bar)
     best = Best(
         out / CHECKPOINTS,
         "best-{step}",

@@ -116,7 +116,7 @@ def _cell(study: Study, c: Configuration) -> tuple[float, str]:
     batch = min(BATCH, settings.batch_size, len(train))
     choice = plan.backbones[c.backbone]
     few, some = Chosen(train, STEPS * batch), Chosen(val, VALIDATED)
-    short = replace(settings, batch_size=batch, accumulate=1, average="none", patience=None, cache_crops=1)
+    short = replace(settings, batch_size=batch, accumulate=1, average="none", patience=None, cache_crops=None)
 
     def trial(epochs: int, folder: Path) -> float:
         backbone = build_backbone(choice.name, **choice.options)

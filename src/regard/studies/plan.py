@@ -111,8 +111,8 @@ class Plan:
         if settings.crop == settings.size:
             settings = replace(settings, crop=None)
         if not self.caches(settings):
-            return replace(settings, cache_crops=1)
-        return replace(settings, cache_crops=settings.epochs) if settings.cache_crops == 1 else settings
+            return replace(settings, cache_crops=None)
+        return replace(settings, cache_crops=settings.cache_crops or settings.epochs)
 
     def caches(self, settings: SegmentSettings) -> bool:
         """Whether a training goes around cached features."""

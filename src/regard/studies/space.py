@@ -235,7 +235,7 @@ def check_space(space: Space, backbone: Backbone, settings: SegmentSettings) -> 
     for name in space.described():
         if _is_said(settings, name):
             raise InputError(f"the space says what {name} is: leave it out there, or leave out --{name}")
-    if settings.cache_crops != 1:
+    if settings.cache_crops is not None:
         raise InputError("trials have no cache: leave out --cache_crops")
     with torch.random.fork_rng(devices=[]):
         for head in choices("head"):
