@@ -44,7 +44,8 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
 
 OF_TRAINING = (
     "crop", "scale", "jitter", "class_share", "epochs", "batch_size", "accumulate", "loss", "class_weights", "lr",
-    "fusion_lr", "affinity_weight", "backbone_lr", "layer_decay", "weight_decay", "warmup", "schedule", "average", "patience",
+    "fusion_lr", "affinity_weight", "backbone_lr", "layer_decay", "weight_decay", "warmup", "schedule", "average",
+    "patience",
 )  # fmt: skip
 
 
