@@ -15,7 +15,7 @@ import numpy as np
 
 from regard.evaluation.statistics import Scored, difference, holm, pooled, residual
 
-IMAGES, DRAWS = 200, 50  # of the bootstrap: few, as only their variance is read
+DRAWS = 50  # of the bootstrap: few, as only their variance is read
 Questions = list[tuple[int, int]]
 
 
@@ -33,13 +33,19 @@ def questions(kind: str, count: int) -> Questions:
     return [(0 if kind == "first" else i, i + 1) for i in range(count - 1)]
 
 
-def study(rng: np.random.Generator, spread: np.ndarray, seeds: int, of_images: float, gain: float) -> list[Scored]:
-    """mIoU in units of 1/100 of what it can be, so that no limit is cut off. gain: of the first configuration."""
+def study(
+    rng: np.random.Generator, spread: np.ndarray, seeds: int, of_images: float, gain: float, groups: int = 200
+) -> list[Scored]:
+    """mIoU in units of 1/100 of what it can be, so that no limit is cut off. gain: of the first configuration.
+
+    groups: of images, of which the bootstrap knows the variance as well as groups - 1 numbers tell it.
+    """
     count = len(spread)
     error = rng.normal(0, np.sqrt(of_images), (1 + DRAWS, count)) / np.sqrt(2)
+    error[1:] *= np.sqrt(rng.chisquare(groups - 1) / (groups - 1))
     chance = spread @ rng.normal(0, 1, (spread.shape[1], seeds)) + rng.normal(0, 2, seeds)
     miou = (chance + error[:1].T + np.where(np.arange(count) == 0, gain, 0)[:, None]) / 100
-    labelled = np.ones(IMAGES, bool)
+    labelled = np.ones(groups, bool)
     return [Scored(miou[i], np.repeat(error[1:, i, None], seeds, 1) / 100, labelled) for i in range(count)]
 
 
@@ -70,6 +76,12 @@ def main(studies: int) -> None:
             each = [claims(study(rng, spread, seeds, of_images, 0), asked) for _ in range(studies)]
             shares = [100 * np.mean([any(one[rule]) for one in each]) for rule in each[0]]
             print(seeds, count, kind, of_images, f"{name}:", *(f"{share:.1f}" for share in shares), flush=True)
+    print("groups seeds configurations: pair, guarded, plain, % of studies with a false claim, mostly images' variance")
+    for groups, seeds, count in itertools.product((8, 12, 30), (5, 20), (3, 10)):
+        asked = questions("first", count)
+        each = [claims(study(rng, np.eye(count), seeds, 4, 0, groups), asked) for _ in range(studies)]
+        shares = [100 * np.mean([any(one[rule]) for one in each]) for rule in each[0]]
+        print(groups, seeds, count, *(f"{share:.1f}" for share in shares), flush=True)
     print("seeds configurations gain: pair, guarded, plain, % of studies that find a gain of the first")
     for seeds, count, gain in itertools.product((3, 5), (5, 10), (2, 3, 4)):
         asked = questions("next", count)

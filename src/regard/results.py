@@ -72,17 +72,19 @@ class HeadShares:
     heads:    those of the block that the fusion sees.
     weights:  the share of each of these, rounded; they sum to 1: see `Fusion.head_weights`. They say what the decoder
               listens to, not what a head knows.
-    hardly_used: whether the strength is below `LEAST_STRENGTH`, and the shares mean nothing.
+    is_factor: whether the strength is a factor, of which the bound speaks; that of a matrix is in units of features.
+    hardly_used: whether such a strength is below `LEAST_STRENGTH`, and the shares mean nothing.
     """
 
     block: int
     strength: float
     heads: list[int]
     weights: list[float]
+    is_factor: bool = True
     hardly_used: bool = False
 
     def __post_init__(self) -> None:
-        self.hardly_used = self.strength < LEAST_STRENGTH
+        self.hardly_used = self.is_factor and self.strength < LEAST_STRENGTH
 
 
 @dataclass(kw_only=True)
@@ -753,8 +755,11 @@ class ClassProbeRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData:
-    """What was learned from and scored on. groups_said: how images belong together; few: too few groups for a
-    verdict; stride, rows: pixels of a patch, and patches that were kept of the training images."""
+    """What was learned from and scored on.
+
+    groups_said: how images belong together; few: too few groups for a verdict; seen_groups: of `groups`, those that
+    have training images, too; stride, rows: pixels of a patch, and patches that were kept of the training images.
+    """
 
     source: str
     split: str
@@ -764,6 +769,7 @@ class ProbeData:
     groups: int
     groups_said: str
     few: bool
+    seen_groups: int = 0
     classes: list[str]
     size: int
     stride: int = 0

@@ -579,6 +579,11 @@ class SegmentSettings(Decoder, Guidance, Bits, Grouping):
     )
 
     @property
+    def reads_groups(self) -> bool:
+        """Whether it matters which images belong together."""
+        return self.heads_kept is not None or self.head == "ridge" or self.maps == "other"
+
+    @property
     def largest(self) -> int:
         """The largest short side that a whole image is brought to, pixels."""
         return round(self.size * self.scale[1])

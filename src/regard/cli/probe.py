@@ -25,7 +25,7 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
     from regard.backbones import describe
     from regard.cli.common import opened
     from regard.cli.parser import command_line
-    from regard.data.groups import group_numbers
+    from regard.data.groups import group_numbers, seen_groups
     from regard.data.source import check_readable, open_source
     from regard.evaluation.statistics import FEW
     from regard.reports.probe_report import write_probe_report
@@ -63,6 +63,7 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
         "groups": count,
         "groups_said": probing.groups or "each image is one",
         "few": count < FEW,
+        "seen_groups": seen_groups(train, scored, probing.groups),
         "classes": list(source.classes),
         "size": probing.size,
     }
@@ -90,6 +91,8 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
     (_print_classes if results.top1 else _print_patches)(results)
     if results.data.few:
         say(f"{results.data.groups} groups are too few for a verdict: the intervals are by leaving each out in turn")
+    if seen := results.data.seen_groups:
+        say(f"{seen} of the {results.data.groups} groups that are scored have images in train, too")
     page = write_probe_report(results, Path(out))
     return f"probe in {page}; numbers in {out}/probe.json"
 

@@ -17,6 +17,7 @@ from regard.files import read_text
 from regard.say import say_once
 from regard.settings import FOLDER
 
+STEM = r"^(.*\D)\d{3,}"
 FRAME = re.compile(r"^(.*\D|)\d{3,}\D*$")  # of a file name that ends in a number, the part before it
 FEW_NAMES = 0.5  # names that differ in their number alone: more than half of the images look like frames
 
@@ -56,19 +57,30 @@ def group_numbers(dataset: Dataset, rule: str | None) -> Int[np.ndarray, "images
     """
     names = [dataset.name(i) for i in range(len(dataset))]
     if rule is None:
-        if look_like_frames(names):
+        if stems := numbered(names):
+            rules = f"--groups '{STEM}' makes {stems} groups of them, by what is before the number"
             say_once(
-                "names look like frames of videos, which are not independent: --groups '^[^_]*' would keep those "
-                "together that share what is before the first _"
+                "names are numbered as frames of videos are, which are not independent; if these are frames: "
+                f"{rules if stems > 1 else '--groups FILE.csv, with name and group, says which belong together'}"
             )
         return None
     return np.unique(groups_of(names, rule), return_inverse=True)[1]
 
 
-def look_like_frames(names: Sequence[str]) -> bool:
-    """Whether most images share all of their name but a number with another one, as frames of a video do."""
+def numbered(names: Sequence[str]) -> int:
+    """How many names there are but for their last number, where most images share theirs with others; else 0."""
     stems = [match[1] for name in names if (match := FRAME.match(PurePath(name).stem)) and match[1]]
-    return len(stems) > FEW_NAMES * len(names) and len(set(stems)) <= len(stems) / 4
+    count = len(set(stems))
+    return count if len(stems) > FEW_NAMES * len(names) and count <= len(stems) / 4 else 0
+
+
+def seen_groups(train: Dataset, scored: Dataset, rule: str | None) -> int:
+    """How many groups of what is scored have images in what is learned from, too; 0 without a rule."""
+    learned, asked = (
+        set(groups_of([dataset.name(i) for i in range(len(dataset))], rule)) if rule else set()
+        for dataset in (train, scored)
+    )
+    return len(learned & asked)
 
 
 def _listed(path: Path) -> dict[str, str]:

@@ -54,7 +54,8 @@ class Shown(ConfigurationResult):
     @property
     def hardly_used(self) -> bool:
         """Whether a fusion takes next to nothing of attention, on the mean over seeds."""
-        return self.strength is not None and self.strength < LEAST_STRENGTH
+        factors = all(level.is_factor for run in self.runs for level in run.fused)
+        return factors and self.strength is not None and self.strength < LEAST_STRENGTH
 
     @property
     def hardly_refined(self) -> bool:

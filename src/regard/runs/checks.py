@@ -32,9 +32,10 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
         )  # fmt: skip
         SegmentationTask(model, 2, loss, settings)
     check_choice(settings, backbone)
-    if settings.groups is not None and settings.heads_kept is None and settings.head != "ridge":
+    if settings.groups is not None and not settings.reads_groups:
         raise InputError(
-            "groups are for what --heads_kept and head ridge choose: leave out --groups, or add one of them"
+            "groups are for what --heads_kept and head ridge choose, and for maps other: leave out --groups, or add "
+            "one of them"
         )
     if settings.head == "ridge":
         _check_ridge(settings, model)

@@ -98,7 +98,7 @@ class Run:
         """The dataset as the run is to see it: with its bits, and for a control with another image for each."""
         settings = self.description.settings
         dataset = at_bits(dataset, settings.image_bits)
-        return WithOthers(dataset) if settings.maps == "other" else dataset
+        return WithOthers(dataset, settings.groups) if settings.maps == "other" else dataset
 
     def check_alone(self) -> None:
         """InputError for a control that sees another image's maps: it has no answer for an image alone."""

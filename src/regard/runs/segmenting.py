@@ -145,8 +145,9 @@ def _train(
         short=settings.size,
         most=settings.class_share,
     )
-    seen = (WithOthers(train), WithOthers(val)) if settings.maps == "other" else (train, val)
-    data = SegmentationData(*seen, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
+    if settings.maps == "other":
+        train, val = (WithOthers(dataset, settings.groups) for dataset in (train, val))
+    data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
     if cache is not None:
         model.to(hardware.device)
         content = cache.content_at(settings.image_bits)
@@ -240,7 +241,8 @@ def head_weights(model: SegmentationModel) -> list[HeadShares]:
         if not math.isfinite(strength) or not weights.isfinite().all():
             return []
         shares = [round(share, 4) for share in weights.tolist()]
-        made.append(HeadShares(block=block, strength=strength, heads=list(heads), weights=shares))
+        is_factor = "strength" in part.scalars and part is model.fusion
+        made.append(HeadShares(block=block, strength=strength, heads=list(heads), weights=shares, is_factor=is_factor))
     return made
 
 

@@ -24,6 +24,7 @@ from regard.data.groups import groups_of
 from regard.data.loading.modules import loading
 from regard.data.loading.samples import WholePairs
 from regard.data.loading.wrapped import Fraction, WithOthers
+from regard.errors import InputError
 from regard.evaluation.scores import confusion, scores, torch_counts
 from regard.results import Solved
 from regard.runs.extras import Cache
@@ -38,6 +39,7 @@ from regard.segmentation.model import SegmentationModel
 from regard.settings import Hardware, SegmentSettings
 
 RANK = 1e-5  # of the largest singular value of slopes in float32: what is less is rounding
+LOST = 1e-3  # of what maps add to logits, at most, on the way through the features
 FEATURES, WITH_MAPS = ("all levels", ""), ("all levels", "+ maps")
 Whole = tuple[Features, tuple[int, int], Int[Tensor, "height width"]]  # the size that was fed; the mask at its own
 
@@ -155,10 +157,17 @@ def _set_maps(
 ) -> None:
     """Put what maps add to the logits where the fusion adds them to features: V with V W = U, of the least norm.
 
-    Shares of classes sum to 1, so slopes sum to 0 over classes, and there is such a V.
+    Shares of classes sum to 1, so slopes sum to 0 over classes: there is such a V where a level has as many channels
+    as there are classes, less one. Raises InputError where there is none.
     """
     per_level, bias = slopes.double().split(model.backbone.channels), model.head.get_parameter("classify.bias")
     for i, own in zip(fusion.reads, of_maps.double().split([len(fusion.kept[i]) for i in fusion.reads]), strict=True):
         added = own @ torch.linalg.pinv(per_level[i], rtol=RANK)  # (maps, channels)
+        if (added @ per_level[i] - own).norm() > LOST * own.norm():
+            channels, classes = per_level[i].shape
+            raise InputError(
+                f"the {channels} channels of level {i} do not take what maps say of {classes} classes: "
+                "take fusion none, or head linear"
+            )
         shift = fusion.levels[i].set_linear(added.float())
         bias -= (shift.double() @ per_level[i]).to(bias)

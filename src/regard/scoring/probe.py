@@ -23,6 +23,7 @@ from regard.backbones import Backbone, device_of, normalize
 from regard.data.groups import groups_of
 from regard.data.loading.draws import LABELS, draws
 from regard.data.loading.modules import loading
+from regard.errors import InputError
 from regard.evaluation.statistics import difference, score_terms
 from regard.results import Limits, ProbeDifference, ProbeRow, limits_of
 from regard.say import console
@@ -64,10 +65,16 @@ def probe(backbone: Backbone, train: Chosen, scored: Chosen, asked: Probing, dis
 
     disk: a folder on the disk that takes the rows.
 
-    Raises InputError where all masks are void, and for an image that is in no group.
+    Raises InputError where all masks are void, for an image that is in no group, and where all are in one.
     """
     classes, groups = len(train.classes), [groups_of(_names(data), asked.groups) for data in (train, scored)]
     reader = Reader(backbone, classes)
+    for of_split in groups if reader.layout.heads else ():
+        if len(set(of_split)) < 2:
+            raise InputError(
+                f"all {len(of_split)} images of a split are of one group, so that none has the maps of an image of "
+                "another one as a control: take other --groups, or leave them out"
+            )
     with Rows(disk, reader.layout, classes, groups[0]) as rows:
         for patches in _read(reader, train, groups[0], asked, "reading training images", bar):
             rows.add(patches)
@@ -119,6 +126,8 @@ def _variants(layout: Layout) -> dict[Name, Variant]:
         found["", "maps"] = Variant(of("maps"))
         found["", "position + maps"] = Variant(of("maps"), ("", "position"))
         found[last, "x map"] = Variant(of(f"{last} x map"))
+        found[last, ""] = Variant(of(last))
+        found[last, "+ x map"] = Variant(of(f"{last} x map"), (last, ""))
     for name, parts in {**{level: (level,) for level in layout.levels}, ALL: layout.levels}.items():
         found[name, ""] = Variant(of(*parts))
         found[name, "+ position"] = Variant(of("position"), (name, ""))

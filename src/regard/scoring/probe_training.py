@@ -26,7 +26,7 @@ from regard.scoring.probe_columns import FOLDS, Layout, Patches, folds
 
 KEPT = 4 * 2**30  # bytes of rows on disk
 POWERS = (0.0, 0.5, 1.0)  # of class frequency
-PENALTIES = tuple(10.0**power for power in range(-4, 2))  # of standardised columns, beside a mean squared error
+PENALTIES = tuple(10.0**power for power in range(-6, 2))  # of standardised columns, beside a mean squared error
 RATIOS = tuple(10.0**power for power in range(-2, 5))  # penalty of added columns over it: the last hardly lets them in
 MIDDLE = POWERS[1]
 Name = tuple[str, str]  # features, and columns beside them
@@ -62,9 +62,10 @@ class Choice:
 
     @property
     def on_edge(self) -> bool:
-        """Whether it is at an end of what was tried: a wider grid might do better."""
-        value, tried = (self.penalty, self.tried) if self.ratio is None else (self.ratio, RATIOS)
-        return value in (tried[0], tried[-1])
+        """Whether it is at an end of what was tried, where a wider grid might do better: not of the largest ratio,
+        which hardly lets columns in.
+        """
+        return self.penalty in (self.tried[0], self.tried[-1]) or self.ratio == RATIOS[0]
 
 
 class Rows:
@@ -226,7 +227,7 @@ class Training:
         return torch.cat([(solved[0] - mean @ slopes)[None], slopes]).float()
 
     def thin(self, images: Sequence[int], most: int) -> int:
-        """Every how manieth row of these images makes about so many."""
+        """A step: every so many rows of these images, it is about `most` rows."""
         return max(1, sum(self.rows.count(image) for image in images) // most)
 
 

@@ -42,7 +42,7 @@ from regard.studies.ablate import word
 from regard.studies.environment import commit, environment, shown_path
 from regard.studies.examples import add_run, choose_examples
 from regard.studies.plan import Configuration, Plan
-from regard.studies.relations import correlations, differences
+from regard.studies.relations import correlations, differences, shared_labels
 from regard.studies.speed import milliseconds_per_image
 from regard.studies.study import COUNTS_FILE, Study
 from regard.studies.tasks import Failure
@@ -219,7 +219,7 @@ def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: fl
         milliseconds_per_image=milliseconds,
         images_per_second=1000 / milliseconds if milliseconds else None,
         peak_memory_mb=cells.peak_memory(),
-        miou=_interval(cells.scored, "groups of images" if plan.groups else "images") if cells.runs else None,
+        miou=_interval(plan, c, cells.scored) if cells.runs else None,
         runs=cells.results() if cells.runs else [],
     )
 
@@ -231,8 +231,9 @@ def _part(what: str, settings: SegmentSettings, known: Mapping[str, str]) -> str
     return f"{name}, {settings.maps} for maps" if control else name
 
 
-def _interval(scored: Scored, units: str) -> MeanMiou:
-    found, several = scored.estimate(), len(scored.miou) > 1
+def _interval(plan: Plan, c: Configuration, scored: Scored) -> MeanMiou:
+    found, several = scored.estimate(shared_labels([c.label_fraction])), len(scored.miou) > 1
+    units = "groups of images" if plan.groups else "images"
     return MeanMiou(
         mean=found.mean,
         std=float(np.std(scored.miou, ddof=1)) if several else None,

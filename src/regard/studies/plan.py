@@ -106,8 +106,7 @@ class Plan:
         otherwise: it then sees the crops that it would see without a cache.
         """
         settings = replace(self.segment, **configuration.segment)
-        chooses = settings.heads_kept is not None or settings.head == "ridge"  # by what they must not part
-        settings = replace(settings, groups=(settings.groups or self.groups) if chooses else None)
+        settings = replace(settings, groups=(settings.groups or self.groups) if settings.reads_groups else None)
         if settings.crop == settings.size:
             settings = replace(settings, crop=None)
         if not self.caches(settings):

@@ -1,7 +1,7 @@
 """Configurations beside each other: their differences, and scores of their attention heads beside mIoU."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,23 +34,30 @@ def differences(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]]
         pairs = [(best, name) for name in finished if name != best]
     other = [pair for pair in pairs if not {pair, pair[::-1]} & set(asked)]
     made, residuals = [], _residuals(plan, finished)
+    fractions = {c.name: c.label_fraction for c in plan.configurations}
     for pair in [*asked, *other]:
         (one, seeds_of_one), (two, seeds_of_two) = (finished[name] for name in pair)
         common = [seed for seed in seeds_of_one if seed in seeds_of_two]
         if common:
             of_one = one.only([seeds_of_one.index(seed) for seed in common])
             of_two = two.only([seeds_of_two.index(seed) for seed in common])
-            found = vars(difference(of_one, of_two))
+            shared = shared_labels(fractions[name] for name in pair)
+            found = vars(difference(of_one, of_two, shared))
             about = {"question": pair in asked, "holm": False, "seeds": len(common), "few": one.few}
             alike = residuals.get(pair[0])
             if alike is not None and alike is residuals.get(pair[1]):
-                with_all = pooled(of_one, of_two, alike)
+                with_all = pooled(of_one, of_two, alike, shared)
                 found = found | {"p_strict": with_all.p_strict, "pooled": limits_of(with_all)}
             made.append(Difference(a=pair[0], b=pair[1], **found, **about))
     questions = [d for d in made if d.question]
     for d, still in zip(questions, holm([d.p_strict for d in questions]), strict=True):
         d.holm = still
     return made
+
+
+def shared_labels(fractions: Iterable[float]) -> float:
+    """What any two draws of the training labels share, where seeds draw some: see `statistics.difference`."""
+    return max((fraction for fraction in fractions if fraction < 1), default=0.0)
 
 
 def _residuals(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]]) -> dict[str, Residual]:

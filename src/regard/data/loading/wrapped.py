@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from regard.data.datasets.base import Chunked, Dataset, LabelDataset, MaskDataset, at_bits
+from regard.data.groups import groups_of
 from regard.data.loading.draws import LABELS, draws
 from regard.errors import InputError
 
@@ -102,33 +103,41 @@ class Fraction(_Around):
 
     def name(self, i: int) -> str:
         """The name of the image that comes in place `i`."""
-        return self.dataset.name(self._number(i))
+        return self.dataset.name(self.number(i))
 
     def image(self, i: int) -> np.ndarray:
         """Image `i`, RGB in 0..255."""
-        return self.dataset.image(self._number(i))
+        return self.dataset.image(self.number(i))
 
     def mask(self, i: int) -> np.ndarray:
         """The class index, or `ignore_index`, of each pixel."""
-        return self.dataset.mask(self._number(i))
+        return self.dataset.mask(self.number(i))
 
-    def _number(self, i: int) -> int:
+    def number(self, i: int) -> int:
+        """Which image of the whole comes in place `i`."""
         return self.numbers[range(len(self))[i] % len(self.numbers)]
 
 
 class WithOthers(_Around):
-    """A dataset with masks that also has, for each image, another one: always the same, half the dataset away, so that
-    of the frames of a video it is no neighbour.
+    """A dataset with masks that also has, for each image, another one: always the same, of another group, half the
+    dataset away or the next one behind. Of a `Fraction`, it may be any image of the whole.
 
-    Raises InputError where all images are one and the same.
+    rule: of the groups that images belong to, see `groups_of`; None: each image is one.
+
+    Raises InputError where all images are of one group.
     """
 
     dataset: MaskDataset
 
-    def __init__(self, dataset: MaskDataset) -> None:
+    def __init__(self, dataset: MaskDataset, rule: str | None = None) -> None:
         super().__init__(dataset)
-        if len({dataset.name(i) for i in range(len(dataset))}) < 2:
-            raise InputError("one image alone has no other whose maps it could see: give more, or leave out maps other")
+        self.whole = dataset.dataset if isinstance(dataset, Fraction) else dataset
+        self.groups = groups_of([self.whole.name(i) for i in range(len(self.whole))], rule)
+        if len(set(self.groups)) < 2:
+            raise InputError(
+                "all images are of one group, and have no other whose maps they could see: leave out maps other, or "
+                "take other --groups"
+            )
 
     def image(self, i: int) -> np.ndarray:
         """Image `i`, RGB in 0..255."""
@@ -140,9 +149,9 @@ class WithOthers(_Around):
 
     def other(self, i: int) -> np.ndarray:
         """The image that goes with image `i`, at its own size."""
-        count = len(self)
-        numbers = ((i + count // 2 + step) % count for step in range(count))
-        return self.dataset.image(next(n for n in numbers if self.name(n) != self.name(i)))
+        number, count = self.dataset.number(i) if isinstance(self.dataset, Fraction) else i, len(self.whole)
+        others = ((number + count // 2 + step) % count for step in range(count))
+        return self.whole.image(next(n for n in others if self.groups[n] != self.groups[number]))
 
 
 class SkipUnreadable(_Around):
