@@ -12,6 +12,7 @@ from regard.backbones import AttentionMap, Features, build_backbone, normalize, 
 from regard.errors import InputError
 from regard.results import LEAST_STRENGTH, RunDescription, parse_stored
 from regard.runs.segmenting import refined
+from regard.segmentation.heads import Head
 from regard.segmentation.losses import build_loss
 from regard.segmentation.model import SegmentationModel, has_unused
 from regard.segmentation.refiners import Affinity, build_refiner, majority
@@ -34,7 +35,7 @@ def test_an_untrained_refiner_gives_exactly_the_output_of_none(backbone: str, re
     for name in ("none", refiner):
         torch.manual_seed(1)
         body = build_backbone(backbone, **BACKBONES[backbone])
-        options = {} if head == "linear" else {"width": 8}
+        options = {} if head in ("linear", "ridge") else {"width": 8}
         model = SegmentationModel(body, 5, "none", head, head_options=options, refiner=name).eval()
         torch.manual_seed(2)
         for parameter in model.head.parameters():
@@ -127,10 +128,11 @@ def test_pairs_are_learned_from_labelled_patches_and_void_does_not_count() -> No
     assert refiner.loss(read, torch.zeros_like(masks), 255) > 0
 
 
-class Planted(torch.nn.Module):
-    """In the place of a head: logits that are given."""
+class Planted(Head):
+    """Logits that are given."""
 
-    levels = (0,)
+    def __init__(self) -> None:
+        super().__init__((1,), (1,), 1)
 
     def forward(self, pyramid):
         return pyramid[0]
@@ -170,7 +172,7 @@ def trained_on_planted(refiner: str, line: bool, steps: int = 250) -> Segmentati
     backbone = build_backbone(VIT, **SMALLEST_VIT)
     backbone.strides, backbone.heads, backbone.channels = (4 if line else 1,), (2,), (3,)
     model = SegmentationModel(backbone, 3, head="linear", refiner=refiner)
-    model.head = Planted()  # type: ignore[assignment]
+    model.head = Planted()
     task = SegmentationTask(model, 3, build_loss("cross_entropy", None, 255), SegmentSettings())
     task.log = lambda *a, **b: None  # type: ignore[method-assign]
     optimizer = task.configure_optimizers()
@@ -235,7 +237,7 @@ def test_upsampling_finds_an_edge_that_the_image_shows() -> None:
     backbone = build_backbone(VIT, **SMALLEST_VIT)
     backbone.channels = (2,)
     model = SegmentationModel(backbone, 2, head="linear", refiner="upsample")
-    model.head = Planted()  # type: ignore[assignment]
+    model.head = Planted()
     optimizer = SegmentationTask(model, 2, torch.nn.Identity(), SegmentSettings()).configure_optimizers()
     for _ in range(150):
         features, labels, _ = edged(4)

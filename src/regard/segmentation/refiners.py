@@ -208,10 +208,8 @@ class Upsample(Refiner):
                 weights.append(torch.outer(down, across).log())
         score = torch.stack(scores, dim=1)
         bilinear = torch.stack(weights).expand_as(score).contiguous()  # of one layout, so that both round alike
-        moved = (bilinear + held(self.strength, self.training) * score).softmax(dim=1) - bilinear.softmax(
-            dim=1
-        )  # 0 at the start
-        moved = moved.unsqueeze(2)  # (batch, 4, 1, h, w)
+        guided = bilinear + held(self.strength, self.training) * score
+        moved = (guided.softmax(dim=1) - bilinear.softmax(dim=1)).unsqueeze(2)  # (batch, 4, 1, h, w); 0 at the start
         change = sum(moved[:, i] * values for i, values in enumerate(near))
         assert isinstance(change, Tensor)
         return resized(logits, size) + resized(change, size)
