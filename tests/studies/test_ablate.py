@@ -112,7 +112,7 @@ def test_where_pretraining_is_varied_all_of_it_is_made_here_and_none_is_fetched(
 
 def test_every_setting_is_an_axis_or_left_out_knowingly() -> None:
     left = {f.name for f in fields(type(PLAN.segment))} - {*AXES, *SETTINGS}
-    assert left == {"size", "scale", "head_options", "cache_crops"}
+    assert left == {"size", "scale", "head_options", "cache_crops", "groups"}
 
 
 @pytest.mark.parametrize(
