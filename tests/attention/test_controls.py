@@ -80,14 +80,18 @@ def test_maps_of_another_image_are_those_of_the_image_behind_it(fusion: str, ref
         assert not torch.allclose(model(torch.cat([own, own], dim=1)), expected, atol=1e-4)
 
 
-def test_the_other_image_is_far_away_cut_out_alike_and_never_the_same() -> None:
+def test_the_other_image_is_far_away_cut_out_alike_and_never_the_same(monkeypatch) -> None:
     scenes = Scenes(6, size=48)
     others = WithOthers(scenes)
     assert all((others.other(i) == scenes.image((i + 3) % 6)).all() for i in range(6))
     few = WithOthers(Fraction(scenes, 0.34, 0))  # three images, each twice: half the dataset away is the same one
-    assert all((few.other(i) != few.image(i)).any() for i in range(6))
-    with pytest.raises(InputError, match="one image alone"):
-        WithOthers(Fraction(scenes, 0.01, 0))
+    for i in range(6):  # the other one of the whole, in every epoch
+        assert (few.other(i) == scenes.image((few.dataset.number(i) + 3) % 6)).all()
+    with pytest.raises(InputError, match="all images are of one group"):
+        WithOthers(scenes, "^0")
+    monkeypatch.setattr(Scenes, "name", lambda self, i: f"{'ab'[i > 1]}_{i}")
+    grouped = WithOthers(scenes, "^[^_]*")
+    assert [grouped.other(i).tolist() for i in (1, 2)] == [scenes.image(i).tolist() for i in (4, 0)]  # 5 goes with 2
 
     transform = TrainTransform(32, 255, jitter=0.0)
     image, mask = TrainPairs(others, transform, 0)[4, 1]

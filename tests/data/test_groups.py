@@ -1,9 +1,12 @@
 """Groups of images by their names."""
 
+import numpy as np
 import pytest
 
-from regard.data.groups import groups_of, look_like_frames
+from regard.data.datasets.folders import ImageFolder
+from regard.data.groups import STEM, groups_of, numbered, seen_groups
 from regard.errors import InputError
+from trees import save
 
 NAMES = ["images/a/0001TP_006690.png", "images/a/0001TP_006720.png", "images/b/Seq05VD_f00030.png"]
 
@@ -31,6 +34,17 @@ def test_a_list_without_its_columns_is_refused(tmp_path) -> None:
 
 
 def test_frames_are_told_from_photos() -> None:
-    assert look_like_frames([f"video1_{i:05}.png" for i in range(20)])
-    assert not look_like_frames([f"IMG_{i}_{chr(97 + i)}.jpg" for i in range(20)])
-    assert not look_like_frames(["000000123.jpg", "000000456.jpg", "000000789.jpg"])
+    frames = [f"video{i // 10}_{i:05}.png" for i in range(20)]
+    assert numbered(frames) == len(set(groups_of(frames, STEM))) == 2  # what is advised is what is counted
+    assert numbered([f"video1_{i:05}.png" for i in range(20)]) == 1
+    assert not numbered([f"IMG_{i}_{chr(97 + i)}.jpg" for i in range(20)])
+    assert not numbered(["000000123.jpg", "000000456.jpg", "000000789.jpg"])
+
+
+def test_groups_that_were_learned_from_are_counted(tmp_path) -> None:
+    for folder, names in (("train", ["a_1", "b_1"]), ("test", ["b_2", "c_1", "c_2"])):
+        for name in names:
+            save(tmp_path / folder / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+    train, test = (ImageFolder(tmp_path / folder) for folder in ("train", "test"))
+    assert seen_groups(train, test, "^[^_]*") == 1
+    assert seen_groups(train, test, None) == 0

@@ -488,6 +488,19 @@ def test_groups_are_sums_of_their_images_and_below_eight_there_is_no_verdict() -
     assert not score(counts, np.arange(20) % 8).few
 
 
+def test_a_correction_for_many_tests_is_as_strict_as_few_groups_ask_for() -> None:
+    """Of 8 groups and 20 seeds, it is the groups that tell little of their variance."""
+    rng = np.random.default_rng(0)
+    of_groups, labelled = rng.normal(0, 0.01, (100, 1)), np.ones(8, bool)
+    one, two = (
+        Scored(0.5 + shift + rng.normal(0, 1e-4, 20), 0.5 + shift + sign * of_groups + np.zeros(20), labelled)
+        for shift, sign in ((0.03, 1), (0.0, -1))
+    )
+    found = difference(one, two)
+    assert found.p_strict == pytest.approx(found.p, rel=0.01)
+    assert pooled(one, two, residual([one, two])).p_strict == pytest.approx(found.p, rel=0.01)
+
+
 def test_overlapping_draws_of_labels_are_not_taken_as_independent() -> None:
     """Each draw is half of a pool; the mean over draws is to cover what other pools would give."""
     rng, pools, draws, covered, naive = np.random.default_rng(3), 200, 8, 0, 0

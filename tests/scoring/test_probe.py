@@ -213,3 +213,9 @@ def test_void_masks_are_refused(tmp_path) -> None:
     for train, scored in ((void, scenes), (scenes, void)):
         with pytest.raises(InputError, match="no labelled pixel"):
             probe(backbone, train, scored, Probing(size=32, workers=0), tmp_path, bar=False)
+
+
+def test_where_all_images_are_of_one_group_there_is_no_control(tmp_path) -> None:
+    backbone, data = build_backbone(VIT, **SMALLEST_VIT).eval(), Chosen(Scenes(4, 32))
+    with pytest.raises(InputError, match="all 4 images of a split are of one group"):
+        probe(backbone, data, data, Probing(size=32, groups="^0", workers=0), tmp_path, bar=False)

@@ -190,7 +190,7 @@ def test_the_command_says_where_groups_are_few(rule, few, tmp_path, capsys) -> N
     score(*options, *([] if rule is None else ["--groups", rule]))
     printed = capsys.readouterr().err
     assert printed.count("too few groups") == (2 if few else 0)
-    assert ("names look like frames of videos" in printed) == (rule is None)
+    assert ("names are numbered as frames of videos are" in printed) == (rule is None)
     protocol = read_stored(tmp_path / "out/scores.json", ScoreReport).protocol
     assert (protocol.group_count, protocol.few_groups) == ({"^video00[0-2]|^v": 4, "^(.*)_": 8, None: 32}[rule], few)
 

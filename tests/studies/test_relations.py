@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from regard.evaluation.statistics import Scored
+from regard.evaluation.statistics import Scored, difference
 from regard.studies.presets import preset
 from regard.studies.relations import differences
 
@@ -25,3 +25,18 @@ def test_seeds_are_pooled_over_what_is_trained_alike_with_all_seeds() -> None:
     assert len(found) == 15
     assert all((d.pooled is not None) == ({d.a, d.b} <= pooled) for d in found)
     assert all(d.pooled is None or d.pooled.mean == d.mean for d in found)
+
+
+def test_draws_of_labels_that_overlap_are_less_sure_than_seeds() -> None:
+    plan, rng = preset("tiny"), np.random.default_rng(0)
+    names = [c.name for c in plan.configurations[:2]]
+    finished = {name: (scored(rng), [0, 1, 2]) for name in names}
+    found = {}
+    for share in (1.0, 0.5):
+        some = tuple(replace(c, label_fraction=share) for c in plan.configurations[:2])
+        (found[share],) = differences(replace(plan, configurations=some, seeds=(0, 1, 2)), finished)
+    for share, shared in ((1.0, 0.0), (0.5, 0.5)):
+        expected = difference(*(finished[name][0] for name in (found[share].a, found[share].b)), shared)
+        assert (found[share].low, found[share].high, found[share].p) == (expected.low, expected.high, expected.p)
+    assert found[0.5].pooled.high - found[0.5].pooled.low > found[1.0].pooled.high - found[1.0].pooled.low
+    assert found[0.5].p_strict > found[1.0].p_strict
