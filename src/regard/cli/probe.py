@@ -79,7 +79,7 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
         if probing.logistic:
             about["grid"]["logistic"] = list(OF_LOGISTIC)
         about |= {"ceiling": found.ceiling, "rows": found.rows, "differences": found.differences}
-        of_data |= {"stride": found.stride, "rows": found.kept}
+        of_data |= {"stride": found.stride, "rows": found.kept, "few": found.few}
     else:
         from regard.scoring import probe_classes
 

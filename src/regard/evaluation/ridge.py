@@ -103,7 +103,7 @@ class Ridge:
     ) -> Float[Tensor, "solutions terms targets"]:
         """The same with some of the added columns, which follow the base's: a solution for each penalty of theirs.
 
-        added: which, by place.
+        added: their places among the added columns.
         """
         values, vectors = torch.linalg.eigh(self.schur[added][:, added])
         along = vectors.T @ self.left[added]

@@ -51,8 +51,8 @@ class Images:
         self.model, self.size, self.hardware, self.cache = model, size, hardware, cache
 
     def of(self, dataset: MaskDataset, words: str) -> Iterator[Whole]:
-        """Of every image, in order; of a share of the images, each once. With a cache, all of which it is a share
-        are read the first time.
+        """Of every image, in order; of a `Fraction`, each once. With a cache, the whole that it is a share of is read
+        the first time.
         """
         numbers = list(range(len(dataset)))
         if isinstance(dataset, Fraction):

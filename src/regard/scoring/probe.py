@@ -51,9 +51,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found. kept: rows of patches of the training images; ceiling: of right answers."""
+    """What was found. kept: rows of patches of the training images; ceiling: of right answers; few: whether there are
+    too few groups with a labelled pixel for a verdict.
+    """
 
     ceiling: Limits
+    few: bool
     rows: list[ProbeRow]
     differences: list[ProbeDifference]
     kept: int
@@ -92,8 +95,8 @@ def probe(backbone: Backbone, train: Chosen, scored: Chosen, asked: Probing, dis
     known = np.broadcast_to(truth[:, None, None], (*terms.shape[:2], 1, classes))
     terms = np.concatenate([terms, known], axis=2)  # as `score_terms` takes them
     made = _rows_and_differences(answers, terms)
-    ceiling = limits_of(score_terms(terms[:, -1:]).estimate())
-    return Found(ceiling, *made, rows.starts[-1], reader.layout.stride)
+    best = score_terms(terms[:, -1:])
+    return Found(limits_of(best.estimate()), best.few, *made, rows.starts[-1], reader.layout.stride)
 
 
 def _names(data: Chosen) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from regard.data.loading.draws import LABELS, draws
 from regard.errors import InputError
 from regard.evaluation.ridge import Ridge, Sums, answers, total
+from regard.files import on_disk
 from regard.scoring.probe_columns import FOLDS, Layout, Patches, folds
 
 KEPT = 4 * 2**30  # bytes of rows on disk
@@ -75,7 +76,7 @@ class Rows:
     """
 
     def __init__(self, disk: Path, layout: Layout, classes: int, groups: Sequence[str]) -> None:
-        self.layout, self.classes, self.groups = layout, classes, groups
+        self.layout, self.classes, self.groups, self.disk = layout, classes, groups, disk
         self.most = max(1, KEPT // (4 * (layout.columns + classes) * len(groups)))  # rows of one image
         self.columns, self.pixels = (TemporaryFile(dir=disk) for _ in range(2))  # noqa: SIM115 (closed below)
         self.starts = [0]
@@ -97,9 +98,11 @@ class Rows:
         if len(columns) > self.most:
             some = torch.from_numpy(draws(LABELS, 0, len(self.starts)).permutation(len(columns))[: self.most].copy())
             columns, pixels = columns[some], pixels[some]
-        for file, rows in ((self.columns, columns), (self.pixels, pixels)):
-            file.seek(0, os.SEEK_END)
-            file.write(rows.float().numpy().tobytes())
+        with on_disk(self.disk):
+            for file, rows in ((self.columns, columns), (self.pixels, pixels)):
+                file.seek(0, os.SEEK_END)
+                file.write(rows.float().numpy().tobytes())
+                file.flush()
         self.starts.append(self.starts[-1] + len(columns))
         self.of_classes.append(pixels.double().sum(dim=0))
         self.sum += columns.double().sum(dim=0)

@@ -71,8 +71,8 @@ def _residuals(plan: Plan, finished: Mapping[str, tuple[Scored, Sequence[int]]])
 
 
 def _alike(plan: Plan, c: Configuration) -> tuple[float, bool, bool]:
-    """What the variance of seeds must not be pooled across: fewer labels vary more, frozen backbones less, and what is
-    solved has but the chance of its labels.
+    """What the variance of seeds must not be pooled across: fewer labels vary more, frozen backbones less, and of a
+    solved head nothing varies but which labels were drawn.
     """
     settings = plan.settings(c)
     return c.label_fraction, settings.freeze, settings.head == "ridge"
