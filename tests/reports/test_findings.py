@@ -28,7 +28,8 @@ def shown(name, mean, low=None, high=None, seeds=3, interval="95%, over images a
         seed=0, miou=mean, pixel_accuracy=mean, iou=[], train_seconds=1.0, best_epoch=1, curve=[], heads=None,
         commit=None,
     )  # fmt: skip
-    own = {"name": name, "backbone": "vit", "fusion": "none", "head": "linear", "baseline": False, "frozen": False}
+    own = {"name": name, "backbone": "vit", "fusion": "none", "refiner": "none", "head": "linear"}
+    own |= {"baseline": False, "frozen": False}
     own |= {"label_fraction": 1.0, "at": {}, "parameters": 1, "miou": miou, "runs": [run] * seeds, "tags": []}
     return Shown(**nothing | own | about, number=0)
 

@@ -259,7 +259,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(source, tmp_path, mo
 
 
 def test_a_run_whose_attention_is_lost_counts_all_the_same(source, tmp_path, monkeypatch) -> None:
-    def lost(*args):
+    def lost(*args, **options):
         raise InputError("attention is not finite")
 
     monkeypatch.setattr(module, "head_scores", lost)
@@ -275,7 +275,9 @@ def test_a_frozen_backbone_is_scored_once_for_all_cells(source, tmp_path, monkey
     plan = replace(micro("dino-gate", seeds=2), pretrain_each_seed=False)
     plan = replace(plan, segment=replace(plan.segment, freeze=True, cache_crops=1))
     found, scored = [], []
-    monkeypatch.setattr(module, "head_scores", lambda *args: scored.append(1) or head_scores(*args))
+    monkeypatch.setattr(
+        module, "head_scores", lambda *args, **options: scored.append(1) or head_scores(*args, **options)
+    )
     for cache in (True, False):
         out = tmp_path / str(cache)
         _, failures = compare(source, replace(plan, cache=cache), out, hardware=QUIET)

@@ -86,6 +86,7 @@ class Constant(Run):
     def __init__(self, answer):
         self.answer, self.classes, self.ignore_index = answer, ("a", "b"), 255
         self.model = SimpleNamespace(backbone=SimpleNamespace(heads=()))
+        self.description = SimpleNamespace(settings=SimpleNamespace(maps="own"))
 
     def predict(self, image):
         return np.full(image.shape[:2], self.answer, dtype=np.uint8)

@@ -62,7 +62,8 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
         classes.sort(key=lambda k: -shares[k])
     maps = [head for e in r.examples for found in e.attention.values() for head in found.heads]
     costs = ("peak_memory_mb", "milliseconds_per_image", "images_per_second")
-    same = [(word, getattr(scored[0], key) or "random") for key, word in SAME.items() if scored and key not in varying]
+    alike = {word: getattr(scored[0], key) or "random" for key, word in SAME.items() if scored and key not in varying}
+    same = [pair for pair in alike.items() if pair != ("refiner", "none")]
     equal_labels = all(len({c.label_fraction for c in family.members}) < 2 for family in a.families)
     values = {
         **{"a": a, "r": r, "charts": charts, "scored": scored, "by_name": a.by_name, "titles": a.titles},
