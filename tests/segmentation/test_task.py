@@ -106,7 +106,8 @@ def test_a_fusion_acts_within_200_steps_where_attention_carries_the_label(fusion
         if fusion == "concat" or fusion_lr == SegmentSettings.fusion_lr:
             assert last.strength > acts > LEAST_STRENGTH
             assert last.weights[1] == max(last.weights)
-        assert last.hardly_used == (last.strength < acts)
+        assert last.is_factor == (fusion != "concat")
+        assert last.hardly_used == (last.is_factor and last.strength < acts)
 
 
 def train_on_carried(model: SegmentationModel, settings: SegmentSettings, steps: int = 200) -> list[HeadShares]:

@@ -241,7 +241,7 @@ def head_weights(model: SegmentationModel) -> list[HeadShares]:
         if not math.isfinite(strength) or not weights.isfinite().all():
             return []
         shares = [round(share, 4) for share in weights.tolist()]
-        is_factor = "strength" in part.scalars and part is model.fusion
+        is_factor = part is model.fusion and any(n.endswith(".strength") for n, _ in part.named_parameters())
         made.append(HeadShares(block=block, strength=strength, heads=list(heads), weights=shares, is_factor=is_factor))
     return made
 
