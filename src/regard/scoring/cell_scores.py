@@ -38,8 +38,8 @@ def head_scores(
     jaccard:         of the mask of 60% of the mass, mean over the objects of an image and over images, in 0..1.
 
     Over at most `images` evenly spaced images with masks, whose short side is brought to `size` pixels; groups: see
-    `score_levels`. A score that
-    cannot be had is left out, such as what is beyond position of a single image. None for a backbone without attention.
+    `score_levels`. A score that cannot be had is left out, such as what is beyond position of a single image. None for
+    a backbone without attention.
     Raises InputError where every pixel of the masks is void, and where attention is not finite.
     """
     if not backbone.heads:
