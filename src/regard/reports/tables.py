@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from regard.reports.arranged import Shown
+from regard.reports.arranged import COLUMNS, Shown
 from regard.results import StudyResults
 
 COSTS = ("parameters", "milliseconds_per_image", "images_per_second", "peak_memory_mb")
@@ -22,17 +22,7 @@ def table_csv(results: StudyResults) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        [
-            "configuration",
-            "backbone",
-            "pretraining",
-            "fusion",
-            "head",
-            "refiner",
-            "label_fraction",
-            "frozen",
-            "baseline",
-        ]
+        ["configuration", *COLUMNS, "baseline"]
         + [f"at {axis}" for axis in results.axes]
         + [
             "seed",
