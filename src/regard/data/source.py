@@ -2,7 +2,7 @@
 
 | layout | what it looks like |
 |---|---|
-| scenes | the word `scenes`: the built-in data, drawn rather than read |
+| scenes | the words `scenes` and `objects`: built-in data, drawn; `objects:50000` has so many to train on |
 | voc, coco-stuff, ade20k, ... | a published tree, as the file of each in datasets/ says |
 | masks, class folders, images | trees of one's own, as layouts.py says |
 | packed | regard.json: chunks of any of these, made by `regard data pack`; or the s3://, gs://, https:// URL of such |
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import permutations
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -31,7 +31,7 @@ from regard.data.datasets.base import Dataset, MaskDataset, Source
 from regard.data.datasets.folders import ClassFolders, ImageFolder
 from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
-from regard.data.datasets.scenes import Scenes
+from regard.data.datasets.scenes import Objects, Scenes
 from regard.data.layouts import OF_IMAGE, OF_MASK, Pairs, check_fits, find_beside, find_pairs, meaning, split_images
 from regard.data.listing import holds_images, is_hidden, is_lossy, is_runs_own, list_images, subfolders, with_val
 from regard.data.names import VOID
@@ -40,22 +40,27 @@ from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
 from regard.errors import InputError, naming
 from regard.say import say
+from regard.settings import MOST_IMAGES
 
 SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
+DRAWN = {"scenes": Scenes, "objects": Objects}
 
 
 def open_source(
     src: str | Path, *, scenes_size: int = 64, scenes_count: Mapping[str, int] | None = None, seed: int = 0
 ) -> Source:
-    """The datasets at `src`: "scenes" (drawn at `scenes_size`, by `seed`), a folder (./scenes for one of that name) or
-    the URL of a pack.
+    """The datasets at `src`: "scenes" or "objects" (drawn at `scenes_size`, by `seed`; "scenes:5000" for so many to
+    train on), a folder (./scenes for one of that name) or the URL of a pack.
 
     Raises InputError when there is nothing there to use, or when what is there doesn't fit together.
     """
-    if str(src) == "scenes":
-        counts = SCENES_COUNT if scenes_count is None else scenes_count
-        splits = {split: Scenes(count, scenes_size, seed, split) for split, count in counts.items()}
-        return Source("scenes", "scenes", splits, words="built-in scenes")
+    if is_drawn(src):
+        name, colon, count = str(src).partition(":")
+        counts = dict(SCENES_COUNT if scenes_count is None else scenes_count)
+        if colon:
+            counts["train"] = _count(str(src), count)
+        splits = {split: DRAWN[name](count, scenes_size, seed, split) for split, count in counts.items()}
+        return Source("scenes", str(src), splits, words=f"built-in {name}")
     if is_remote(src) or is_pack(Path(src).expanduser()):
         return open_pack(src)
     root = _folder(src)
@@ -91,9 +96,20 @@ def _own(root: Path) -> Source:
     return _mask_tree(beside) if beside else source
 
 
+def is_drawn(src: str | Path) -> bool:
+    """Whether it names built-in data."""
+    return str(src).partition(":")[0] in DRAWN
+
+
+def _count(src: str, count: str) -> int:
+    if not count.isdecimal() or not 1 <= int(count) <= MOST_IMAGES:
+        raise InputError(f"{src}: a number of images is wanted after the colon, 1 to {MOST_IMAGES:,}")
+    return int(count)
+
+
 def check_there(src: str) -> None:
     """InputError where there is nothing at a path at all; what is there is left for `open_source` to read."""
-    if src != "scenes" and not is_remote(src):
+    if not is_drawn(src) and not is_remote(src):
         _folder(src)
 
 
@@ -182,7 +198,7 @@ def _folder(src: str | Path) -> Path:
         raise InputError(f"{root} is a file: the folder that holds it would work; unpack an archive first")
     missing = next(path for path in (*reversed(root.parents), root) if not path.exists())
     beside = missing.parent.iterdir() if missing.parent.is_dir() else ()
-    known = [*(path.name for path in beside if path.is_dir()), "scenes"]
+    known = [*(path.name for path in beside if path.is_dir()), *DRAWN]
     near = difflib.get_close_matches(missing.name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "the path of a folder, or `scenes` (built in), would work"
     raise InputError(f"no such folder: {missing}; {hint}")
@@ -262,7 +278,8 @@ def fingerprint(source: Source, *besides: Path) -> str:
     if source.layout == "packed":
         return hashlib.sha256(sums(source.splits).encode()).hexdigest()
     if source.layout == "scenes":
-        parts = sorted((split, len(dataset), dataset.image(0).shape) for split, dataset in source.splits.items())
+        parts: list[Any] = sorted((split, len(of), of.image(0).shape) for split, of in source.splits.items())
+        parts.append(source.classes)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
     left_out = {folder.resolve() for folder in besides}
     digest = hashlib.sha256(os.fsencode("".join(f"{note}\n" for note in source.notes)))

@@ -1,8 +1,12 @@
-"""`scenes`: a small segmentation benchmark that is drawn, not downloaded; nothing here needs torch.
+"""`scenes` and `objects`: a small segmentation benchmark that is drawn, not downloaded, and images to pre-train on.
 
 A scene is one to five objects of eight kinds over clutter that belongs to no class. A kind is a family of outlines
-*and* a surface (a fish has scales, a house bricks); its colours say nothing, since every object, stroke and background
-draws them from one distribution. So a model has to look at shape and texture, yet learns in minutes on a laptop.
+*and* a surface (a fish has scales, a house bricks), whose pattern is about as large as a patch; its colours say
+nothing, since every object, stroke and background draws them from one distribution. So a model has to look at shape
+and texture, yet learns in minutes on a laptop.
+
+An image of `objects` has one to four objects of one kind, which is its class: as photos of ImageNet show one thing.
+Methods that hold two crops of an image to be alike need that. Nothing here needs torch.
 
 Frame: x to the right, y down; a scene is composed in units of the image's side, (0, 0) to (1, 1), and only then drawn
 at `size` pixels: the same scene at another size has the same composition. An object has a frame in which its area is 1.
@@ -185,20 +189,20 @@ class Kind(NamedTuple):
     color: tuple[int, int, int]  # RGB 0..255 in drawn masks; the objects themselves have any colour
     outline: Callable[[np.random.Generator], Outline]
     surface: Callable[[np.ndarray, np.ndarray, float], np.ndarray]
-    period: float  # of the surface
+    period: float  # of the surface, in sides of the image
     bevel: float  # how far in the edge is rounded
     tilt: float  # the largest rotation, in turns
 
 
-KINDS = (  # periods: a cell is 5 to 9 px on a middling object at 64 px, the least that one still sees
-    Kind("ball", (230, 75, 60), _ball, _smooth, 1.2, 0.8, 0.5),
-    Kind("fish", (60, 140, 230), _fish, _scales, 0.3, 0.2, 0.12),
-    Kind("leaf", (90, 190, 75), _leaf, _veins, 0.26, 0.15, 0.5),
-    Kind("house", (240, 160, 50), _house, _bricks, 0.24, 0.1, 0.06),
-    Kind("starfish", (235, 110, 200), _starfish, _dots, 0.27, 0.25, 0.5),
-    Kind("kite", (245, 225, 80), _kite, _checker, 0.42, 0.1, 0.5),
-    Kind("wheel", (80, 215, 215), _wheel, _rings, 0.2, 0.15, 0.5),
-    Kind("candy", (145, 90, 220), _candy, _stripes, 0.32, 0.3, 0.5),
+KINDS = (  # periods: 5 to 10 px at 64 px, so that a patch of 8 px shows what it is of
+    Kind("ball", (230, 75, 60), _ball, _smooth, 0.45, 0.8, 0.5),
+    Kind("fish", (60, 140, 230), _fish, _scales, 0.11, 0.2, 0.12),
+    Kind("leaf", (90, 190, 75), _leaf, _veins, 0.1, 0.15, 0.5),
+    Kind("house", (240, 160, 50), _house, _bricks, 0.09, 0.1, 0.06),
+    Kind("starfish", (235, 110, 200), _starfish, _dots, 0.1, 0.25, 0.5),
+    Kind("kite", (245, 225, 80), _kite, _checker, 0.16, 0.1, 0.5),
+    Kind("wheel", (80, 215, 215), _wheel, _rings, 0.075, 0.15, 0.5),
+    Kind("candy", (145, 90, 220), _candy, _stripes, 0.12, 0.3, 0.5),
 )
 
 
@@ -276,8 +280,8 @@ def _draw_object(
     side, origin = side * size, center * size  # in pixels from here on
     outline, (first, second) = kind.outline(rng), _colors(rng)
     turn, flip = TURN * rng.uniform(-kind.tilt, kind.tilt), 2 * int(rng.integers(2)) - 1
-    period = kind.period * rng.uniform(0.85, 1.2)
-    phase, wobble, mottle = rng.uniform(0, TURN), rng.uniform(0, 0.25), rng.uniform(0, 0.3)
+    edge, lean = size * kind.period * rng.uniform(0.92, 1.1), TURN * rng.uniform(-0.04, 0.04)  # of the surface
+    phase, wobble, mottle = rng.uniform(0, TURN), rng.uniform(0, 0.12), rng.uniform(0, 0.3)
     stains = rng.random((5, 5), np.float32)
 
     # From the outline's frame to the object's (centred, area 1), then turned and enlarged to pixels.
@@ -306,7 +310,7 @@ def _draw_object(
 
     x = np.arange(left, right, dtype=np.float32) + (0.5 - float(origin[0]))
     y = np.arange(top, bottom, dtype=np.float32)[:, None] + (0.5 - float(origin[1]))
-    edge = period * side
+    cos, sin = math.cos(lean), math.sin(lean)  # nearly the image's frame, however the object is turned
     u, v = (x * cos + y * sin) * (flip / edge), (y * cos - x * sin) / edge  # (high, wide), in periods
     u += wobble * np.sin(v + phase)  # nothing grown or built is quite straight
     share = kind.surface(u, v, edge) + mottle * (cv2.resize(stains, (wide, high), interpolation=cv2.INTER_CUBIC) - 0.5)
@@ -331,16 +335,17 @@ def _place(rng: np.random.Generator, count: int) -> np.ndarray:
     return centers
 
 
-def _draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw_scene(rng: np.random.Generator, size: int, of_one_kind: bool) -> tuple[np.ndarray, np.ndarray]:
     """The image, (size, size, 3) uint8 RGB, and the class of each pixel, (size, size) uint8."""
     canvas, mask = _draw_ground(rng, size), np.zeros((size, size), np.uint8)
     angle = rng.uniform(0, TURN)
     light = Light(math.cos(angle), math.sin(angle), rng.uniform(0.04, 0.2), rng.uniform(0.1, 0.55))
-    count = int(rng.integers(1, 6))
+    count = int(rng.integers(1, 5 if of_one_kind else 6))
     side = math.sqrt(rng.uniform(0.4, 0.65) / count)  # few objects are large, many are small: the cover varies less
+    label = int(rng.integers(1, len(KINDS) + 1))
     for center in _place(rng, count):
-        label = int(rng.integers(1, len(KINDS) + 1))
         _draw_object(rng, canvas, mask, label, center, min(max(side * rng.uniform(0.85, 1.2), 0.27), 0.55), light)
+        label = label if of_one_kind else int(rng.integers(1, len(KINDS) + 1))
 
     # The camera: light that falls off across the image, exposure, a lens that is not quite sharp, a sensor with noise.
     ramp, slant, exposure = np.linspace(-1, 1, size, dtype=np.float32), rng.uniform(0, 0.3), rng.uniform(0.8, 1.15)
@@ -351,17 +356,17 @@ def _draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
     return cv2.convertScaleAbs(image, alpha=255), mask
 
 
-class Scenes:
-    """The dataset `scenes`: `count` scenes of `size` x `size` pixels, each a function of (seed, split, index) alone.
+class Drawn:
+    """`count` images of `size` x `size` pixels, each a function of (seed, split, index) alone.
 
-    The order of access, the process and `count` change nothing; splits and seeds share no scene. (Another version of
-    OpenCV or NumPy may round a pixel otherwise.)
+    The order of access, the process and `count` change nothing; splits and seeds share no image, nor do `scenes` and
+    `objects`. (Another version of OpenCV or NumPy may round a pixel otherwise.)
     """
 
-    classes: tuple[str, ...] = ("background", *(kind.name for kind in KINDS))
-    palette: UInt8[np.ndarray, "classes 3"] = np.array([(40, 40, 40), *(kind.color for kind in KINDS)], np.uint8)  # RGB
-    ignore_index = 255  # no pixel has it: a drawn scene has no doubt
+    ignore_index = 255  # no pixel has it: what is drawn has no doubt
     splits = ("train", "val", "test")
+    keys = (0, 1, 2)  # of the splits' random numbers
+    of_one_kind = False
 
     def __init__(self, count: int, size: int = 64, seed: int = 0, split: str = "train") -> None:
         if not 32 <= size <= 1024:
@@ -377,26 +382,46 @@ class Scenes:
         return self.count
 
     def name(self, i: int) -> str:
-        """The name of scene `i`, such as "train/00012"."""
+        """The name of image `i`, such as "train/00012"."""
         self._check(i)
         return f"{self.split}/{i:05d}"
 
     def image(self, i: int) -> UInt8[np.ndarray, "size size 3"]:
         """Image `i`: RGB, 0..255; the caller's to change."""
-        return self._scene(i)[1].copy()
-
-    def mask(self, i: int) -> UInt8[np.ndarray, "size size"]:
-        """The class of each pixel of image `i`, an index into `classes`; the caller's to change."""
-        return self._scene(i)[2].copy()
+        return self._drawn(i)[1].copy()
 
     def _check(self, i: int) -> None:
         if not 0 <= i < self.count:
-            raise IndexError(f"scene {i} of {self.count}")
+            raise IndexError(f"image {i} of {self.count}")
 
-    def _scene(self, i: int) -> tuple[int, np.ndarray, np.ndarray]:
+    def _drawn(self, i: int) -> tuple[int, np.ndarray, np.ndarray]:
         self._check(i)
         last = self._last
         if last is None or last[0] != i:
-            rng = np.random.default_rng([self.seed, self.splits.index(self.split), i])
-            last = self._last = (i, *_draw_scene(rng, self.size))
+            rng = np.random.default_rng([self.seed, self.keys[self.splits.index(self.split)], i])
+            last = self._last = (i, *_draw_scene(rng, self.size, self.of_one_kind))
         return last
+
+
+class Scenes(Drawn):
+    """The dataset `scenes`: objects of several kinds, with masks."""
+
+    classes: tuple[str, ...] = ("background", *(kind.name for kind in KINDS))
+    palette: UInt8[np.ndarray, "classes 3"] = np.array([(40, 40, 40), *(kind.color for kind in KINDS)], np.uint8)  # RGB
+
+    def mask(self, i: int) -> UInt8[np.ndarray, "size size"]:
+        """The class of each pixel of image `i`, an index into `classes`; the caller's to change."""
+        return self._drawn(i)[2].copy()
+
+
+class Objects(Drawn):
+    """The dataset `objects`: objects of one kind in each image, which is its label."""
+
+    classes = Scenes.classes[1:]
+    palette = Scenes.palette[1:]
+    keys = (3, 4, 5)
+    of_one_kind = True
+
+    def label(self, i: int) -> int:
+        """The kind in image `i`, an index into `classes`."""
+        return int(self._drawn(i)[2].max()) - 1
