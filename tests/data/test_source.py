@@ -39,7 +39,8 @@ def test_scenes():
     assert source.describe().startswith("built-in scenes: 512 train, 128 val, 128 test images; 9 classes (background,")
     many = open_source("objects:9000", scenes_size=32)
     assert (many.root, [len(of) for of in many.splits.values()]) == ("objects:9000", [9000, 128, 128])
-    assert many.has_labels and not many.has_masks
+    assert many.has_labels
+    assert not many.has_masks
     for wrong in ("scenes:", "scenes:0", "objects:many", "scenes:1e3"):
         refused(lambda wrong=wrong: open_source(wrong), "1 to 1,000,000,000")
     small = open_source("scenes", scenes_size=32, scenes_count={"train": 3, "val": 2}, seed=1)
