@@ -665,7 +665,7 @@ class MaskPictures(Settings):
     """What `regard predict` writes beside masks."""
 
     overlay: bool = setting(
-        False, "Also write NAME-overlay.png: the colours over the image, and lines between classes.", common=True
+        False, "Also write NAME-overlay.png: the colours over the image, and lines around regions.", common=True
     )
     opacity: float = setting(0.5, "Of these colours.", 0, 1)
     probabilities: bool = setting(

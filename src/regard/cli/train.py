@@ -10,6 +10,8 @@ from regard.results import LEAST_STRENGTH
 from regard.say import is_first_process, say
 from regard.settings import Hardware, ModelToTrain, PretrainSettings, SegmentSettings, Watch
 
+SHEET = "predictions.png"
+
 
 def pretrain(
     data: str,
@@ -85,6 +87,8 @@ def segment(
     from regard.cli.common import built, table
     from regard.data.loading.wrapped import Fraction, check_share
     from regard.data.source import check_readable, open_source, require_masks
+    from regard.pictures.contact_sheet import prediction_sheet
+    from regard.pictures.draw import save_png
     from regard.results import Origin
     from regard.runs.checks import check_hardware, check_said, check_settings
     from regard.runs.extras import Cache, Extras
@@ -138,4 +142,7 @@ def segment(
         say(f"refiner {settings.refiner} (strength {made.refined['strength']:.3f}): {used}")
     run = load_run(out)
     table(summary(run, run.evaluate(splits["val"])), "val")
-    return line
+    if settings.maps == "other":  # a control has no answer for an image alone
+        return line
+    save_png(Path(out) / SHEET, prediction_sheet(splits["val"], run.predict))
+    return f"{line}; some predictions are in {out}/{SHEET}"

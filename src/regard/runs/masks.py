@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 from rich.progress import track
 
 from regard.data.source import Source
 from regard.errors import InputError, naming
 from regard.files import read_json, write_whole
+from regard.pictures.classes import class_overlay
 from regard.pictures.targets import beside
 from regard.runs.pixels import read_pixels
 from regard.runs.run import Run
@@ -20,7 +19,6 @@ from regard.say import console, say
 from regard.segmentation.inference import BATCH, Inference, classes_at, probabilities_at
 
 OVERLAY, PROBABILITIES = "-overlay.png", ".npz"  # endings of what is written beside NAME.png
-LINE = 1 / 400  # width of an outline as a share of the image's shorter side
 
 
 def segment_files(
@@ -34,7 +32,7 @@ def segment_files(
     """Write the mask of every image that can be read, and what is wanted `also`; returns how many there are.
 
     NAME.png:         class indices, with the classes' colours as palette, at the image's own size.
-    NAME-overlay.png: the image with these colours over it, and lines between classes.
+    NAME-overlay.png: the image with these colours over it, and lines around regions.
     NAME.npz:         probabilities, float16 (classes, h, w), and classes, their names.
 
     batch_size: windows of one image in a forward pass.
@@ -62,7 +60,7 @@ def segment_files(
                 lambda to, found=found: np.savez_compressed(to, probabilities=found, classes=np.array(run.classes)),
             )
         if OVERLAY in also:
-            over = Image.fromarray(overlay(pixels, mask, run.palette, opacity))
+            over = Image.fromarray(class_overlay(pixels, mask, run.classes, run.palette, opacity))
             write_whole(beside(png, OVERLAY), lambda to, over=over: over.save(to, format="PNG"))
         write_whole(png, lambda to, indexed=indexed: indexed.save(to, format="PNG"))
     if len(unread) == len(files):
@@ -76,21 +74,6 @@ def segment_files(
             "the masks of the others are there"
         )
     return len(files)
-
-
-def overlay(
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: UInt8[np.ndarray, "h w"],
-    palette: UInt8[np.ndarray, "classes 3"],
-    opacity: float,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The classes' colours over the image; along the lines between classes they hide it."""
-    colours = palette[mask]
-    width = max(1, round(LINE * min(mask.shape)))
-    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    is_line = cv2.dilate(mask, square) != cv2.erode(mask, square)
-    mixed = cv2.addWeighted(colours, opacity, image, 1 - opacity, 0)
-    return np.where(is_line[..., None], colours, mixed).astype(np.uint8)
 
 
 def evaluation_file(name: str) -> str:
