@@ -417,6 +417,14 @@ class PretrainSettings(Guidance, Bits):
     size: int = setting(224, "Side of the views in pixels.", 1, MOST_PIXELS, common=True)
     local_size: int = setting(96, "Side of DINO's local views in pixels.", 1, MOST_PIXELS)
     local_crops: int = setting(8, "DINO's local views of an image.", 0, 100)
+    crop_scale: tuple[float, float] | None = setting(
+        None,
+        "Share of the image's area that a crop takes, at least and at most; as published 0.08 1, of DINO's global "
+        "crops 0.4 1. Of small images, more shows more.",
+        most=1,
+        above=0,
+    )
+    local_scale: tuple[float, float] = setting((0.05, 0.4), "The same of DINO's local crops.", most=1, above=0)
     epochs: int = setting(100, "Passes over the images.", 1, common=True)
     batch_size: int = setting(256, "Images per step, over all devices and accumulated parts.", 1, common=True)
     accumulate: int = setting(
@@ -444,6 +452,10 @@ class PretrainSettings(Guidance, Bits):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_average(self.average, self.epochs)
+        for name in ("crop_scale", "local_scale"):
+            low, high = getattr(self, name) or (0, 1)
+            if low > high:
+                raise InputError(f"{name} from {low:g} to {high:g} is none: take the smaller one first")
 
     @property
     def placed(self) -> bool:

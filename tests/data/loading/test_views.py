@@ -35,6 +35,7 @@ from regard.data.loading.views import (
 )
 from regard.data.loading.wrapped import SkipUnreadable
 from regard.data.reading import decode_image
+from regard.settings import PretrainSettings
 
 STRENGTH = (0.4, 0.4, 0.2, 0.1)
 PLAIN = View(64, (1.0, 1.0), blur=0.0, solarize=0.0, flip=0.0, jitter=0.0, grey=0.0)
@@ -269,6 +270,14 @@ def test_recipes_are_the_published_ones_at_224() -> None:
     assert [v.blur for v in crops[:3]] == [1.0, 0.1, 0.5]
     assert [v.solarize for v in crops[:3]] == [0.0, 0.2, 0.0]
     assert crops[2].sigma == (0.1, 2.0)
+
+
+def test_crops_take_the_share_of_the_image_that_is_asked_for() -> None:
+    assert {view.scale for view in barlow_twins_views(64, (0.3, 0.9))} == {(0.3, 0.9)}
+    crops = dino_views(64, 32, 2, crop_scale=(0.5, 1.0), local_scale=(0.2, 0.4))
+    assert [view.scale for view in crops] == [(0.5, 1.0)] * 2 + [(0.2, 0.4)] * 2
+    refused(lambda: PretrainSettings(crop_scale=(0.9, 0.3)), "crop_scale from 0.9 to 0.3 is none")
+    refused(lambda: PretrainSettings(local_scale=(0.0, 0.3)), "local_scale")
 
 
 def test_a_view_is_a_function_of_its_key() -> None:

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
 Box = tuple[int, int, int, int]  # top, left, height, width, pixels
+Scale = tuple[float, float]  # share of an image's area that a crop takes, at least and at most; None: as published
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
@@ -198,23 +199,29 @@ class View:
         return draw(image), draw.place
 
 
-def barlow_twins_views(size: int = 224) -> tuple[View, View]:
+def barlow_twins_views(size: int = 224, crop_scale: Scale | None = None) -> tuple[View, View]:
     """The two published views; for another size than 224 the blur shrinks with the view, so that it hides as much."""
-    first = _scaled_blur(View(size, (0.08, 1.0), blur=1.0, solarize=0.0), size)
+    first = _scaled_blur(View(size, crop_scale or (0.08, 1.0), blur=1.0, solarize=0.0), size)
     return first, replace(first, blur=0.1, solarize=0.2)
 
 
-def dino_views(size: int = 224, local_size: int = 96, local_crops: int = 8) -> tuple[View, ...]:
+def dino_views(
+    size: int = 224,
+    local_size: int = 96,
+    local_crops: int = 8,
+    crop_scale: Scale | None = None,
+    local_scale: Scale = (0.05, 0.4),
+) -> tuple[View, ...]:
     """The published multi-crop: two global crops of at least 0.4 of the image, and local ones of 0.05 to 0.4."""
-    first = _scaled_blur(View(size, (0.4, 1.0), blur=1.0, solarize=0.0), size)
+    first = _scaled_blur(View(size, crop_scale or (0.4, 1.0), blur=1.0, solarize=0.0), size)
     second = replace(first, blur=0.1, solarize=0.2)
-    local = replace(first, size=local_size, scale=(0.05, 0.4), blur=0.5)
+    local = replace(first, size=local_size, scale=local_scale, blur=0.5)
     return first, second, *([local] * local_crops)
 
 
-def supervised_views(size: int = 224) -> tuple[View]:
+def supervised_views(size: int = 224, crop_scale: Scale | None = None) -> tuple[View]:
     """The one view of supervised training on ImageNet (He et al. 2016, section 3.4): random crop and flip."""
-    return (View(size, (0.08, 1.0), blur=0.0, solarize=0.0, jitter=0.0, grey=0.0),)
+    return (View(size, crop_scale or (0.08, 1.0), blur=0.0, solarize=0.0, jitter=0.0, grey=0.0),)
 
 
 def _scaled_blur(view: View, size: int) -> View:
