@@ -26,7 +26,9 @@ from regard.reports.tables import table_csv, table_latex
 from regard.results import LEAST_STRENGTH, StudyResults, read_stored
 
 SHOWN_CLASSES = 24  # more are folded away, the most frequent ones first
-SHOWN = 12  # configurations, answers or examples in a row; more are folded away
+SHOWN = 12  # configurations or answers in a row; more are folded away
+SHOWN_EXAMPLES = 3  # images; the others are folded away
+SHARPEST = 3  # heads beside an image
 SAME = {
     "backbone": "backbone",
     "pretraining": "weights",
@@ -71,6 +73,7 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
             "order": classes,
             "shown_classes": SHOWN_CLASSES,
             "shown": SHOWN,
+            "shown_examples": SHOWN_EXAMPLES,
             "METHODS": METHOD_NAMES,
             "varies": varying,
         },
@@ -91,7 +94,7 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
         "least_strength": LEAST_STRENGTH,
         "attention_gaps": any(None in row for head in maps for row in head),
     }
-    filters = (findings.answer, findings.caution, findings.verdict, heat, under)
+    filters = (findings.answer, findings.caution, findings.verdict, heat, sharpest, under)
     return render_page("report.html.jinja", values, {function.__name__: function for function in filters})
 
 
@@ -103,6 +106,17 @@ def heat(head: Sequence[Sequence[float | None]]) -> str:
     colours = np.round(255 * colormaps["magma"](weights / max(weights.max(), 1e-12))[..., :3]).astype(np.uint8)
     colours[missing] = GREY
     return data_uri(colours)
+
+
+def sharpest(heads: Sequence[Sequence[Sequence[float | None]]]) -> list[tuple[int, Sequence[Sequence[float | None]]]]:
+    """The heads whose maps have the least entropy, with their numbers from 1 on; missing positions count as 0."""
+
+    def entropy(head: Sequence[Sequence[float | None]]) -> float:
+        weights = np.nan_to_num(np.array(head, dtype=np.float64))
+        shares = weights / max(weights.sum(), 1e-12)
+        return float(-(shares * np.log(np.maximum(shares, 1e-12))).sum())
+
+    return sorted(enumerate(heads, start=1), key=lambda numbered: entropy(numbered[1]))[:SHARPEST]
 
 
 def under(picture: str) -> str:
