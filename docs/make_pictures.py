@@ -90,15 +90,8 @@ def photograph_explorer(photos: dict[str, Picture], weights: str) -> None:
         for name, photo in photos.items():
             Image.fromarray(photo).save(f"{folder}/{name}.png")
         files = [f"{folder}/{name}.png" for name in ("astronaut", "coffee")]
-        command(
-            [
-                *f"attention --backbone vit_small_patch14_dinov2 --size 336 --blocks 11 --explorer --out {folder}/out".split(),
-                "--weights",
-                weights,
-                "--images",
-                *files,
-            ]
-        )
+        said = "--backbone vit_small_patch14_dinov2 --size 336 --blocks 11 --explorer"
+        command(["attention", *said.split(), "--weights", weights, "--images", *files, "--out", f"{folder}/out"])
         options = webdriver.ChromeOptions()
         options.binary_location = browser
         for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,900"):
