@@ -11,11 +11,11 @@ from jaxtyping import Bool
 
 from regard.data.datasets.base import Dataset, MaskDataset
 from regard.data.datasets.masks import MaskFolder, PairedImages
-from regard.data.layouts import Pairs, find_pairs, split_of
+from regard.data.layouts import Pairs, split_of
 from regard.data.listing import with_val
 from regard.data.names import VOID, Color, Legend
 from regard.data.packs.packed import Packed
-from regard.data.source import Source, held_by, open_source, unseen, unwrapped, white
+from regard.data.source import Source, find_own, held_by, masks_of, open_source, unseen, unwrapped, white
 from regard.data.survey import bits_of, unused_bits
 from regard.data.threads import in_threads
 from regard.errors import InputError
@@ -75,7 +75,7 @@ def check(src: str) -> Checked:
         source = open_source(src)
     except InputError:
         with suppress(InputError):
-            found = find_pairs(unwrapped(Path(src).expanduser().resolve()))
+            found = find_own(unwrapped(Path(src).expanduser().resolve()))
             if found and (checked := _check_unopened(found)).problems:
                 return checked
         raise
@@ -173,10 +173,10 @@ def _orphans(source: Source) -> list[Problem]:
 def _check_unopened(found: Pairs) -> Checked:
     """Check a tree with masks, with the splits of `open_source`, where that has refused it."""
     try:
-        legend, unclear = MaskFolder(found.root, found, missing_ok=True).legend, ""
+        legend, unclear = masks_of(found, missing_ok=True).legend, ""
     except InputError as error:
         legend, unclear = ANY, str(error).replace(f"{found.root}{os.sep}", "")
-    whole = MaskFolder(found.root, found, legend, missing_ok=True)
+    whole = masks_of(found, legend, missing_ok=True)
     splits, _ = with_val(found.by_split(np.full(len(found.images), True)))
     number_of = {path: number for number, path in enumerate(found.images)}
     datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}

@@ -22,13 +22,16 @@ OF_SYSTEMS = frozenset(
 )
 
 
-def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
+def list_images(
+    root: Path, folder: str = "", by_class: bool = False, endings: tuple[str, ...] = IMAGE_SUFFIXES
+) -> Names:
     """The images below root/folder at any depth: paths relative to `root`, with "/", sorted.
 
     Hidden files and folders are left out, and those of systems; pictures of formats that aren't read are said. Folders
     that are links are followed, but what was met before isn't listed again; a link with the name of an image counts as
     one. Each folder is read once, and its files not looked at. What a run wrote below root/folder is left out.
 
+    endings: of other files, which are then listed in their place.
     by_class: what was met below another of the folders directly in root/folder is: they may share images by links.
     """
     found: list[str] = []
@@ -45,7 +48,7 @@ def list_images(root: Path, folder: str = "", by_class: bool = False) -> Names:
                     continue
                 if _is_folder(entry):
                     inner.append((name, entry.is_symlink()))
-                elif is_image(name):
+                elif name.lower().endswith(endings):
                     images.append(start + name)
                 elif name in OF_RUNS:
                     of_run.append(name)

@@ -5,6 +5,7 @@
 | scenes | the words `scenes` and `objects`: built-in data, drawn; `objects:50000` has so many to train on |
 | voc, coco-stuff, ade20k, ... | a published tree, as the file of each in datasets/ says |
 | masks, class folders, images | trees of one's own, as layouts.py says |
+| labelme | photos with JSONs of LabelMe, beside them or in another folder: see datasets/labelme.py |
 | packed | regard.json: chunks of any of these, made by `regard data pack`; or the s3://, gs://, https:// URL of such |
 
 VOC has the augmented train set where its masks are there, as SegmentationClassAug/ or as SBD's .mat files, inside the
@@ -29,12 +30,13 @@ from regard.data.compact import Names
 from regard.data.datasets import DATASETS
 from regard.data.datasets.base import Dataset, MaskDataset, Source
 from regard.data.datasets.folders import ClassFolders, ImageFolder
+from regard.data.datasets.labelme import Annotated, LabelMe, find_annotated
 from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
 from regard.data.datasets.scenes import Objects, Scenes
 from regard.data.layouts import OF_IMAGE, OF_MASK, Pairs, check_fits, find_beside, find_pairs, meaning, split_images
 from regard.data.listing import holds_images, is_hidden, is_lossy, is_runs_own, list_images, subfolders, with_val
-from regard.data.names import VOID
+from regard.data.names import VOID, Legend
 from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
@@ -82,7 +84,7 @@ def unwrapped(root: Path) -> Path:
 
 def _own(root: Path) -> Source:
     """A tree of one's own; InputError for one without images."""
-    if pairs := find_pairs(root):
+    if pairs := find_own(root):
         return _mask_tree(pairs)
     alone = (root / "images").is_dir()  # beside it there may be annotations of another kind
     if source := None if alone else _class_folders(root):
@@ -117,15 +119,28 @@ def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     """The splits of a source that has masks; InputError, with what would work, for one that has none."""
     if not source.has_masks:
         published = f"a published tree ({', '.join(DATASETS)})"
-        needs = f"segmentation needs images/ + masks/ (PNGs of classes), {published}, or `--data scenes`"
+        own = "images/ + masks/ (PNGs of classes), JSONs of LabelMe"
+        needs = f"segmentation needs {own}, {published}, or `--data scenes`"
         raise InputError(f"{source.root} ({source.words}) has no masks: {needs}")
     return cast(Mapping[str, MaskDataset], source.splits)
+
+
+def find_own(root: Path) -> Pairs | None:
+    """The images and masks of a tree of one's own; None where it has no masks."""
+    return find_pairs(root) or find_annotated(root)
+
+
+def masks_of(found: Pairs, legend: Legend | None = None, *, missing_ok: bool = False) -> MaskFolder:
+    """What was found, as a dataset."""
+    if isinstance(found, Annotated):
+        return LabelMe(found.root, found, legend, missing_ok=missing_ok)
+    return MaskFolder(found.root, found, legend, missing_ok=missing_ok)
 
 
 def _mask_tree(found: Pairs) -> Source:
     check_fits(found)
     splits, notes = with_val(found.by_split(found.has_mask))
-    whole = MaskFolder(found.root, found)  # once over all splits, since its classes may be read from all masks
+    whole = masks_of(found)  # once over all splits, since its classes may be read from all masks
     number_of = {path: number for number, path in enumerate(whole.paths)}
     datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}
     every: dict[str, Dataset] = {}
@@ -136,11 +151,14 @@ def _mask_tree(found: Pairs) -> Source:
         said = ", ".join(f"{count:,} {what}" for count, what in kinds if count)
         notes += (f"{found.has_mask.sum():,} of {len(found.images):,} images have a mask: {said}",)
         every = {"train": ImageFolder(found.root, Names(sorted([*splits.get("train", ()), *without["train"]])))}
-    if not any((found.root / name).is_file() for name in ("classes.txt", "classes.json")):
+    if isinstance(found, Annotated):
+        notes += found.notes
+    elif not any((found.root / name).is_file() for name in ("classes.txt", "classes.json")):
         notes += ("no classes.txt, so the classes are counted from the values in all the masks",)
     if found.orphans:
         notes += (f"masks without an image, ignored: {len(found.orphans):,}",)
-    return Source("masks", str(found.root), datasets, notes, found.words, every)
+    layout = "labelme" if isinstance(found, Annotated) else "masks"
+    return Source(layout, str(found.root), datasets, notes, found.words, every)
 
 
 def _class_folders(root: Path) -> Source | None:

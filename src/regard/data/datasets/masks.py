@@ -47,15 +47,19 @@ class PairedImages(ImageFolder):
 
     def mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
         """The class index, or `ignore_index`, of each pixel; InputError if it doesn't fit the image or the classes."""
-        if self.paths[i] in self.missing:
-            suffix = os.path.splitext(self.masks[i])[1][1:].upper()
-            raise InputError(f"{self.root / self.paths[i]} has no mask: a {suffix} at {self.masks[i]} would work")
-        path = self.root / self.masks[i]
+        path = self.mask_file(i)
         labels, size = self.read_labels(path), image_size(self.root / self.paths[i])
         if labels.shape != size:
             height, width = labels.shape
             raise InputError(f"{path} is {width}x{height}: {size[1]}x{size[0]}, the size of its image, would work")
         return labels.astype(np.uint8)
+
+    def mask_file(self, i: int) -> Path:
+        """The file that tells the mask; InputError where it is missing."""
+        if self.paths[i] in self.missing:
+            suffix = os.path.splitext(self.masks[i])[1][1:].upper()
+            raise InputError(f"{self.root / self.paths[i]} has no mask: a {suffix} at {self.masks[i]} would work")
+        return self.root / self.masks[i]
 
     def colors(self, i: int) -> dict[int, Color]:
         """What colours an indexed mask gives the values in it; nothing of other masks, and of those read by colour."""

@@ -1,0 +1,334 @@
+"""Photos with the JSONs of LabelMe (the desktop tool `labelme`): shapes drawn by hand, made into masks when asked for.
+
+A JSON lies beside its photo or in another folder, and is of the photo that its imagePath names or, where that is not
+there, of the one of its own name. Pixels in no shape are class 0, background; later shapes lie over earlier ones, and
+each covers the pixels that LabelMe's own export gives it. Photos without a JSON have no mask.
+
+The classes are the labels of all shapes, sorted; or those of labels.txt or classes.txt, in its order. Of LabelMe's own
+labels, `__ignore__` is void and `_background_` is background.
+"""
+
+import base64
+import difflib
+import io
+import json
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+
+import msgspec
+import numpy as np
+from jaxtyping import Float, UInt8
+from msgspec import Struct, field
+from PIL import Image, ImageDraw
+
+from regard.data.compact import Names
+from regard.data.datasets.masks import MaskFolder
+from regard.data.layouts import Pairs, split_of
+from regard.data.listing import list_images
+from regard.data.names import UNKNOWN, VOID, Legend, numbered
+from regard.data.reading import header, image_size, opened, readable
+from regard.errors import InputError, naming
+from regard.files import read_text
+from regard.say import say_once
+
+BACKGROUND, IGNORED = ("_background_", "background"), "__ignore__"
+PREDICTED = "regard"  # the version in a prediction: LabelMe writes its own there once a person has changed something
+COUNTS = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4, "mask": 2}  # of points, of kinds with so many
+AREAS, LINES = ("polygon", *COUNTS), ("line", "linestrip", "point", "points")
+LOOKED_AT, OPENING = 20, 2**24  # so many JSONs, and bytes of each, tell whether a folder is LabelMe's
+FARTHEST = 1e6  # pixels: nobody draws farther out
+
+
+class Shape(Struct, kw_only=True):
+    """One shape. points: (x, y) in pixels of the upright photo. mask: a PNG in base64, of the kind "mask"."""
+
+    label: str
+    points: list[tuple[float, float]]
+    group_id: int | None = None
+    shape_type: str | None = "polygon"
+    flags: dict[str, bool] | None = field(default_factory=dict)
+    mask: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its type; early versions of LabelMe, which had polygons alone, wrote none."""
+        return self.shape_type or "polygon"
+
+
+class Annotation(Struct, kw_only=True, rename="camel"):
+    """What a JSON of LabelMe holds."""
+
+    version: str | None = None
+    flags: dict[str, bool] | None = field(default_factory=dict)
+    shapes: list[Shape]
+    image_path: str = ""
+    image_data: str | None = None
+    image_height: int | None = None
+    image_width: int | None = None
+
+
+@dataclass(frozen=True)
+class Annotated(Pairs):
+    """Photos and their JSONs.
+
+    labels: those of all areas. file: labels.txt or classes.txt, where there is one. notes: what was decided for the
+    user.
+    """
+
+    labels: frozenset[str]
+    file: Path | None
+    notes: tuple[str, ...]
+
+
+class LabelMe(MaskFolder):
+    """The photos that have a JSON, with masks drawn when they are asked for."""
+
+    def __init__(
+        self, root: str | Path, found: Annotated, legend: Legend | None = None, *, missing_ok: bool = False
+    ) -> None:
+        super().__init__(root, found, legend or label_legend(found), missing_ok=missing_ok)
+        specials = {**dict.fromkeys(BACKGROUND, 0), IGNORED: VOID}
+        self.value_of = {**{name: value for value, name in enumerate(self.classes)}, **specials}
+
+    def mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
+        """The class index, or `ignore_index`, of each pixel; InputError for what can't be read, or not be drawn."""
+        path, photo = self.mask_file(i), self.root / self.paths[i]
+        annotation, size = read_annotation(path), image_size(photo)
+        with naming(path):
+            return drawn(annotation, size, self.value_of, self.legend.others)
+
+
+def read_annotation(path: Path) -> Annotation:
+    """A JSON of LabelMe; InputError for what is none."""
+    with opened(path) as file:
+        data = file.read()
+    try:
+        return msgspec.convert(json.loads(data), Annotation)
+    except RecursionError as error:
+        raise InputError(f"{path} can't be read: brackets within brackets, too deep") from error
+    except (ValueError, OverflowError) as error:  # of msgspec, too
+        raise InputError(f"{path} is no JSON of LabelMe: {error}: save it again there, or remove it") from error
+
+
+def drawn(
+    annotation: Annotation, size: tuple[int, int], value_of: Mapping[str, int], others: int = UNKNOWN
+) -> UInt8[np.ndarray, "h w"]:
+    """The shapes in their order on a mask of 0, (height, width) = `size`; what lies outside of it is cut off.
+
+    value_of: of each label; `others` is that of labels not in it, and InputError where it is UNKNOWN. So it is for a
+    photo of another aspect than the annotation's, and for a shape that can't be drawn.
+    """
+    height, width = size
+    was = _declared(annotation, size)
+    if not _same_aspect(was, size):
+        turned = ", as before its EXIF turns it" if was == (width, height) else ""
+        what = f"it was drawn on {was[1]}x{was[0]}{turned}, and its photo is {width}x{height}"
+        raise InputError(f"{what}: the photo that it was drawn on would work, or a copy of its aspect")
+    scale = np.array([width / was[1], height / was[0]])
+    canvas = Image.new("L", (width, height))
+    for number, shape in enumerate(annotation.shapes, 1):
+        if shape.kind not in LINES:
+            with naming(f"shape {number} ({shape.label!r})"):
+                if (value := value_of.get(shape.label, others)) == UNKNOWN:
+                    near = difflib.get_close_matches(shape.label, value_of, n=1)
+                    hint = f"did you mean {near[0]!r}? else " if near else ""
+                    raise InputError(f"no class is called so: {hint}a line of it in labels.txt would work")
+                _draw(canvas, shape, scale, value)
+    return np.array(canvas)
+
+
+def _draw(canvas: Image.Image, shape: Shape, scale: Float[np.ndarray, "2"], value: int) -> None:
+    """Draw one shape, with the calls of LabelMe's own export, since they say which pixels an outline covers."""
+    _check(shape)
+    points, draw = np.array(shape.points) * scale, ImageDraw.Draw(canvas)
+    if shape.kind == "mask":
+        patch = Image.fromarray(_pixels(shape))
+        width, height = np.maximum(1, (np.array(patch.size) * scale).round().astype(int)).tolist()
+        x, y = points[0].round().astype(int).tolist()
+        canvas.paste(value, (x, y), patch.resize((width, height), Image.Resampling.NEAREST))
+    elif shape.kind == "circle":
+        radius = float(np.hypot(*(points[1] - points[0])))
+        draw.ellipse([*(points[0] - radius).tolist(), *(points[0] + radius).tolist()], fill=value, outline=value)
+    elif shape.kind == "rectangle":
+        draw.rectangle([*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], fill=value, outline=value)
+    else:
+        draw.polygon(points.ravel().tolist(), fill=value, outline=value)
+
+
+def _check(shape: Shape) -> None:
+    """InputError for a shape that can't be drawn."""
+    if shape.kind not in AREAS:
+        raise InputError(f"a {shape.kind!r} is not known: {', '.join((*AREAS, *LINES))} are")
+    count = len(shape.points)
+    if count != COUNTS.get(shape.kind, max(3, count)):
+        raise InputError(f"a {shape.kind} of {count} points: {COUNTS.get(shape.kind, '3 or more')} would work")
+    for x, y in shape.points:
+        if not (abs(x) <= FARTHEST and abs(y) <= FARTHEST):  # also where one is no number
+            raise InputError(f"a point at ({x:g}, {y:g}): one in the photo would work")
+
+
+def _pixels(shape: Shape) -> UInt8[np.ndarray, "h w"]:
+    """The PNG of a shape of the kind "mask": 255 in it, 0 elsewhere."""
+    name = "its mask"
+    with readable(name):
+        pixels = np.array(header(io.BytesIO(base64.b64decode(shape.mask or "")), name))
+    (left, top), (right, bottom) = np.sort(shape.points, axis=0)
+    box = (round(bottom - top) + 1, round(right - left) + 1)
+    if pixels.ndim != 2 or np.abs(np.subtract(pixels.shape, box)).max() > 1:  # LabelMe rounds both corners
+        what = f"its mask is {'x'.join(map(str, pixels.shape[1::-1]))} in a box of {box[1]}x{box[0]}"
+        raise InputError(f"{what}: a grey PNG of the size of the box would work")
+    return (pixels != 0).astype(np.uint8) * 255
+
+
+def _declared(annotation: Annotation, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the photo that was drawn on; `size` where that isn't told."""
+    return annotation.image_height or size[0], annotation.image_width or size[1]
+
+
+def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether an image was resized from one size to the other, sides being rounded."""
+    return min(one) > 0 and abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+
+
+def find_annotated(root: Path) -> Annotated | None:
+    """The photos below a folder, at any depth, and their JSONs; None where LabelMe has drawn nothing there.
+
+    Every JSON is read. One that can't be, and is of a photo by its name, is left to `LabelMe.mask` to name; without a
+    photo of its name it is nothing of LabelMe's. Predictions that nobody has saved in LabelMe are left out, unless they
+    are all there is. Raises InputError for two JSONs of one photo, and where all the photos lie elsewhere.
+    """
+    files = list_images(root, endings=(".json",))
+    images = list_images(root) if files else files
+    photos = _Photos(images)
+    named = [file for file in files if _stem(file) in photos.named]
+    if not any(_looks_like_it(root / file) for file in (named or files)[:LOOKED_AT]):
+        return None
+    if not images:
+        what = f"{root} holds JSONs of LabelMe without the photos, such as {files[0]}"
+        raise InputError(f"{what}: the folder that holds both would work")
+    read = [one for file in files if (one := _read(root, file, photos))]
+    paired = [one for one in read if one.photo]
+    kept = [one for one in paired if not one.is_predicted] or paired
+    if not any(one.labels or one.is_broken for one in kept):
+        say_once(f"{root}: LabelMe has drawn no areas on these photos, so they have no masks")
+        return None
+    file_of: dict[str, str] = {}
+    for one in kept:
+        if (other := file_of.setdefault(one.photo, one.file)) != one.file:
+            raise InputError(f"{root} has two JSONs of {one.photo}, {other} and {one.file}: one would work")
+    names = _labels_file(root, list(file_of), list(file_of.values()))
+    return Annotated(
+        root,
+        images,
+        Names(file_of.get(path, f"{os.path.splitext(path)[0]}.json") for path in images),
+        np.array([path in file_of for path in images], bool),
+        np.array([split_of(path) for path in images]),
+        Names(one.file for one in read if not one.photo),
+        "LabelMe folder",
+        frozenset().union(*(one.labels for one in kept)),
+        names,
+        _notes(kept, len(paired) - len(kept), names),
+    )
+
+
+@dataclass(frozen=True)
+class _Json:
+    """What is kept of a JSON. photo: "" where there is none. labels: of areas. lines: how many shapes are none."""
+
+    file: str
+    photo: str
+    labels: frozenset[str] = frozenset()
+    lines: int = 0
+    is_scaled: bool = False
+    is_predicted: bool = False
+    is_broken: bool = False
+
+
+class _Photos:
+    """Finds the photo of a JSON among `paths`. named: those of each name."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.there = {unicodedata.normalize("NFC", path): path for path in paths}
+        self.named: dict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            self.named[_stem(path)].append(path)
+
+    def of(self, file: str, told: str = "") -> str:
+        """Where its imagePath tells; else beside the JSON or, where there is but one of its name, anywhere; or ""."""
+        folder, name = os.path.dirname(file), PureWindowsPath(told).as_posix()  # as Windows writes it
+        path = unicodedata.normalize("NFC", os.path.normpath(os.path.join(folder, name)))
+        named = self.named.get(_stem(file), [])
+        fit = [photo for photo in named if os.path.dirname(photo) == folder] or named
+        return self.there.get(path) or (fit[0] if len(fit) == 1 else "")
+
+
+def _read(root: Path, file: str, photos: _Photos) -> _Json | None:
+    """What one JSON holds; None for one that is nothing of LabelMe's."""
+    try:
+        found = read_annotation(root / file)
+    except InputError:
+        photo = photos.of(file)
+        return _Json(file, photo, is_broken=True) if photo else None
+    photo, is_scaled = photos.of(file, found.image_path), False
+    with suppress(InputError):  # of a photo that can't be read, and will be named
+        size = image_size(root / photo)
+        is_scaled = _declared(found, size) != size
+    labels = frozenset(shape.label for shape in found.shapes if shape.kind not in LINES)
+    lines = sum(shape.kind in LINES for shape in found.shapes)
+    return _Json(file, photo, labels, lines, is_scaled, found.version == PREDICTED)
+
+
+def _notes(kept: Sequence[_Json], left_out: int, names: Path | None) -> tuple[str, ...]:
+    """What people are told of these JSONs, of so many others, and of the file of names."""
+    lines, scaled = sum(one.lines for one in kept), sum(one.is_scaled for one in kept)
+    predicted = sum(one.is_predicted for one in kept)
+    notes = {
+        f"{lines:,} lines and points hold no area, and are ignored": lines,
+        f"{scaled:,} JSONs are of another size than their photo, and scaled to it": scaled,
+        f"{left_out:,} predictions that nobody has changed in LabelMe count as no mask": left_out,
+        f"all {predicted:,} masks are predictions that nobody has changed in LabelMe": predicted,
+        "no labels.txt, so the classes are all labels, sorted": names is None,
+    }
+    return tuple(note for note, count in notes.items() if count)
+
+
+def label_legend(found: Annotated) -> Legend:
+    """Background, and the classes of labels.txt or classes.txt, or all labels; InputError for names that can't be."""
+    file = found.file
+    lines = sorted(found.labels) if file is None else [line.strip() for line in read_text(file).splitlines()]
+    names = [name for name in lines if name and name not in (*BACKGROUND, IGNORED)]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise InputError(f"{file} names {twice!r} twice: each class once would work")
+    if len(names) >= VOID:
+        raise InputError(f"{file or found.root} has {len(names)} labels: {VOID - 1} at most would work")
+    return numbered(("background", *names))
+
+
+def _labels_file(root: Path, *groups: Sequence[str]) -> Path | None:
+    """The labels.txt or classes.txt of the photos or of their JSONs, or above them; InputError for two."""
+    folders: dict[Path, None] = {}
+    for paths in groups:
+        common = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+        folders |= dict.fromkeys((common, *common.parents))
+    places = [root / folder / name for folder in folders for name in ("labels.txt", "classes.txt")]
+    files = [place for place in places if place.is_file()]
+    if len(files) > 1:
+        raise InputError(f"both {files[0]} and {files[1]} name the classes: one of them would work")
+    return files[0] if files else None
+
+
+def _looks_like_it(path: Path) -> bool:
+    """Whether a JSON, whole or damaged, is LabelMe's."""
+    with suppress(InputError), opened(path) as file:
+        return b'"shapes"' in file.read(OPENING)
+    return False
+
+
+def _stem(path: str) -> str:
+    """The name of a file without folder and suffix, in one form of Unicode, as macOS writes others."""
+    return unicodedata.normalize("NFC", os.path.splitext(os.path.basename(path))[0])
