@@ -674,8 +674,14 @@ class OnnxOptions(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskPictures(Settings):
-    """What `regard predict` writes beside masks."""
+    """What `regard predict` writes."""
 
+    format: Literal["png", "labelme"] = setting(
+        "png",
+        "`labelme` writes NAME.json in place of NAME.png: polygons to correct in LabelMe, and to train with. One that a "
+        "person drew or changed there is never written over.",
+        common=True,
+    )
     overlay: bool = setting(
         False, "Also write NAME-overlay.png: the colours over the image, and lines around regions.", common=True
     )

@@ -504,6 +504,27 @@ def test_masks_overlays_and_probabilities_agree(segmentation, photos, tmp_path) 
     assert set(np.unique(found[~inside])) == {0, 255}  # lines are seen on dark and on light
 
 
+def test_predictions_for_labelme_go_beside_the_photos_and_never_over_what_a_person_drew(
+    segmentation, photos, capsys
+) -> None:
+    options = ["predict", "--run", str(segmentation), "--images", str(photos), "--format", "labelme", "--out"]
+    main([*options, str(photos)])
+    said = capsys.readouterr()
+    assert said.out.strip() == f"2 masks in {photos}"
+    assert "outlines are within 1 pixel" in said.err
+    assert files(photos) == ["a.jpg", "a.json", "deep/b.json", "deep/b.png", "notes.txt"]
+    drawn = (photos / "a.json").read_text().replace('"version": "regard"', '"version": "6.3.1"')
+    (photos / "a.json").write_text(drawn)
+    predicted = (photos / "deep/b.json").read_text()
+    (photos / "deep/b.json").write_text('{"version": "regard", "shapes": []}')
+    main([*options, str(photos)])
+    assert "1 images have a JSON by hand, which stays as it is" in capsys.readouterr().err
+    assert (photos / "a.json").read_text() == drawn
+    assert (photos / "deep/b.json").read_text() == predicted
+    (photos / "deep/b.json").write_text("")
+    assert "every image has a JSON by hand, such as" in fails(capsys, *options, str(photos))
+
+
 def test_images_that_cannot_be_read_are_named_and_the_others_done(segmentation, photos, tmp_path, capsys) -> None:
     (photos / "deep" / "c.jpg").write_bytes(b"not an image")
     (photos / "deep" / "d.png").write_bytes(b"")

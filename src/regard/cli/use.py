@@ -69,7 +69,7 @@ def predict(
     device: Device,
     batches: Batches,
 ) -> str:
-    """Segment images: an indexed PNG with the classes' colours for each, at the image's own size.
+    """Segment images: an indexed PNG with the classes' colours for each, at the image's own size, or a JSON of LabelMe.
 
     Images that can't be read are named, and the others done; the exit status is then 2.
 
@@ -80,12 +80,17 @@ def predict(
     """
     check_run(Path(run))
     from regard.runs.masks import OVERLAY, PROBABILITIES, segment_files
+    from regard.runs.outlines import Outlines, not_by_hand
     from regard.runs.run import load_run
 
     loaded = load_run(run, device.device)
     also = [OVERLAY] * drawing.overlay + [PROBABILITIES] * drawing.probabilities
-    files = outputs(images, out, also, videos=False)
-    made = segment_files(loaded, files, inference, also, drawing.opacity, batches.batch_size)
+    if drawing.format == "png":
+        outlines, files = None, outputs(images, out, also, videos=False)
+    else:
+        files = not_by_hand(outputs(images, out, also, videos=False, ending=".json"))
+        outlines = Outlines(loaded.classes)
+    made = segment_files(loaded, files, inference, also, drawing.opacity, batches.batch_size, outlines)
     return f"{made} masks in {out}"
 
 

@@ -11,13 +11,16 @@ from regard.files import file_name
 from regard.say import say
 
 
-def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bool = True) -> dict[Path, Path]:
+def outputs(
+    paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bool = True, ending: str = ".png"
+) -> dict[Path, Path]:
     """The PNG in `out` for every image in these files and folders, under its own name, in natural order.
 
     A path may be a pattern such as "photos/**/*.jpg": it stands for the images and videos that match. Those of a
     pattern, as those of a folder, keep the folders that they lie in below it.
     also:   endings of further files that are made, such as "-overlay.png"; their names are `beside(png, ending)`.
     videos: False where videos are of no use: patterns then stand for images alone.
+    ending: of what is made, if it is no PNG.
 
     Raises InputError for a path that is not there, and where a file would take the place of an image or of another one.
     """
@@ -36,7 +39,7 @@ def outputs(paths: Sequence[str], out: str, also: Sequence[str] = (), videos: bo
             found = _outside(place, plain, _matches(path, plain, videos))
             if not found:
                 raise InputError(f"no images in {path}")
-        made |= {file: (Path(out) / name).with_suffix(".png") for file, name in found.items()}
+        made |= {file: (Path(out) / name).with_suffix(ending) for file, name in found.items()}
     if not made:
         raise InputError(f"no images in {', '.join(paths)}")
     made = dict(sorted(made.items(), key=lambda item: natural(item[0])))

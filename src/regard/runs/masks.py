@@ -13,6 +13,7 @@ from regard.errors import InputError, naming
 from regard.files import read_json, write_whole
 from regard.pictures.classes import class_overlay
 from regard.pictures.targets import beside
+from regard.runs.outlines import Outlines
 from regard.runs.pixels import read_pixels
 from regard.runs.run import Run
 from regard.say import console, say
@@ -28,10 +29,12 @@ def segment_files(
     also: Sequence[str] = (),
     opacity: float = 0.5,
     batch_size: int = BATCH,
+    outlines: Outlines | None = None,
 ) -> int:
     """Write the mask of every image that can be read, and what is wanted `also`; returns how many there are.
 
     NAME.png:         class indices, with the classes' colours as palette, at the image's own size.
+    NAME.json:        in its place, where there are `outlines` to write it.
     NAME-overlay.png: the image with these colours over it, and lines around regions.
     NAME.npz:         probabilities, float16 (classes, h, w), and classes, their names.
 
@@ -42,7 +45,7 @@ def segment_files(
     """
     run.check_alone()
     unread: list[InputError] = []
-    for file, png in track(files.items(), "segmenting", transient=True, console=console()):
+    for file, to in track(files.items(), "segmenting", transient=True, console=console()):
         try:
             pixels = read_pixels(file, run.description.settings.image_bits)
             with naming(file):
@@ -51,18 +54,23 @@ def segment_files(
             unread.append(error)
             continue
         mask = classes_at(passes, size).to(torch.uint8).cpu().numpy()
-        indexed = Image.fromarray(mask).convert("P")
-        indexed.putpalette(run.palette.flatten().tolist())
         if PROBABILITIES in also:
             found = probabilities_at(passes, size, torch.float16).cpu().numpy()
             write_whole(
-                beside(png, PROBABILITIES),
-                lambda to, found=found: np.savez_compressed(to, probabilities=found, classes=np.array(run.classes)),
+                beside(to, PROBABILITIES),
+                lambda npz, found=found: np.savez_compressed(npz, probabilities=found, classes=np.array(run.classes)),
             )
         if OVERLAY in also:
             over = Image.fromarray(class_overlay(pixels, mask, run.classes, run.palette, opacity))
-            write_whole(beside(png, OVERLAY), lambda to, over=over: over.save(to, format="PNG"))
-        write_whole(png, lambda to, indexed=indexed: indexed.save(to, format="PNG"))
+            write_whole(beside(to, OVERLAY), lambda png, over=over: over.save(png, format="PNG"))
+        if outlines is None:
+            indexed = Image.fromarray(mask).convert("P")
+            indexed.putpalette(run.palette.flatten().tolist())
+            write_whole(to, lambda png, indexed=indexed: indexed.save(png, format="PNG"))
+        else:
+            outlines.write(file, to, mask)
+    if outlines is not None and outlines.pixels:
+        say(str(outlines))
     if len(unread) == len(files):
         others = f"; none of the {len(files)} images can be read" if len(files) > 1 else ""
         raise InputError(f"{unread[0]}{others}")

@@ -31,17 +31,17 @@ from regard.data.datasets.masks import MaskFolder
 from regard.data.layouts import Pairs, split_of
 from regard.data.listing import list_images
 from regard.data.names import UNKNOWN, VOID, Legend, numbered
-from regard.data.reading import header, image_size, opened, readable
+from regard.data.reading import check_size, header, image_size, opened, readable
 from regard.errors import InputError, naming
 from regard.files import read_text
 from regard.say import say_once
+from regard.settings import MOST_PIXELS
 
 BACKGROUND, IGNORED = ("_background_", "background"), "__ignore__"
 PREDICTED = "regard"  # the version in a prediction: LabelMe writes its own there once a person has changed something
 COUNTS = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4, "mask": 2}  # of points, of kinds with so many
 AREAS, LINES = ("polygon", *COUNTS), ("line", "linestrip", "point", "points")
 LOOKED_AT, OPENING = 20, 2**24  # so many JSONs, and bytes of each, tell whether a folder is LabelMe's
-FARTHEST = 1e6  # pixels: nobody draws farther out
 
 
 class Shape(Struct, kw_only=True):
@@ -144,11 +144,11 @@ def drawn(
 
 def _draw(canvas: Image.Image, shape: Shape, scale: Float[np.ndarray, "2"], value: int) -> None:
     """Draw one shape, with the calls of LabelMe's own export, since they say which pixels an outline covers."""
-    _check(shape)
-    points, draw = np.array(shape.points) * scale, ImageDraw.Draw(canvas)
+    points, draw = _points(shape, scale), ImageDraw.Draw(canvas)
     if shape.kind == "mask":
         patch = Image.fromarray(_pixels(shape))
         width, height = np.maximum(1, (np.array(patch.size) * scale).round().astype(int)).tolist()
+        check_size(width, height, "its mask")
         x, y = points[0].round().astype(int).tolist()
         canvas.paste(value, (x, y), patch.resize((width, height), Image.Resampling.NEAREST))
     elif shape.kind == "circle":
@@ -160,16 +160,17 @@ def _draw(canvas: Image.Image, shape: Shape, scale: Float[np.ndarray, "2"], valu
         draw.polygon(points.ravel().tolist(), fill=value, outline=value)
 
 
-def _check(shape: Shape) -> None:
-    """InputError for a shape that can't be drawn."""
+def _points(shape: Shape, scale: Float[np.ndarray, "2"]) -> Float[np.ndarray, "points 2"]:
+    """The points of a shape, scaled; InputError for one that can't be drawn."""
     if shape.kind not in AREAS:
         raise InputError(f"a {shape.kind!r} is not known: {', '.join((*AREAS, *LINES))} are")
     count = len(shape.points)
     if count != COUNTS.get(shape.kind, max(3, count)):
         raise InputError(f"a {shape.kind} of {count} points: {COUNTS.get(shape.kind, '3 or more')} would work")
-    for x, y in shape.points:
-        if not (abs(x) <= FARTHEST and abs(y) <= FARTHEST):  # also where one is no number
-            raise InputError(f"a point at ({x:g}, {y:g}): one in the photo would work")
+    points = np.array(shape.points) * scale
+    for x, y in points[~(np.abs(points) <= MOST_PIXELS).all(axis=1)]:  # also what is no number
+        raise InputError(f"a point at ({x:g}, {y:g}): one in the photo would work")
+    return points
 
 
 def _pixels(shape: Shape) -> UInt8[np.ndarray, "h w"]:
