@@ -678,8 +678,8 @@ class MaskPictures(Settings):
 
     format: Literal["png", "labelme"] = setting(
         "png",
-        "`labelme` writes NAME.json in place of NAME.png: polygons to correct in LabelMe, and to train with. One that a "
-        "person drew or changed there is never written over.",
+        "`labelme` writes NAME.json in place of NAME.png: polygons to correct in LabelMe, then to train with. Those "
+        "that a person drew or changed there stay as they are.",
         common=True,
     )
     overlay: bool = setting(

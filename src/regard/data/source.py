@@ -126,8 +126,15 @@ def require_masks(source: Source) -> Mapping[str, MaskDataset]:
 
 
 def find_own(root: Path) -> Pairs | None:
-    """The images and masks of a tree of one's own; None where it has no masks."""
-    return find_pairs(root) or find_annotated(root)
+    """Images and their masks, or JSONs of LabelMe in the place of masks; None where there are neither."""
+    pairs = find_pairs(root)
+    if pairs and pairs.has_mask.any():
+        return pairs
+    found = find_annotated(root)
+    if found and (beside := find_beside(root, found.images)):
+        first = beside.masks[int(np.argmax(beside.has_mask))]
+        raise InputError(f"{root} has JSONs of LabelMe and masks such as {first}: one of the two would work")
+    return found or pairs
 
 
 def masks_of(found: Pairs, legend: Legend | None = None, *, missing_ok: bool = False) -> MaskFolder:

@@ -64,9 +64,12 @@ def test_a_folder_of_photos_of_which_some_are_drawn_on(tmp_path, capsys) -> None
 
 
 @pytest.mark.parametrize("told", [r"..\photos\a.jpg", "../photos/a.jpg", "C:/elsewhere/a.jpg", "renamed.jpg"])
-def test_jsons_may_lie_in_another_folder_and_their_photos_have_moved(told, tmp_path) -> None:
-    photo(tmp_path / "photos/a.jpg", [shape()], to=tmp_path / "annotations/a.json", imagePath=told)
-    assert list(only(tmp_path).paths) == ["photos/a.jpg"]
+@pytest.mark.parametrize("folder", ["annotations", "masks"])
+def test_jsons_may_lie_in_another_folder_and_their_photos_have_moved(told, folder, tmp_path) -> None:
+    photo(tmp_path / "photos/a.jpg", [shape()], to=tmp_path / folder / "a.json", imagePath=told)
+    source = open_source(tmp_path)
+    assert source.layout == "labelme"
+    assert source.split("train").name(0) == "photos/a.jpg"
 
 
 def test_splits_are_those_of_folders(tmp_path) -> None:
@@ -80,7 +83,8 @@ def test_later_shapes_lie_over_earlier_ones_and_what_is_outside_is_cut_off(tmp_p
     patch = shape("dog", [[0, 10], [2, 11]], "mask", mask=png(np.array([[1, 0, 1], [0, 1, 0]], np.uint8)))
     shapes = [
         shape("cat", [[-5, -5], [6, -5], [6, 7], [-5, 7]], None), shape("dog", [[2, 2], [4, 4]], "rectangle"),
-        shape("_background_", [[3, 3], [3, 4]], "circle"), shape("cat", [[17, 9], [17, 11.5]], "circle"), oblique, patch,
+        shape("_background_", [[3, 3], [3, 4]], "circle"), shape("cat", [[17, 9], [17, 11.5]], "circle"),
+        oblique, patch,
     ]  # fmt: skip
     photo(tmp_path / "a.png", shapes)
     expected = np.zeros((12, 20), int)
@@ -198,6 +202,7 @@ def _too_many(root: Path) -> None:
         (lambda root: (root / "labels.txt").write_text("cat\ncat"), "labels.txt names 'cat' twice"),
         (lambda root: (root / "labels.txt").write_bytes(b"\xff\xfe"), "labels.txt is not UTF-8 text"),
         (lambda root: photo(root / "a.png", [shape()], to=root / "old/a.json", imagePath="../a.png"), "has two JSONs"),
+        (lambda root: photo(root / "a_mask.png"), "has JSONs of LabelMe and masks such as a_mask.png: one of the two"),
         (lambda root: (root / "a.png").unlink(), "holds JSONs of LabelMe without the photos, such as a.json"),
         (lambda root: (root / "a.png").rename(root / "b.png") and photo(root / "c.png", [shape()]), "have no mask"),
     ],
