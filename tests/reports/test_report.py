@@ -288,7 +288,7 @@ def test_thirty_configurations_are_folded_and_the_page_stays_light(results) -> N
     page = write(many)
     assert "<summary>Table of all pairs: 435</summary>" in page
     assert '<details><summary class="more">18 more</summary>' in page  # learning curves
-    assert '<summary>Predictions of 30 configurations, and their errors</summary>' in page
+    assert "<summary>Predictions of 30 configurations, and their errors</summary>" in page
     assert len(page) < 5e6
     folds = re.findall(r"<summary( class=\"more\")?>([^<]*)<", page)  # on paper, "more" loses its heading
     assert {bool(re.match(r"\d+ more", words)) == bool(more) for more, words in folds} == {True}

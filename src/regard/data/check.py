@@ -165,7 +165,7 @@ def _read(task: tuple[Dataset, int]) -> _Found:
 
 def _orphans(source: Source) -> list[Problem]:
     """The masks without an image, of a tree of one's own; in published trees such masks are of other splits."""
-    what = "it has no image: one of the same name in images/ would work"
+    what = "it has no image: one of the same name would work"
     found = next((dataset.orphans for dataset in source.splits.values() if isinstance(dataset, MaskFolder)), ())
     return [Problem(split_of(path), path, what) for path in found]
 

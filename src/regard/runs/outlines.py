@@ -14,6 +14,7 @@ from regard.data.datasets.labelme import BACKGROUND, PREDICTED, Annotation, Shap
 from regard.data.names import VOID
 from regard.errors import InputError
 from regard.files import write_json
+from regard.pictures.classes import BACKGROUND as NO_OBJECT
 from regard.say import say
 
 TOLERANCE = 1.0  # pixels that a simplified outline may be off
@@ -43,9 +44,9 @@ class Outlines:
             image_width=width,
         )
         write_json(file, msgspec.to_builtins(annotation))
-        value_of = {name: value + 1 for value, name in enumerate(self.classes)} | dict.fromkeys(BACKGROUND, 0)
-        wanted = np.array([value_of[name] for name in self.classes], np.uint8)[mask]
-        self.changed += int((drawn(annotation, mask.shape, value_of) != wanted).sum())
+        first = int(not _has_background(self.classes))  # 0 is what is in no polygon
+        value_of = {**{name: value for value, name in enumerate(self.classes, first)}, BACKGROUND: 0}
+        self.changed += int((drawn(annotation, mask.shape, value_of) != mask + first).sum())
         self.specks, self.pixels = self.specks + specks, self.pixels + mask.size
 
     def __str__(self) -> str:
@@ -54,7 +55,8 @@ class Outlines:
 
 
 def polygons(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> tuple[list[Shape], int]:
-    """The outlines of all connected regions but those of background, larger ones first; and how many were too small.
+    """The outlines of all connected regions, larger ones first, but those of a first class that is background; and how
+    many were too small.
 
     LabelMe has no holes in polygons, and later ones lie on top: so what is in a hole comes after what is around it, and
     background there is a polygon of its own, `_background_`.
@@ -67,7 +69,7 @@ def polygons(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> tuple[li
     regions.sort(key=lambda region: -region[0])  # what is within another has a smaller outline
     shapes, specks, canvas = [], 0, np.full(mask.shape, VOID, np.uint8)
     for area, value, outline in regions:
-        is_background = classes[value] in BACKGROUND
+        is_background = value == 0 and _has_background(classes)
         columns, rows = outline[:, 0].T
         if is_background and (canvas[rows, columns] == VOID).mean() > 0.5:
             continue  # nothing is around it
@@ -77,9 +79,13 @@ def polygons(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> tuple[li
         cv2.drawContours(canvas, [outline], -1, VOID if is_background else value, cv2.FILLED)
         simple = cv2.approxPolyDP(outline, TOLERANCE, closed=True)
         points = (simple if len(simple) > 2 else outline)[:, 0].astype(float).tolist()
-        label = BACKGROUND[0] if is_background else classes[value]
+        label = BACKGROUND if is_background else classes[value]
         shapes.append(Shape(label=label, points=[(x, y) for x, y in points]))
     return shapes, specks
+
+
+def _has_background(classes: Sequence[str]) -> bool:
+    return classes[0].lower() in NO_OBJECT
 
 
 def _area(outline: np.ndarray) -> float:

@@ -37,7 +37,7 @@ from regard.files import read_text
 from regard.say import say_once
 from regard.settings import MOST_PIXELS
 
-BACKGROUND, IGNORED = ("_background_", "background"), "__ignore__"
+BACKGROUND, IGNORED = "_background_", "__ignore__"  # LabelMe's own labels
 PREDICTED = "regard"  # the version in a prediction: LabelMe writes its own there once a person has changed something
 COUNTS = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4, "mask": 2}  # of points, of kinds with so many
 AREAS, LINES = ("polygon", *COUNTS), ("line", "linestrip", "point", "points")
@@ -92,8 +92,7 @@ class LabelMe(MaskFolder):
         self, root: str | Path, found: Annotated, legend: Legend | None = None, *, missing_ok: bool = False
     ) -> None:
         super().__init__(root, found, legend or label_legend(found), missing_ok=missing_ok)
-        specials = {**dict.fromkeys(BACKGROUND, 0), IGNORED: VOID}
-        self.value_of = {**{name: value for value, name in enumerate(self.classes)}, **specials}
+        self.value_of = {**{name: value for value, name in enumerate(self.classes)}, BACKGROUND: 0, IGNORED: VOID}
 
     def mask(self, i: int) -> UInt8[np.ndarray, "h w"]:
         """The class index, or `ignore_index`, of each pixel; InputError for what can't be read, or not be drawn."""
@@ -149,7 +148,7 @@ def _draw(canvas: Image.Image, shape: Shape, scale: Float[np.ndarray, "2"], valu
         patch = Image.fromarray(_pixels(shape))
         width, height = np.maximum(1, (np.array(patch.size) * scale).round().astype(int)).tolist()
         check_size(width, height, "its mask")
-        x, y = points[0].round().astype(int).tolist()
+        x, y = points.min(axis=0).round().astype(int).tolist()
         canvas.paste(value, (x, y), patch.resize((width, height), Image.Resampling.NEAREST))
     elif shape.kind == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
@@ -302,7 +301,7 @@ def label_legend(found: Annotated) -> Legend:
     """Background, and the classes of labels.txt or classes.txt, or all labels; InputError for names that can't be."""
     file = found.file
     lines = sorted(found.labels) if file is None else [line.strip() for line in read_text(file).splitlines()]
-    names = [name for name in lines if name and name not in (*BACKGROUND, IGNORED)]
+    names = [name for name in lines if name not in ("", "background", BACKGROUND, IGNORED)]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise InputError(f"{file} names {twice!r} twice: each class once would work")
     if len(names) >= VOID:
