@@ -64,7 +64,7 @@ SEVEN = {
     "images/train/3.png": "every pixel of its mask is void",
     "images/train/4.png": "images/train/4.png has no mask: a PNG at masks/train/4.png would work",
     "images/val/0.png": "images/val/0.png can't be read",
-    "masks/val/9.png": "it has no image: one of the same name in images/ would work",
+    "masks/val/9.png": "it has no image: one of the same name would work",
 }
 
 
