@@ -3,7 +3,7 @@
 For each finished run of `regard segment`: the way of asking that is best on val (whole images, or with flip), and with
 that one, once, the scores on test. Masks are scored at their own 480 x 360 pixels.
 
-    regard segment --config configs/camvid_unet.yaml --data CAMVID --out runs/camvid-scratch
+    regard segment --config camvid_unet --data CAMVID --out runs/camvid-scratch
     python benchmarks/camvid.py --data CAMVID --runs runs/camvid-scratch --trained_at COMMIT --out results/camvid.json
 """
 

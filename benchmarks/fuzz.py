@@ -41,7 +41,7 @@ from mutations import MARKER, changed
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
-from side_by_side import ROOT, table, write
+from side_by_side import table, write
 
 from regard.backbones import Backbone, build_backbone, save_backbone
 from regard.backbones.checkpoints import read_state
@@ -55,7 +55,7 @@ from regard.data.packs.packed import open_pack
 from regard.data.packs.packing import pack
 from regard.data.source import open_source
 from regard.errors import InputError, first_line
-from regard.files import read_yaml
+from regard.files import RECIPES, read_yaml
 from regard.results import RUN_FILE, SETTINGS_FILE
 from regard.runs import feature_cache
 from regard.runs.choosing_heads import CHOICE_FILE, remembered_choice
@@ -162,7 +162,7 @@ def _make_names(root: Path) -> None:
     (root / "trees/a/classes.json").write_text(json.dumps(entries))
     (root / "trees/b/classes.txt").write_text("\n".join(colors))
     for config, name in (("camvid_compare", "plan"), ("sweep", "space"), ("dino_small_images", "pretrain")):
-        shutil.copy(ROOT / f"configs/{config}.yaml", _new(root / f"yaml/{name}/{name}.yaml"))
+        shutil.copy(RECIPES / f"{config}.yaml", _new(root / f"yaml/{name}/{name}.yaml"))
 
 
 def _read_names(folder: Path) -> Reads:

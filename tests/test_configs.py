@@ -1,9 +1,10 @@
-"""The recipes in configs/: each says what it costs and gives, and is what its source says."""
+"""The recipes of the package: each says what it costs and gives, and is what its source says."""
 
 import json
 import re
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 import timm
 import yaml
 
+from commands import fails
 from regard.backbones import build_backbone
 from regard.cli import COMMANDS
 from regard.cli.parser import arguments_of, build_parser, parsed
+from regard.files import RECIPES, recipe
 from regard.runs.checks import check_settings
 from regard.runs.pretraining import build_method
 from regard.studies.plan import check_plan
@@ -23,15 +26,15 @@ from regard.training.logs import BEST
 from regard.training.schedules import warmup_cosine
 
 ROOT = Path(__file__).parents[1]
-ALL = sorted((ROOT / "configs").glob("*.yaml"))
-SWEEP = ROOT / "configs" / "sweep.yaml"  # for W&B: not options of a command
+ALL = sorted(RECIPES.glob("*.yaml"))
+SWEEP = RECIPES / "sweep.yaml"  # for W&B: not options of a command
 CONFIGS = [path for path in ALL if "\nmethod:" in path.read_text() and path != SWEEP]
 STUDIES = [path for path in ALL if "\nconfigurations:" in path.read_text()]
 SEGMENTATIONS = [path for path in ALL if path not in (*CONFIGS, *STUDIES, SWEEP)]
 
 
 def options(path: Path, command: str = "pretrain") -> dict[str, Any]:
-    return parsed(build_parser(COMMANDS), COMMANDS, [command, "--config", str(path), "--data", "scenes"])[2]
+    return parsed(build_parser(COMMANDS), COMMANDS, [command, "--config", path.stem, "--data", "scenes"])[2]
 
 
 def said(command: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def said(command: str, values: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_opens_as_the_others_do_and_can_be_run(path: Path) -> None:
     opening = path.read_text().partition("\npreset:")[0]
-    assert f"regard compare --study configs/{path.name} --data" in opening
+    assert f"regard compare --study {path.stem} --data" in opening
     assert "# Cost:" in opening
     assert "# Expect:" in opening
     check_plan(read_plan(path))
@@ -51,7 +54,7 @@ def test_a_study_opens_as_the_others_do_and_can_be_run(path: Path) -> None:
 @pytest.mark.parametrize("path", SEGMENTATIONS, ids=lambda path: path.stem)
 def test_a_recipe_of_a_segmentation_likewise(path: Path) -> None:
     opening = path.read_text().partition("\nbackbone:")[0]
-    assert f"regard segment --config configs/{path.name} --data" in opening
+    assert f"regard segment --config {path.stem} --data" in opening
     assert "# Cost:" in opening
     assert "# Expect:" in opening
     recipe = said("segment", options(path, "segment"))
@@ -62,7 +65,7 @@ def test_a_recipe_of_a_segmentation_likewise(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_opens_with_its_command_cost_and_result_and_fits_the_code(path: Path) -> None:
     opening = path.read_text().partition("\nmethod:")[0]
-    assert f"regard pretrain --config configs/{path.name} --data" in opening
+    assert f"regard pretrain --config {path.stem} --data" in opening
     assert "# Cost:" in opening
     assert "# Expect:" in opening
     recipe = options(path)
@@ -73,6 +76,37 @@ def test_a_recipe_opens_with_its_command_cost_and_result_and_fits_the_code(path:
     module = build_method(build_backbone("resnet18", channels=(8, 8, 8, 8)), settings)
     assert module.hparams["batch_size"] == recipe["batch_size"]
     assert recipe["batch_size"] % (recipe["devices"] * recipe["nodes"] * recipe["accumulate"]) == 0
+
+
+def test_the_wheel_holds_every_recipe(tmp_path) -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    (built,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    held = zipfile.ZipFile(built).namelist()
+    assert {f"regard/configs/{path.name}" for path in ALL} <= set(held)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dino_vit_smal", "unknown recipe 'dino_vit_smal': did you mean 'dino_vit_small'"),
+        ("nothere.yaml", "nothere.yaml: there is no such file; unknown recipe 'nothere': known: "),
+        ("configs/camvid_unet.yaml", "no such file; the recipe is found by its name alone, camvid_unet"),
+        ("", "unknown recipe ''"),
+    ],
+)
+@pytest.mark.parametrize("form", ["--config NAME", "--config=NAME", "--study NAME"])
+def test_a_recipe_that_is_not_there_is_one_line(form: str, name: str, said: str, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("NAME", name) for word in form.split()]
+    assert said in fails(capsys, "compare", *words, "--data", "scenes", "--out", "run")
+
+
+def test_a_file_goes_before_a_recipe_of_its_name_and_a_folder_does_not(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "camvid_unet").mkdir()
+    assert recipe("camvid_unet") == RECIPES / "camvid_unet.yaml"
+    (tmp_path / "dino_vit_small").write_text("size: 32")
+    assert options(Path("dino_vit_small"))["size"] == 32
 
 
 def test_the_published_barlow_twins_recipe_has_the_recorded_rates(recorded) -> None:
@@ -123,7 +157,7 @@ def agent_command(chosen: dict[str, Any]) -> list[str]:
 def test_the_recipe_of_a_sweep_opens_as_the_others_do_and_steers_by_what_is_logged() -> None:
     text = SWEEP.read_text()
     opening = text.partition("\nprogram:")[0]
-    assert "wandb sweep --project regard configs/sweep.yaml" in opening
+    assert "wandb sweep --project regard src/regard/configs/sweep.yaml" in opening
     assert "# Cost:" in opening
     assert "# Expect:" in opening
     written = yaml.safe_load(text)
@@ -161,8 +195,8 @@ def test_every_choice_of_the_sweep_is_one_that_regard_segment_takes(tmp_path) ->
 
 
 def test_every_file_that_the_documentation_names_exists() -> None:
-    named = re.compile(r"`(\w+\.yaml|(?:configs|results|tests|benchmarks|docs)/[\w./-]*)`")
+    named = re.compile(r"`(\w+\.yaml|(?:src|results|tests|benchmarks|docs)/[\w./-]*)`")
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("results/*.md")):
         for name in named.findall(page.read_text()):
-            path = ROOT / name if "/" in name else ROOT / "configs" / name
+            path = ROOT / name if "/" in name else RECIPES / name
             assert path.exists(), f"{page.name} names {name}"

@@ -13,11 +13,12 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 import yaml
 
-from regard.errors import InputError, first_line
+from regard.errors import InputError, first_line, unknown
 
 T = TypeVar("T")
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a bound on the size of files
 MOST_NAME = 255  # bytes of a file name, on nearly every disk
+RECIPES = Path(__file__).parent / "configs"  # that come with the package
 TOO_DEEP = "brackets within brackets, too deep to be read"
 MOST_VALUES, MOST_DIGITS = 100_000, 30  # of YAML that people write
 
@@ -98,6 +99,23 @@ def read_json(path: Path, kind: Any = Any) -> Any:
         return msgspec.convert(json.loads(text), kind)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise InputError(f"cannot read {path}: {_why(error)}") from error
+
+
+def recipe(name: str | Path) -> Path:
+    """The file of this name, or, where there is none, the recipe that comes with the package: `few_labels`.
+
+    InputError, with the nearest of their names, where there is neither.
+    """
+    known = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+    if os.path.exists(name) and not os.path.isdir(name):
+        return Path(name)
+    if str(name) in known:
+        return known[str(name)]
+    stem = Path(name).stem
+    if str(name) == stem:
+        raise unknown("recipe", stem, known)
+    hint = f"the recipe is found by its name alone, {stem}" if stem in known else unknown("recipe", stem, known)
+    raise InputError(f"{name}: there is no such file; {hint}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

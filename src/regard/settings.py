@@ -720,7 +720,9 @@ class StudyOptions(Grouping):
         common=True,
     )
     study: str | None = setting(
-        None, "A YAML file with any configurations instead of a preset's; see docs/studies.md.", common=True
+        None,
+        "A YAML file, or a recipe's name, with any configurations instead of a preset's; see docs/studies.md.",
+        common=True,
     )
     seeds: int | None = setting(
         None, "How many seeds each configuration is trained with; by default the preset's.", 1, MOST_SEEDS, common=True

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from regard.errors import InputError, unknown
-from regard.files import TOO_DEEP, read_yaml
+from regard.files import TOO_DEEP, read_yaml, recipe
 from regard.say import shown
 from regard.settings import MOST_SEED, Settings, check_number, default_of, in_words, kinds_of, options
 
@@ -107,7 +107,7 @@ def command_parser(name: str, command: Command) -> Parser:
     parser = Parser(prog=f"regard {name}", description=_summary(command), add_help=False)
     parser.rare = set()
     parser.add_argument("-h", "--help", action=Help, nargs="?", const="", default=argparse.SUPPRESS, help="Show this.")
-    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    parser.add_argument("--config", action="config", help="A YAML file with any of these options, or a recipe's name.")
     groups = _groups(command)
     parser.add_function_arguments(command, as_positional=name.split()[-1] in POSITIONAL, skip=set(groups))
     sections: dict[str, Any] = {}
@@ -141,14 +141,11 @@ def _summary(command: Command) -> str:
 
 def parsed(parser: Parser, commands: Commands, words: list[str]) -> tuple[str, Command, dict[str, Any]]:
     """What is asked for: the words that name the command, its function, and all of its options."""
-    arguments = _as_parsed(words, commands)
     for word in words:
         if not word.isascii() and os.fsencode(word).decode(errors="ignore") != word:
             parser.error(f"{word} is not UTF-8 text, as names in files of results are: rename it")
     try:
-        for file in _config_files(arguments):
-            read_yaml(file)  # which is careful with what is deep, or stands for very much
-        found = parser.parse_args(arguments)
+        found = parser.parse_args(_with_files(_as_parsed(words, commands)))
     except InputError as error:
         parser.error(str(error))
     except RecursionError:
@@ -160,11 +157,18 @@ def parsed(parser: Parser, commands: Commands, words: list[str]) -> tuple[str, C
     return name, command, found.as_dict()
 
 
-def _config_files(arguments: Sequence[str]) -> list[Path]:
-    """The files of options among the arguments; what is no file is left to the parser to refuse."""
-    named = [value for option, value in pairwise(arguments) if option == "--config"]
-    named += [one.removeprefix("--config=") for one in arguments if one.startswith("--config=")]
-    return [Path(name) for name in named if os.path.isfile(name)]
+def _with_files(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a file in the place of each recipe's name. InputError for a file of options that is none."""
+    made = []
+    for before, argument in pairwise(["", *arguments]):
+        option = "--config=" if argument.startswith("--config=") else ""
+        if option or (before == "--config" and not argument.startswith("--")):
+            file = recipe(argument.removeprefix(option))
+            if file.is_file():  # of a pipe, nothing would be left
+                read_yaml(file)  # which is careful with what is deep, or stands for very much
+            argument = f"{option}{file}"
+        made.append(argument)
+    return made
 
 
 def arguments_of(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.errors import InputError, unknown
-from regard.files import read_text, read_yaml
+from regard.files import read_text, read_yaml, recipe
 from regard.settings import MOST_SEEDS, PretrainSettings, SegmentSettings, changed, typed
 from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice, spread, within
 from regard.studies.presets import preset
@@ -32,7 +32,7 @@ KEYS = {
 
 
 def read_plan(path: str | Path) -> Plan:
-    """The plan that a YAML file describes; see docs/studies.md for an example with everything in it.
+    """The plan that a YAML file or a recipe describes; see docs/studies.md for an example with everything in it.
 
     What the file does not say is taken from its `preset`, and an entry of the same name changes only what it says.
     Without `configurations`, the preset's.
@@ -40,9 +40,9 @@ def read_plan(path: str | Path) -> Plan:
     Raises InputError, with the file's name, for what is no YAML, an unknown key (and names the nearest), or a value of
     the wrong type.
     """
-    found = read_yaml(Path(path))
-    plan = within(str(path), _plan, found, Path(path).stem)
-    return replace(plan, text=read_text(Path(path)))
+    file = recipe(path)
+    plan = within(str(path), _plan, read_yaml(file), file.stem)
+    return replace(plan, text=read_text(file))
 
 
 def _plan(found: dict[str, Any], stem: str) -> Plan:
