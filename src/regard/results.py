@@ -151,10 +151,51 @@ class Solved:
 
 
 @dataclass(kw_only=True)
+class MaskScores:
+    """Scores of a segmentation over a data set. iou, accuracy, share: by class; None where a class does not occur.
+
+    share: of the labelled pixels; absent: classes that occur neither in the truth nor in an answer.
+    """
+
+    images: int
+    miou: float
+    frequency_weighted_iou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    iou: dict[str, float | None]
+    accuracy: dict[str, float | None]
+    share: dict[str, float | None]
+    absent: list[str]
+
+
+@dataclass(kw_only=True)
+class CrossValidated(MaskScores):
+    """Of images that the head `ridge` was solved of, each answered by another, solved of the other folds alone.
+
+    low, high: 95% limits of mIoU, over images, or over so many groups of them.
+    """
+
+    folds: int
+    groups: int | None
+    low: float
+    high: float
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        low, high = (f"{100 * limit:.1f}" for limit in (self.low, self.high))
+        groups = "" if self.groups is None else f" in {self.groups:,} groups"
+        return (
+            f"mIoU {100 * self.miou:.1f}% (95%: {low} to {high}), cross-validated over {self.images:,} images{groups}"
+        )
+
+
+@dataclass(kw_only=True)
 class RunDescription(ModelDescription):
     """`run.json`: a finished segmentation. peak_memory_mb: of the GPU; best_epoch: None for an average over epochs.
 
-    trained_on: `name_digest` of the images that it was trained on; solved: of the head `ridge`, which is not trained.
+    trained_on: `name_digest` of the images that it was trained on; solved: of the head `ridge`, which is not trained;
+    cross_validated: of the same, where there was no val.
     """
 
     seed: int
@@ -167,10 +208,13 @@ class RunDescription(ModelDescription):
     parameters: int
     trained_on: list[str] = field(default_factory=list)
     solved: Solved | None = None
+    cross_validated: CrossValidated | None = None
 
     @property
     def miou(self) -> float | None:
-        """On the validation images, of the weights that were kept."""
+        """On the validation images, of the weights that were kept; or cross-validated."""
+        if self.cross_validated:
+            return self.cross_validated.miou
         kept = self.best_epoch or self.curve[-1].epoch
         return next(point.val_miou for point in self.curve if point.epoch == kept)
 
@@ -200,24 +244,6 @@ class PretrainDescription:
 
 
 # ---- evaluation-*.json, cell.json
-
-
-@dataclass(kw_only=True)
-class MaskScores:
-    """Scores of a segmentation over a data set. iou, accuracy, share: by class; None where a class does not occur.
-
-    share: of the labelled pixels; absent: classes that occur neither in the truth nor in an answer.
-    """
-
-    images: int
-    miou: float
-    frequency_weighted_iou: float
-    pixel_accuracy: float
-    mean_accuracy: float
-    iou: dict[str, float | None]
-    accuracy: dict[str, float | None]
-    share: dict[str, float | None]
-    absent: list[str]
 
 
 @dataclass(kw_only=True)

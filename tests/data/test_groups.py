@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from regard.data.datasets.folders import ImageFolder
-from regard.data.groups import STEM, groups_of, numbered, seen_groups
+from regard.data.groups import STEM, groups_of, held_out_anew, numbered, seen_groups
+from regard.data.source import open_source
 from regard.errors import InputError
 from trees import save
 
@@ -48,3 +49,25 @@ def test_groups_that_were_learned_from_are_counted(tmp_path) -> None:
     train, test = (ImageFolder(tmp_path / folder) for folder in ("train", "test"))
     assert seen_groups(train, test, "^[^_]*") == 1
     assert seen_groups(train, test, None) == 0
+
+
+def test_what_is_held_out_of_train_shares_no_group_with_it(tmp_path) -> None:
+    """Of the folders of a tree without val; or nothing is, and the masks still go with their images."""
+    names = [f"train/{folder}/{i}.png" for folder, count in (("a", 3), ("b", 5), ("c", 4)) for i in range(count)]
+    for name in (*names, "test/0.png", "test/1.png"):
+        save(tmp_path / "images" / name, np.zeros((4, 4, 3), np.uint8))
+        save(tmp_path / "masks" / name, np.ones((4, 4), np.uint8))
+    source = open_source(tmp_path)
+    assert source.held_out
+    anew = held_out_anew(source, "folder", crossed=False)
+    assert not anew.held_out
+    assert seen_groups(source.splits["train"], source.splits["val"], "folder")
+    assert not seen_groups(anew.splits["train"], anew.splits["val"], "folder")
+    whole = held_out_anew(source, None, crossed=True)
+    assert set(whole.splits) == {"train", "test"}
+    for split in ([anew.splits["train"], anew.splits["val"]], [whole.splits["train"]]):
+        assert sorted(of.name(i).removeprefix("images/") for of in split for i in range(len(of))) == names
+    assert list(whole.splits["train"].paths) == [f"images/{name}" for name in names]
+    for of in (anew.splits["val"], whole.splits["train"]):
+        for i in range(len(of)):
+            assert of.masks[i] == of.name(i).replace("images", "masks")

@@ -1,6 +1,8 @@
 """The head `ridge`: an ordinary run, solved at once, that answers what the probe's algebra says."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +11,22 @@ import torch.nn.functional as F
 
 from commands import fails
 from regard.backbones import build_backbone, normalize
+from regard.cli import main
+from regard.data.datasets.scenes import Scenes
 from regard.data.loading.wrapped import Fraction
 from regard.errors import InputError
+from regard.evaluation.scores import scores
+from regard.pictures.contact_sheet import SHEET
 from regard.results import RunDescription, read_stored
 from regard.runs.checks import check_settings
 from regard.runs.extras import Cache, Extras
 from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
+from regard.scoring import probe_training
 from regard.segmentation.heads import RidgeHead
 from regard.settings import SegmentSettings
-from small_runs import HARDWARE, TRAIN, VAL, forward_passes, same, values, vit
+from small_runs import HARDWARE, TRAIN, VAL, VIT, forward_passes, same, values, vit
+from trees import mask_tree, save
 
 RIDGE = SegmentSettings(size=32, head="ridge", freeze=True)
 
@@ -47,6 +55,82 @@ def test_it_is_ridge_regression_of_the_shares_of_classes_and_an_ordinary_run(tmp
         (z.T * w) @ z + made.solved.penalty * torch.eye(z.shape[1]).double(), (z.T * w) @ (y - mean_y)
     )
     assert torch.allclose(logits.double(), mean_y + z @ slopes, atol=1e-4)
+
+
+def some(numbers: list[int]) -> Fraction:
+    part = Fraction(TRAIN, 1.0, 0)
+    part.numbers = numbers
+    return part.once()
+
+
+def test_without_val_each_image_is_answered_by_a_head_of_the_others(tmp_path, monkeypatch) -> None:
+    for name, value in (("POWERS", (0.0,)), ("MIDDLE", 0.0), ("PENALTIES", (0.1,))):  # nothing is left to choose
+        monkeypatch.setattr(probe_training, name, value)
+    made = segment_run(TRAIN, None, vit(), RIDGE, tmp_path / "crossed", hardware=HARDWARE)
+    segment_run(TRAIN, VAL, vit(), RIDGE, tmp_path / "whole", hardware=HARDWARE)
+    assert same(values(tmp_path / "crossed"), values(tmp_path / "whole"))  # solved of all images in the end
+    fold_of, counts = probe_training.folds(range(len(TRAIN)), probe_training.FOLDS).numpy(), []
+    for fold in range(probe_training.FOLDS):
+        others, held_out = (some(np.flatnonzero(chosen).tolist()) for chosen in (fold_of != fold, fold_of == fold))
+        segment_run(others, VAL, vit(), RIDGE, tmp_path / str(fold), hardware=HARDWARE)
+        counts.append(load_run(tmp_path / str(fold)).evaluate(held_out).sum(axis=0))
+    found = made.cross_validated
+    assert found is not None
+    assert made.miou == found.miou == pytest.approx(scores(sum(counts)).miou, abs=1e-4)
+    assert found.low < found.miou < found.high
+    assert (found.images, found.folds, found.groups) == (8, 5, None)
+    assert read_stored(tmp_path / "crossed" / RUN_FILE, RunDescription) == made
+
+
+def unsplit(root: Path, videos: int) -> str:
+    """Twelve labelled images of so many videos, and no val/."""
+    mask_tree(root, train=12)
+    for kind in ("images", "masks"):
+        for i in range(12):
+            (root / kind / "train" / f"{i}.png").rename(root / kind / f"v{i % videos}_{i:03}.png")
+        (root / kind / "train").rmdir()
+    return str(root)
+
+
+def test_a_folder_without_val_is_cross_validated_by_whole_groups(tmp_path, capsys) -> None:
+    words = ["segment", "--data", unsplit(tmp_path / "data", 3), "--backbone", "vit_tiny_patch16_224", "--size", "32"]
+    words += ["--backbone_options", json.dumps(VIT), "--accelerator", "cpu", "--workers", "0"]
+    main([*words, "--head", "ridge", "--freeze", "--groups", "^[^_]*", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    made = read_stored(tmp_path / "run" / RUN_FILE, RunDescription)
+    found = made.cross_validated
+    assert found is not None
+    assert (found.images, found.folds, found.groups, len(made.trained_on)) == (12, 3, 3, 12)
+    assert "12 train images" in said
+    assert "no val, so the score is cross-validated over the images for training" in said
+    assert f"mIoU {100 * found.miou:.1f}% (95%: " in said
+    assert "), cross-validated over 12 images in 3 groups" in said
+    assert (tmp_path / "run" / SHEET).is_file()
+    main([*words, "--head", "linear", "--groups", "^[^_]*", "--epochs", "1", "--out", str(tmp_path / "trained")])
+    said = capsys.readouterr().err
+    assert "8 train, 4 val images" in said
+    assert "no val, so val is a fixed fifth of the groups of images for training" in said
+    assert "the score rests on 4 images, held out; head ridge is cross-validated over all" in said
+    one_group = fails(capsys, *words, "--head", "linear", "--groups", "v", "--out", str(tmp_path / "one"))
+    assert "all 12 images are of one group by 'v': other --groups, or val/, would work" in one_group
+    words[2] = str(mask_tree(tmp_path / "one", train=1))
+    assert "has one image with a mask, and none to score on: a second one" in fails(capsys, *words, "--head", "linear")
+
+
+def test_classes_that_cannot_be_learned_are_named(tmp_path, capsys) -> None:
+    data = Path(unsplit(tmp_path / "data", 3))
+    for i in range(12):
+        save(data / "masks" / f"v{i % 3}_{i:03}.png", np.full((32, 32), int(i == 4), np.uint8))
+    words = ["segment", "--data", str(data), "--backbone", "vit_tiny_patch16_224", "--size", "32", "--freeze"]
+    words += ["--backbone_options", json.dumps(VIT), "--accelerator", "cpu", "--workers", "0", "--head", "ridge"]
+    main([*words, "--out", str(tmp_path / "run")])
+    said, second = capsys.readouterr().err, Scenes.classes[1]
+    assert "no training mask has a pixel of " in said
+    assert f"images with '{second}' are held out all at once, so no answer to them knows of it" in said
+    main([*words, "--label_fraction", "0.1", "--out", str(tmp_path / "share")])
+    said = capsys.readouterr().err
+    assert f"of the share that is drawn, no training mask has a pixel of '{second}'" in said
+    assert "the score rests on 2 images\n" in said
 
 
 def test_maps_are_columns_that_the_fusion_adds_as_they_are(tmp_path) -> None:

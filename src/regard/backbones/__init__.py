@@ -88,7 +88,7 @@ def build_backbone(
             "weights of another kind go with a model name: --backbone vit_small_patch16_224 --weights FILE"
         )
     if pretrained and weights:
-        raise InputError("choose one of pretrained and weights")
+        raise InputError("choose one of pretrained and weights: add --pretrained false, or leave out --weights")
     said = read_description(Path(weights)) if weights else None
     if said and "attention" in said["options"]:
         timm_options = {"attention": said["options"]["attention"]} | timm_options

@@ -10,7 +10,7 @@ from regard.results import LEAST_STRENGTH
 from regard.say import is_first_process, say
 from regard.settings import Hardware, ModelToTrain, PretrainSettings, SegmentSettings, Watch
 
-SHEET = "predictions.png"
+FEW = 10  # images: a score of fewer is no more than a hint
 
 
 def pretrain(
@@ -75,6 +75,9 @@ def segment(
 ) -> str:
     """Train a segmentation on images with masks, and score the best epoch.
 
+    Without a val/, a fixed fifth of the images is held out, and whole `--groups` of them; head ridge is cross-validated
+    over all of them instead.
+
     Args:
         data: `scenes`; a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid; a pack's URL.
         out: Folder for the run; a second call goes on with a run cut short.
@@ -85,9 +88,10 @@ def segment(
     """
     from regard.backbones.base import weights_digest
     from regard.cli.common import built, table
+    from regard.data.groups import held_out_anew
     from regard.data.loading.wrapped import Fraction, check_share
-    from regard.data.source import check_readable, open_source, require_masks
-    from regard.pictures.contact_sheet import prediction_sheet
+    from regard.data.source import check_readable, held_by_all, open_source, require_masks, unseen
+    from regard.pictures.contact_sheet import SHEET, prediction_sheet
     from regard.pictures.draw import save_png
     from regard.results import Origin
     from regard.runs.checks import check_hardware, check_said, check_settings
@@ -107,11 +111,18 @@ def segment(
     check_said(settings)
     check_share(label_fraction)
     source = open_source(data, scenes_size=settings.size)
+    require_masks(source)
+    held_out = source.held_out
+    crossed = held_out and settings.head == "ridge" and label_fraction == 1
+    if crossed or (held_out and settings.groups):
+        source = held_out_anew(source, settings.groups, crossed)
     splits = require_masks(source)
-    for split in ("train", "val"):
+    if "val" not in splits and len(splits.get("train", ())) == 1:
+        raise InputError(f"{source.root} has one image with a mask, and none to score on: a second one would work")
+    for split in ("train",) if crossed else ("train", "val"):
         source.split(split)
     backbone = built(model, seed)
-    check_settings(settings, backbone, cached=cache is not None)
+    check_settings(settings, backbone, cached=cache is not None, grouped=held_out)
     check_processes(hardware)
     check_hardware(settings, hardware, len(splits["train"]), cached=cache is not None)
     files = data_settings(source, Path(out), *([Path(cache)] if cache else []))
@@ -120,13 +131,17 @@ def segment(
     check_readable(source, settings.largest)
     asked = {"backbone": model.backbone, "weights": model.weights, "pretrained": model.pretrained}
     origin = Origin(data=source.root, label_fraction=label_fraction, **asked)
-    train = splits["train"] if label_fraction == 1 else Fraction(splits["train"], label_fraction, seed)
+    train = splits["train"]
+    if label_fraction < 1:
+        train = Fraction(train, label_fraction, seed)
+        if line := unseen(source.classes, held_by_all(train.once())):
+            say(f"of the share that is drawn, {line}")
     started = {"data": source.root, "seed": seed, "cached": kept is not None, **asdict(model), **asdict(settings)}
     started |= {"backbone_options": backbone.options, "first_weights": weights_digest(backbone)} | files
     started |= {"label_fraction": label_fraction} if label_fraction < 1 else {}
     with run_folder(out, started, RUN_FILE) as folder:
         extras = Extras(origin=origin, logger=logger, cache=kept)
-        made = segment_run(train, splits["val"], backbone, settings, folder, seed, hardware, extras)
+        made = segment_run(train, splits.get("val"), backbone, settings, folder, seed, hardware, extras)
     line = f"trained segmentation in {out}: regard predict --run {shlex.quote(out)} --images ... --out ..."
     if not is_first_process():
         return line
@@ -140,9 +155,16 @@ def segment(
         more = [f"{name} {value:.2f}" for name, value in made.refined.items() if name != "strength"]
         used = f"hardly used, below {LEAST_STRENGTH:g}" if made.hardly_refined else ", ".join(more) or "used"
         say(f"refiner {settings.refiner} (strength {made.refined['strength']:.3f}): {used}")
-    run = load_run(out)
-    table(summary(run, run.evaluate(splits["val"])), "val")
-    if settings.maps == "other":  # a control has no answer for an image alone
-        return line
-    save_png(Path(out) / SHEET, prediction_sheet(splits["val"], run.predict))
+    if made.cross_validated:
+        table(made.cross_validated, "cross-validated")
+        say(made.cross_validated.said)
+    else:
+        run = load_run(out)
+        table(summary(run, run.evaluate(splits["val"])), "val")
+        if (count := len(splits["val"])) < FEW:
+            more = ", held out; head ridge is cross-validated over all" if held_out and settings.head != "ridge" else ""
+            say(f"the score rests on {count} image{'s' * (count > 1)}{more}")
+        if settings.maps == "other":  # a control has no answer for an image alone
+            return line
+        save_png(Path(out) / SHEET, prediction_sheet(splits["val"], run.predict))
     return f"{line}; some predictions are in {out}/{SHEET}"

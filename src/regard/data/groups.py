@@ -6,12 +6,16 @@ They are not independent, so folds never part them, and standard errors go over 
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import cast
 
 import numpy as np
 from jaxtyping import Int
 
-from regard.data.datasets.base import Dataset
+from regard.data.datasets.base import Dataset, Source
+from regard.data.datasets.folders import ImageFolder
+from regard.data.listing import HELD_OUT, hold_out
 from regard.errors import InputError
 from regard.files import read_text
 from regard.say import say_once
@@ -81,6 +85,31 @@ def seen_groups(train: Dataset, scored: Dataset, rule: str | None) -> int:
         for dataset in (train, scored)
     )
     return len(learned & asked)
+
+
+def held_out_anew(source: Source, rule: str | None, crossed: bool) -> Source:
+    """A source whose val was held out of train: now whole groups of images are, or `crossed`, none, where every image
+    is to be held out in its turn.
+
+    Raises InputError where all images are of one group.
+    """
+    assert source.held_out
+    train, val = (cast(ImageFolder, source.splits[split]) for split in ("train", "val"))
+    whole = train.with_others(val)
+    groups = groups_of(list(whole.paths), rule)
+    if len(set(groups)) < 2:
+        raise InputError(
+            f"all {len(groups):,} images are of one group by {rule!r}: other --groups, or val/, would work"
+        )
+    group_numbers(whole, rule)  # says where there might be groups
+    note, parts = "no val, so the score is cross-validated over the images for training", {"train": whole}
+    if not crossed:
+        chosen = set(hold_out(sorted(set(groups)))[1])
+        of_val = np.array([group in chosen for group in groups])
+        note = "no val, so val is a fixed fifth of the groups of images for training"
+        parts = {"train": whole.only(~of_val), "val": whole.only(of_val)}
+    splits = parts | {split: of for split, of in source.splits.items() if split not in ("train", "val")}
+    return replace(source, splits=splits, notes=tuple(note if one == HELD_OUT else one for one in source.notes))
 
 
 def _listed(path: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from regard.say import say_once
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw")  # pictures all the same, as of phones
+HELD_OUT = "no val, so val is a fixed fifth of the images for training"
 OF_RUNS = (SETTINGS_FILE, RUN_FILE)  # what a run wrote lies beside one of them
 # What systems put beside pictures: Synology's folders hold small copies of each.
 OF_SYSTEMS = frozenset(
@@ -123,7 +124,7 @@ def with_val(paths: Mapping[str, Sequence[str]]) -> tuple[dict[str, Sequence[str
     splits, notes = {split: of for split, of in paths.items() if of}, ()
     if "val" not in splits and len(splits.get("train", ())) > 1:
         splits["train"], splits["val"] = hold_out(splits["train"])
-        notes = ("no val, so val is a fixed fifth of the images for training",)
+        notes = (HELD_OUT,)
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}, notes
 
 

@@ -269,6 +269,11 @@ def _seen(dataset: Dataset, short: int, i: int) -> np.ndarray:
     return held_by(dataset.mask(i)) if isinstance(dataset, MaskDataset) else _NOTHING
 
 
+def held_by_all(dataset: MaskDataset) -> Bool[np.ndarray, "256"]:
+    """As `held_by`, of any of the masks."""
+    return sum((held_by(dataset.mask(i)) for i in range(len(dataset))), start=_NOTHING)
+
+
 def held_by(mask: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "256"]:
     """Which classes a mask has pixels of; in the last place, void."""
     return np.bincount(mask.ravel(), minlength=VOID + 1) > 0
@@ -286,10 +291,13 @@ def white(classes: Sequence[str], seen: np.ndarray) -> str:
 def unseen(classes: Sequence[str], seen: np.ndarray) -> str:
     """What is said of the classes that no training mask has a pixel of; "" where there are none."""
     names = [name for name, there in zip(classes, seen, strict=False) if not there]
-    if not names:
-        return ""
-    more = f" and {len(names) - 5:,} more classes" if len(names) > 5 else ""
-    return f"no training mask has a pixel of {', '.join(map(repr, names[:5]))}{more}: it can't be learned"
+    return f"no training mask has a pixel of {some_of(names)}: it can't be learned" if names else ""
+
+
+def some_of(classes: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    more = f" and {len(classes) - 5:,} more classes" if len(classes) > 5 else ""
+    return f"{', '.join(map(repr, classes[:5]))}{more}"
 
 
 def fingerprint(source: Source, *besides: Path) -> str:

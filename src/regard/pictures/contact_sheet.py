@@ -15,6 +15,7 @@ from regard.errors import InputError
 from regard.pictures.classes import class_overlay, legend
 from regard.pictures.draw import Picture, mosaic
 
+SHEET = "predictions.png"  # of a segmentation
 PICTURES = 6  # of each split, evenly spaced
 PLACE = (150, 200)  # height and width that each is fitted into, pixels
 COLUMNS = 6  # pictures beside each other; an image and its mask are two

@@ -13,8 +13,10 @@ from regard.segmentation.task import SegmentationTask
 from regard.settings import REFINERS, Hardware, PretrainSettings, SegmentSettings, find
 
 
-def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) -> None:
+def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool, grouped: bool = False) -> None:
     """InputError for a segmentation that cannot be trained: all of its parts are made once, for two classes.
+
+    grouped: whether groups of images may have been held out as val.
 
     Leaves the backbone and the global generators as they were.
     """
@@ -32,10 +34,10 @@ def check_settings(settings: SegmentSettings, backbone: Backbone, cached: bool) 
         )  # fmt: skip
         SegmentationTask(model, 2, loss, settings)
     check_choice(settings, backbone)
-    if settings.groups is not None and not settings.reads_groups:
+    if settings.groups is not None and not (grouped or settings.reads_groups):
         raise InputError(
-            "groups are for what --heads_kept and head ridge choose, and for maps other: leave out --groups, or add "
-            "one of them"
+            "groups are for what --heads_kept and head ridge choose, for maps other, and where there is no val: leave "
+            "out --groups, or add one of them"
         )
     if settings.head == "ridge":
         _check_ridge(settings, model)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ def name_digests(dataset: Dataset) -> list[str]:
 
 def summary(run: Run, counts: Int[np.ndarray, "images classes classes"]) -> MaskScores:
     """The scores of a run over a dataset."""
-    return MaskScores(**_summary(run, len(counts), counts.sum(axis=0)))
+    return MaskScores(**mask_scores(run.classes, len(counts), counts.sum(axis=0)))
 
 
 def full_summary(run: Run, found: Evaluation) -> FullScores:
@@ -256,11 +256,11 @@ def full_summary(run: Run, found: Evaluation) -> FullScores:
     counted = boundary[(found.counts.sum(axis=1) > 0) & ~np.isnan(boundary)]  # classes of the truth, as in mIoU
     pixels, confidence, right = (part.tolist() for part in found.bins.T)
     return FullScores(
-        **_summary(run, found.images, found.counts),
+        **mask_scores(run.classes, found.images, found.counts),
         boundary=BoundaryScores(
             width=f"{BOUNDARY:g} of the diagonal of the mask",
             miou=float(counted.mean()) if len(counted) else None,
-            iou=_by_name(run, boundary),
+            iou=_by_name(run.classes, boundary),
         ),
         calibration=Calibration(
             expected_error=expected_calibration_error(found.bins),
@@ -273,7 +273,7 @@ def full_summary(run: Run, found: Evaluation) -> FullScores:
     )
 
 
-def _summary(run: Run, images: int, matrix: Int[np.ndarray, "classes classes"]) -> dict[str, Any]:
+def mask_scores(classes: Sequence[str], images: int, matrix: Int[np.ndarray, "classes classes"]) -> dict[str, Any]:
     """The fields of `MaskScores`."""
     result, truth = scores(matrix), matrix.sum(axis=1)
     return {
@@ -282,13 +282,13 @@ def _summary(run: Run, images: int, matrix: Int[np.ndarray, "classes classes"]) 
         "frequency_weighted_iou": result.frequency_weighted_iou,
         "pixel_accuracy": result.pixel_accuracy,
         "mean_accuracy": result.mean_accuracy,
-        "iou": _by_name(run, result.iou),
-        "accuracy": _by_name(run, result.accuracy),
-        "share": _by_name(run, truth / truth.sum()),
-        "absent": [name for name, iou in zip(run.classes, result.iou, strict=True) if np.isnan(iou)],
+        "iou": _by_name(classes, result.iou),
+        "accuracy": _by_name(classes, result.accuracy),
+        "share": _by_name(classes, truth / truth.sum()),
+        "absent": [name for name, iou in zip(classes, result.iou, strict=True) if np.isnan(iou)],
     }
 
 
-def _by_name(run: Run, values: Iterable[float]) -> dict[str, float | None]:
+def _by_name(classes: Sequence[str], values: Iterable[float]) -> dict[str, float | None]:
     """None for nan."""
-    return {name: None if np.isnan(x) else float(x) for name, x in zip(run.classes, values, strict=True)}
+    return {name: None if np.isnan(x) else float(x) for name, x in zip(classes, values, strict=True)}

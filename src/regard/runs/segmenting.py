@@ -27,7 +27,7 @@ from regard.data.loading.wrapped import WithOthers
 from regard.data.survey import class_pixels
 from regard.files import write_whole
 from regard.pictures.charts import heads_chart
-from regard.results import EpochScore, HeadShares, RunDescription, Solved, write_stored
+from regard.results import CrossValidated, EpochScore, HeadShares, RunDescription, Solved, write_stored
 from regard.runs.checks import check_hardware, check_settings, levels_read
 from regard.runs.choosing_heads import CHOICE_FILE, chosen_levels, remembered_choice
 from regard.runs.extras import Extras
@@ -50,7 +50,7 @@ HEADS_PICTURE = "heads.png"
 
 def segment_run(
     train: MaskDataset,
-    val: MaskDataset,
+    val: MaskDataset | None,
     backbone: Backbone,
     settings: SegmentSettings,
     out: Path,
@@ -60,15 +60,16 @@ def segment_run(
 ) -> RunDescription:
     """Train a segmentation; writes the best epoch's `model.safetensors` and `run.json` into `out`, returns the latter.
 
-    The head `ridge` is solved instead (`runs.solving`). The best epoch is the one of the highest mIoU on `val`; with
-    the average `swa`, the last one is kept. Goes on from a checkpoint as `pretrain_run` does. With a cache, the
-    features of a frozen backbone are computed once.
+    The head `ridge` is solved instead (`runs.solving`), and cross-validated without a `val`. The best epoch is the one
+    of the highest mIoU on `val`; with the average `swa`, the last one is kept. Goes on from a checkpoint as
+    `pretrain_run` does. With a cache, the features of a frozen backbone are computed once.
 
     Raises InputError for settings that do not go together.
     """
-    check_settings(settings, backbone, cached=extras.cache is not None)
+    check_settings(settings, backbone, cached=extras.cache is not None, grouped=True)
+    assert val is not None or settings.head == "ridge", "a training chooses its epoch on val"
     check_hardware(settings, hardware, len(train), cached=extras.cache is not None)
-    train, val = (at_bits(dataset, settings.image_bits) for dataset in (train, val))
+    train, val = at_bits(train, settings.image_bits), val and at_bits(val, settings.image_bits)
     classes = len(train.classes)
     kept = None
     if settings.layers is not None or settings.heads_kept is not None:
@@ -120,12 +121,13 @@ class _Made:
     best_epoch: int | None
     curve: list[EpochScore]
     solved: Solved | None = None
+    cross_validated: CrossValidated | None = None
 
 
 def _train(
     model: SegmentationModel,
     train: MaskDataset,
-    val: MaskDataset,
+    val: MaskDataset | None,
     settings: SegmentSettings,
     out: Path,
     seed: int,
@@ -133,6 +135,7 @@ def _train(
     extras: Extras,
 ) -> _Made:
     """Train it; it then has the weights that are kept."""
+    assert val is not None
     cache, averaging = extras.cache, make_averaging(settings.average, settings.epochs)
     weights = balanced_weights(torch.from_numpy(class_pixels(train))) if settings.class_weights == "balanced" else None
     loss = build_loss(settings.loss, weights, train.ignore_index)
@@ -190,7 +193,7 @@ def _train(
 def _solve(
     model: SegmentationModel,
     train: MaskDataset,
-    val: MaskDataset,
+    val: MaskDataset | None,
     settings: SegmentSettings,
     out: Path,
     seed: int,
@@ -204,10 +207,11 @@ def _solve(
     cache = extras.cache and replace(extras.cache, content=extras.cache.content_at(settings.image_bits))
     images = Images(model, settings.size, hardware, cache)
     out.mkdir(parents=True, exist_ok=True)
-    solved = solve_head(model, images, train, settings, out)
+    solved, crossed = solve_head(model, images, train, settings, out, crossed=val is None)
     say(f"head ridge: {solved.said}")
-    score = EpochScore(epoch=1, train_loss=None, val_miou=validate(model, images, val))
-    return _Made(time.perf_counter() - started, 1, [score], solved)
+    miou = validate(model, images, val) if val is not None else None
+    curve = [EpochScore(epoch=1, train_loss=None, val_miou=miou)]
+    return _Made(time.perf_counter() - started, 1, curve, solved, crossed)
 
 
 class _CountOnce(L.Callback):

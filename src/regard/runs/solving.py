@@ -5,10 +5,11 @@ of all levels on the head's grid, and with fusion concat the salience of every m
 into the head and the fusion as they are: what is kept is a segmentation like any other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -24,14 +25,20 @@ from regard.data.groups import groups_of
 from regard.data.loading.modules import loading
 from regard.data.loading.samples import WholePairs
 from regard.data.loading.wrapped import Fraction, WithOthers
+from regard.data.source import some_of
+from regard.data.survey import evenly
 from regard.errors import InputError
 from regard.evaluation.scores import confusion, scores, torch_counts
-from regard.results import Solved
+from regard.evaluation.statistics import score
+from regard.pictures.contact_sheet import PICTURES, SHEET, prediction_sheet
+from regard.pictures.draw import save_png
+from regard.results import CrossValidated, Solved
 from regard.runs.extras import Cache
 from regard.runs.feature_cache import whole_features
-from regard.say import console
+from regard.runs.run import mask_scores
+from regard.say import console, say
 from regard.scoring.probe_columns import Layout, Patches
-from regard.scoring.probe_training import Rows, Training, Variant
+from regard.scoring.probe_training import Choice, Rows, Training, Variant
 from regard.segmentation.fusions import ConcatFusion
 from regard.segmentation.heads import RidgeHead
 from regard.segmentation.inference import predict_at
@@ -81,9 +88,13 @@ class Images:
 
 @torch.no_grad()
 def solve_head(
-    model: SegmentationModel, images: Images, train: MaskDataset, settings: SegmentSettings, disk: Path
-) -> Solved:
-    """Give the head its weights, and those of maps to the fusion. disk: a folder on the disk that takes the rows.
+    model: SegmentationModel, images: Images, train: MaskDataset, settings: SegmentSettings, disk: Path, crossed: bool
+) -> tuple[Solved, CrossValidated | None]:
+    """Give the head its weights, and those of maps to the fusion. disk: a folder that takes the rows, and, `crossed`,
+    a sheet of answers.
+
+    crossed: also score each image by what the other folds alone come to, with the penalty and the weights of classes
+             that are chosen on all folds.
 
     Raises InputError where every pixel of the masks is void, and for an image that is in no group.
     """
@@ -103,25 +114,81 @@ def solve_head(
         if "maps" in counts:
             variants[WITH_MAPS] = Variant(layout.of("maps"), FEATURES)
         choice = list(training.choose(variants).values())[-1]
-        intercept, *slopes = training.solve(choice).split([1, *counts.values()])
         mean, deviation = (part[: counts["features"]].float() for part in rows.standard)
-    head.set_linear(slopes[0], intercept[0], mean, deviation)
-    if isinstance(fusion, ConcatFusion):
-        _set_maps(model, fusion, slopes[0], slopes[1])
-    return Solved(
+
+        def put(solution: Float[Tensor, "terms classes"]) -> None:
+            intercept, *slopes = solution.split([1, *counts.values()])
+            head.set_linear(slopes[0], intercept[0], mean, deviation)
+            if isinstance(fusion, ConcatFusion):
+                _set_maps(model, fusion, slopes[0], slopes[1])
+
+        found = _cross_validated(model, images, train, training, choice, put, disk) if crossed else None
+        put(training.solve(choice))
+    solved = Solved(
         power=choice.power, penalty=choice.penalty, ratio=choice.ratio, held_out=choice.miou, on_edge=choice.on_edge
+    )
+    return solved, found
+
+
+def _cross_validated(
+    model: SegmentationModel,
+    images: Images,
+    train: MaskDataset,
+    training: Training,
+    choice: Choice,
+    put: Callable[[Float[Tensor, "terms classes"]], None],
+    disk: Path,
+) -> CrossValidated:
+    """put: gives the model a solution. disk: gets a sheet of some answers."""
+    fold_of, groups = training.fold_of.tolist(), training.rows.groups
+    folds = [training.solve(choice, fold) for fold in range(max(fold_of) + 1)]
+    counts, drawn = [], []
+    for i, seen in enumerate(images.of(train, "cross-validating")):
+        put(folds[fold_of[i]])
+        answer, mask = _answered(model, seen)
+        counts.append(_counted(answer, mask, train))
+        drawn += [answer.to(torch.uint8).cpu().numpy()] if i in evenly(len(fold_of), PICTURES) else []
+    answers = iter(drawn)
+    save_png(disk / SHEET, prediction_sheet(train, lambda image: next(answers)))
+    every = torch.stack(counts).cpu().numpy()
+    once = [
+        name
+        for name, pixels in zip(train.classes, torch.stack(training.rows.of_classes).T, strict=True)
+        if len({fold for fold, there in zip(fold_of, pixels.tolist(), strict=True) if there}) == 1
+    ]
+    if once:
+        say(f"images with {some_of(once)} are held out all at once, so no answer to them knows of it")
+    numbers = np.unique(groups, return_inverse=True)[1]
+    estimate = score([every], numbers).estimate()
+    return CrossValidated(
+        **mask_scores(train.classes, len(every), every.sum(axis=0)),
+        folds=len(folds),
+        groups=len(set(groups)) if len(set(groups)) < len(groups) else None,
+        low=estimate.low,
+        high=estimate.high,
     )
 
 
 @torch.no_grad()
 def validate(model: SegmentationModel, images: Images, val: MaskDataset) -> float:
     """mIoU, masks at their own size."""
-    classes, counts = len(val.classes), torch_counts(len(val.classes), device_of(model))
+    counts = torch_counts(len(val.classes), device_of(model))
     with eval_mode(model):
-        for features, size, mask in images.of(val, "scoring"):
-            answer = predict_at(model.decode(features, size)[0], mask.shape)
-            counts += confusion(answer, mask, classes, val.ignore_index)
+        for seen in images.of(val, "scoring"):
+            counts += _counted(*_answered(model, seen), val)
     return scores(counts.cpu()).miou
+
+
+def _answered(model: SegmentationModel, seen: Whole) -> tuple[Int[Tensor, "h w"], Int[Tensor, "h w"]]:
+    """What is said of an image, and its mask, at the mask's own size."""
+    features, size, mask = seen
+    return predict_at(model.decode(features, size)[0], mask.shape), mask
+
+
+def _counted(
+    answer: Int[Tensor, "h w"], mask: Int[Tensor, "h w"], dataset: MaskDataset
+) -> Int[Tensor, "classes classes"]:
+    return confusion(answer, mask, len(dataset.classes), dataset.ignore_index)
 
 
 def _layout(counts: dict[str, int], stride: int) -> Layout:

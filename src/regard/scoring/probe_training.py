@@ -217,9 +217,13 @@ class Training:
             best[name] = replace(some[place], miou=float(miou[place]))
         return best
 
-    def solve(self, choice: Choice) -> Float[Tensor, "terms classes"]:
-        """The answer of all images of the draw, of columns as they were before they were standardised."""
-        return self.raw(Ridge(self.whole[choice.power], choice.columns, choice.penalties).solve(), choice.columns)
+    def solve(self, choice: Choice, fold: int | None = None) -> Float[Tensor, "terms classes"]:
+        """The answer of all images of the draw, or of those in other folds than this one, of columns as they were
+        before they were standardised.
+        """
+        sums = self.whole[choice.power]
+        sums = sums if fold is None else sums.without(self.sums[choice.power][fold])
+        return self.raw(Ridge(sums, choice.columns, choice.penalties).solve(), choice.columns)
 
     def raw(
         self, solved: Float[Tensor, "terms classes"], columns: Int[Tensor, "all"]

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from regard.data.listing import HELD_OUT
 from regard.data.reading import Least
 from regard.errors import unknown
 
@@ -100,6 +101,11 @@ class Source:
     def has_labels(self) -> bool:
         """Whether every dataset has `label(i)`."""
         return isinstance(self._any, LabelDataset)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether val was held out of train, as there was none."""
+        return HELD_OUT in self.notes
 
     @property
     def _any(self) -> Dataset:

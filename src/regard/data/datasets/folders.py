@@ -50,6 +50,13 @@ class ImageFolder:
             setattr(part, name, getattr(self, name)[chosen])
         return part
 
+    def with_others(self: Images, other: Images) -> Images:
+        """These images and other ones of the same folder, in the order of their paths."""
+        both = copy.copy(self)
+        for name in self.of_each:
+            setattr(both, name, joined([getattr(self, name), getattr(other, name)]))
+        return both.only(np.argsort(both.paths.encoded(), kind="stable"))
+
     def name(self, i: int) -> str:
         """The path relative to the root."""
         return self.paths[i]
