@@ -17,6 +17,10 @@ from commands import fails
 from regard.backbones import build_backbone, save_backbone
 from regard.cli import main
 from regard.data.datasets.scenes import Scenes
+from regard.data.loading.augment import TrainTransform
+from regard.data.loading.modules import SegmentationData
+from regard.data.loading.samples import TrainPairs
+from regard.data.loading.wrapped import Fraction
 from regard.data.survey import class_pixels
 from regard.errors import InputError, Interrupted
 from regard.results import RunDescription, read_stored
@@ -218,6 +222,19 @@ def test_a_cached_training_is_the_uncached_one_as_long_as_its_crops_are_new(
     curves = [read_stored(tmp_path / name / RUN_FILE, RunDescription).curve for name in ("cached", "plain")]
     for a, b in zip(*curves, strict=True):
         assert vars(a) == pytest.approx(vars(b), abs=2e-3)
+
+
+def test_draws_of_images_share_the_crops_of_the_whole(tmp_path, monkeypatch) -> None:
+    seen, model = forward_passes(monkeypatch), SegmentationModel(vit(), len(TRAIN.classes), "none", "linear", True)
+    for draw in range(2):
+        part, transform = Fraction(TRAIN, 0.5, draw).once(), TrainTransform(32, 255)
+        data = SegmentationData(part, VAL, transform, 4)
+        pairs = feature_cache.cached_data(tmp_path, model, data, 2, "a", bar=False).train_pairs()
+        whole = TrainPairs(TRAIN, transform, 0)
+        assert bool(seen) == (draw == 0)
+        del seen[:]
+        for epoch, index in ((0, 0), (1, 3), (2, 2)):
+            assert torch.equal(pairs[epoch, index][1], whole[epoch % 2, part.number(index)][1])
 
 
 def test_scoring_on_kept_features_is_scoring_on_images(tmp_path, monkeypatch) -> None:

@@ -20,11 +20,11 @@ import os
 import shutil
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import filelock
 import msgspec
@@ -41,7 +41,8 @@ from regard.backbones import describe, device_of, eval_mode, normalize
 from regard.backbones.base import weights_digest
 from regard.data.datasets.base import MaskDataset
 from regard.data.loading.modules import SegmentationData, loading
-from regard.data.loading.samples import WholePairs
+from regard.data.loading.samples import TrainPairs, WholePairs
+from regard.data.loading.wrapped import Fraction
 from regard.errors import InputError
 from regard.files import on_disk
 from regard.results import NO_JSON
@@ -62,17 +63,21 @@ class CachedData(SegmentationData):
     """`SegmentationData` whose images are the tensors of their features (`SegmentationModel.to_tensors`).
 
     crops: of each image; epoch e trains on the crops of epoch e % crops.
+    of:    the data set that `train` holds the crops of, `data.train` or what that is a part of.
     """
 
-    def __init__(self, data: SegmentationData, crops: int, train: "TensorFile", val: "TensorFile") -> None:
+    def __init__(
+        self, data: SegmentationData, crops: int, of: MaskDataset, train: "TensorFile", val: "TensorFile"
+    ) -> None:
         super().__init__(
             data.train, data.val, data.transform, data.batch_size, data.workers, data.seed, data.accumulate
         )
-        self.crops, self.train_file, self.val_file = crops, train, val
+        self.crops, self.of, self.train_file, self.val_file = crops, of, train, val
 
     def train_pairs(self) -> TorchDataset:
         """(epoch, index) -> (tensors, mask)."""
-        return _Crops(self.train_file, self.crops, len(self.train))
+        numbers = range(len(self.of)) if self.of is self.train else cast(Fraction, self.train).numbers
+        return _Crops(self.train_file, self.crops, len(self.of), numbers)
 
     def val_dataloader(self) -> DataLoader:
         """Lists of (tensors, (height, width) of the resized image, mask), in order."""
@@ -120,12 +125,12 @@ class TensorFile:
 class _Crops(TorchDataset):
     """(epoch, index) -> the tensors of a crop, and its mask."""
 
-    def __init__(self, file: TensorFile, crops: int, images: int) -> None:
-        self.file, self.crops, self.images = file, crops, images
+    def __init__(self, file: TensorFile, crops: int, images: int, numbers: Sequence[int]) -> None:
+        self.file, self.crops, self.images, self.numbers = file, crops, images, numbers
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], Tensor]:
         epoch, index = key
-        *arrays, mask = self.file[epoch % self.crops * self.images + index]
+        *arrays, mask = self.file[epoch % self.crops * self.images + self.numbers[index]]
         return [torch.from_numpy(array) for array in arrays], torch.from_numpy(mask).long()
 
 
@@ -163,7 +168,8 @@ def cached_data(
     precision: torch.dtype | None = None,
     bar: bool = True,
 ) -> CachedData:
-    """The same data with features in the place of images, from the cache in `folder`, which is filled where need be.
+    """The same data with features in the place of images, from the cache in `folder`, which is filled where need be. Of
+    a `Fraction` with each image once, crops of the whole are kept, for other parts of it too.
 
     model:     frozen; its backbone computes on the device that it is on.
     content:   changes with the files of the data (`data.source.fingerprint`).
@@ -171,12 +177,15 @@ def cached_data(
     Raises InputError when the disk has too little room.
     """
     fill = _Filling(model, data.share, data.workers, precision, bar)
-    of_crops = {"transform": asdict(data.transform), "seed": data.seed, "crops": crops, "images": _names(data.train)}
-    train = _InTurn(data.train_pairs(), len(data.train))
+    is_part = isinstance(data.train, Fraction) and len(data.train) == len(data.train.numbers)
+    of = cast(Fraction, data.train).dataset if is_part else data.train
+    of_crops = {"transform": asdict(data.transform), "seed": data.seed, "crops": crops, "images": _names(of)}
+    train = _InTurn(TrainPairs(of, data.transform, data.seed), len(of))
     return CachedData(
         data,
         crops,
-        fill(folder, _about(model, content, precision) | of_crops, train, crops * len(data.train), False),
+        of,
+        fill(folder, _about(model, content, precision) | of_crops, train, crops * len(of), False),
         cached_whole(folder, fill, data.val, data.transform.whole, content),
     )
 
