@@ -67,6 +67,13 @@ def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
     assert plan.questions == (("mine", "dino"),)
 
 
+def test_the_note_of_a_preset_is_said_of_its_backbones_alone(tmp_path) -> None:
+    assert "Preset tiny" in read_plan(written(tmp_path, "configurations: {bt-swin: {}}")).note
+    own = "backbones: {b: {name: resnet10t}}\nconfigurations: {mine: {backbone: b}}\nquestions: []"
+    assert read_plan(written(tmp_path, own)).note == ""
+    assert read_plan(written(tmp_path, f"{own}\nnote: mine")).note == "mine"
+
+
 def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None:
     plan = read_plan(written(tmp_path, "seeds: 1"))
     assert plan.configurations == tuple(c for c in preset("tiny").configurations if not c.baseline)

@@ -66,6 +66,7 @@ def _plan(found: dict[str, Any], stem: str) -> Plan:
     ) if "configurations" in found else tuple(c for c in base.configurations if not c.baseline)  # fmt: skip
     names = {c.name for c in configurations}
     questions = found.get("questions", [pair for pair in base.questions if set(pair) <= names])
+    kept = [key for key, choice in base.backbones.items() if backbones[key] == choice]
     chosen = found.get("seeds", base.seeds)
     if (chosen if isinstance(chosen, int) else len(chosen)) > MOST_SEEDS:
         raise InputError(f"seeds: more than {MOST_SEEDS:,} are asked for: 3 to 10 are usual")
@@ -79,7 +80,8 @@ def _plan(found: dict[str, Any], stem: str) -> Plan:
         tuple(range(chosen)) if isinstance(chosen, int) else tuple(chosen),
         found.get("pretrain_each_seed", base.pretrain_each_seed),
         found.get("cache", base.cache),
-        note=found.get("note", base.note),
+        # the preset's speaks of its own backbones
+        note=found.get("note", base.note if {c.backbone for c in configurations} & {*kept} else ""),
         groups=found.get("groups", base.groups),
     )
     for pair in plan.questions:  # before they are spread, so that the name is the file's
