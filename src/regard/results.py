@@ -484,10 +484,12 @@ class Difference:
 
         Of too few images, or groups, nothing is shown.
         """
-        if self.few:
-            return False
-        excludes = round(100 * self.low, 1) > 0 or round(100 * self.high, 1) < 0
-        return bool(excludes and (self.holm or not self.question))
+        return bool(not self.few and self.excludes and (self.holm or not self.question))
+
+    @property
+    def excludes(self) -> bool:
+        """Whether the interval leaves out 0 in tenths of a point."""
+        return round(100 * self.low, 1) > 0 or round(100 * self.high, 1) < 0
 
 
 @dataclass(kw_only=True)

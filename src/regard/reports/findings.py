@@ -75,13 +75,12 @@ def caution(d: Difference, questions: int) -> str:
     """What weakens an answer; "" where nothing does."""
     notes = []
     if not d.is_shown and not d.low <= 0 <= d.high:
-        corrected = d.question and not d.holm
         if d.few:
             why = "there are too few images, or groups of them, for a verdict"
-        elif corrected:
-            why = f"not after Holm's correction for {questions} questions"
-        else:
+        elif not d.excludes:
             why = "by less than the digits show"
+        else:
+            why = f"not after Holm's correction for {questions} questions"
         notes.append(f"The interval leaves out 0, but {why}.")
     if d.seeds == 1:
         notes.append("One seed: the interval says nothing of what another seed would have given.")
