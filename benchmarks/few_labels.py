@@ -140,7 +140,7 @@ class Study:
         cache = Cache(self.work / "features", content) if settings.freeze else None
         part, one = Fraction(pool, labels / len(pool), draw), Fraction(pool, 1 / len(pool), draw).once()
         assert len(part.numbers) == labels
-        seed = 0 if method == "linear" else draw  # crops are kept for all draws
+        seed = 0 if method == "linear" else draw  # crops are kept for all draws, so its interval lacks a seed's chance
         val = None if method == "ridge" else one  # of `swa`, nothing is chosen on it
         made = segment_run(part.once(), val, backbone, settings, folder / "run", seed, HARDWARE, Extras(cache=cache))
         run = load_run(folder / "run")

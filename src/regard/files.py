@@ -109,9 +109,9 @@ def recipe(name: str | Path) -> Path:
     known = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
     if os.path.exists(name) and not os.path.isdir(name):
         return Path(name)
-    if str(name) in known:
-        return known[str(name)]
     stem = Path(name).stem
+    if str(name) in (stem, f"{stem}.yaml") and stem in known:
+        return known[stem]
     if str(name) == stem:
         raise unknown("recipe", stem, known)
     hint = f"the recipe is found by its name alone, {stem}" if stem in known else unknown("recipe", stem, known)

@@ -186,7 +186,8 @@ class CrossValidated(MaskScores):
         low, high = (f"{100 * limit:.1f}" for limit in (self.low, self.high))
         groups = "" if self.groups is None else f" in {self.groups:,} groups"
         return (
-            f"mIoU {100 * self.miou:.1f}% (95%: {low} to {high}), cross-validated over {self.images:,} images{groups}"
+            f"mIoU {100 * self.miou:.1f}% (95%: {low} to {high} for other images, with these labels), "
+            f"cross-validated over {self.images:,} images{groups}"
         )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from regard.data.datasets.folders import ImageFolder
-from regard.data.groups import STEM, groups_of, held_out_anew, numbered, seen_groups
+from regard.data.groups import STEM, _held_out, groups_of, held_out_anew, numbered, seen_groups
 from regard.data.source import open_source
 from regard.errors import InputError
 from trees import save
@@ -71,3 +71,10 @@ def test_what_is_held_out_of_train_shares_no_group_with_it(tmp_path) -> None:
     for of in (anew.splits["val"], whole.splits["train"]):
         for i in range(len(of)):
             assert of.masks[i] == of.name(i).replace("images", "masks")
+
+
+def test_groups_of_unequal_size_are_held_out_by_images_and_not_by_number() -> None:
+    """Of one image and of nine, the one is held out; of ten groups of five, two; of three of four, one."""
+    for sizes, held_out in (([1, 9], 1), ([5] * 10, 10), ([4] * 3, 4), ([30, 1, 1, 1, 1], 4)):
+        groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)]
+        assert np.isin(groups, _held_out(groups)).sum() == held_out

@@ -104,13 +104,16 @@ def test_a_folder_without_val_is_cross_validated_by_whole_groups(tmp_path, capsy
     assert "12 train images" in said
     assert "no val, so the score is cross-validated over the images for training" in said
     assert f"mIoU {100 * found.miou:.1f}% (95%: " in said
-    assert "), cross-validated over 12 images in 3 groups" in said
+    assert "for other images, with these labels), cross-validated over 12 images in 3 groups" in said
     assert (tmp_path / "run" / SHEET).is_file()
     main([*words, "--head", "linear", "--groups", "^[^_]*", "--epochs", "1", "--out", str(tmp_path / "trained")])
     said = capsys.readouterr().err
     assert "8 train, 4 val images" in said
-    assert "no val, so val is a fixed fifth of the groups of images for training" in said
-    assert "the score rests on 4 images, held out; head ridge is cross-validated over all" in said
+    assert "no val, so val is whole groups of the images for training, about a fifth" in said
+    assert (
+        "the score rests on 4 images, held out; head ridge, with all labels of a folder, is cross-validated over all"
+        in said
+    )
     one_group = fails(capsys, *words, "--head", "linear", "--groups", "v", "--out", str(tmp_path / "one"))
     assert "all 12 images are of one group by 'v': other --groups, or val/, would work" in one_group
     words[2] = str(mask_tree(tmp_path / "one", train=1))
@@ -130,7 +133,7 @@ def test_classes_that_cannot_be_learned_are_named(tmp_path, capsys) -> None:
     main([*words, "--label_fraction", "0.1", "--out", str(tmp_path / "share")])
     said = capsys.readouterr().err
     assert f"of the share that is drawn, no training mask has a pixel of '{second}'" in said
-    assert "the score rests on 2 images\n" in said
+    assert "the score rests on 2 images, held out; head ridge, with all labels of a folder" in said
 
 
 def test_maps_are_columns_that_the_fusion_adds_as_they_are(tmp_path) -> None:

@@ -22,6 +22,7 @@ from regard.backbones.recorder import make_sparse
 from regard.errors import InputError
 
 # RGB in [0, 1]. Images come normalised by these; weights that were trained with others say so (`Backbone.statistics`).
+PADDING = "replicate"  # how images are brought to a multiple of the patch: see `Backbone.pad`
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The same of bytes, as byte * scale + shift.
 BYTE_SCALE = tuple(1 / (255 * std) for std in IMAGENET_STD)
@@ -265,7 +266,7 @@ class Backbone(nn.Module, ABC):
             return images
         height, width = images.shape[-2:]
         rows, columns = self.padded_size(height, width)
-        return F.pad(images, (0, columns - width, 0, rows - height), mode="replicate")
+        return F.pad(images, (0, columns - width, 0, rows - height), mode=PADDING)
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of an image of this size once it is padded."""

@@ -76,7 +76,7 @@ def segment(
     """Train a segmentation on images with masks, and score the best epoch.
 
     Without a val/, a fixed fifth of the images is held out, and whole `--groups` of them; head ridge is cross-validated
-    over all of them instead.
+    over all of them instead (not in a pack, which has its val, nor with a share of the labels).
 
     Args:
         data: `scenes`; a path: images/ + masks/, VOC 2012, COCO-Stuff, ADE20K, Oxford-IIIT Pet, CamVid; a pack's URL.
@@ -162,9 +162,11 @@ def segment(
         run = load_run(out)
         table(summary(run, run.evaluate(splits["val"])), "val")
         if (count := len(splits["val"])) < FEW:
-            more = ", held out; head ridge is cross-validated over all" if held_out and settings.head != "ridge" else ""
+            more = (
+                ", held out; head ridge, with all labels of a folder, is cross-validated over all" if held_out else ""
+            )
             say(f"the score rests on {count} image{'s' * (count > 1)}{more}")
         if settings.maps == "other":  # a control has no answer for an image alone
             return line
-        save_png(Path(out) / SHEET, prediction_sheet(splits["val"], run.predict))
+        save_png(Path(out) / SHEET, prediction_sheet(run.seen(splits["val"]), run.predict))
     return f"{line}; some predictions are in {out}/{SHEET}"

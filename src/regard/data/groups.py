@@ -4,7 +4,9 @@ They are not independent, so folds never part them, and standard errors go over 
 """
 
 import csv
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -15,7 +17,7 @@ from jaxtyping import Int
 
 from regard.data.datasets.base import Dataset, Source
 from regard.data.datasets.folders import ImageFolder
-from regard.data.listing import HELD_OUT, hold_out
+from regard.data.listing import HELD_OUT
 from regard.errors import InputError
 from regard.files import read_text
 from regard.say import say_once
@@ -104,12 +106,21 @@ def held_out_anew(source: Source, rule: str | None, crossed: bool) -> Source:
     group_numbers(whole, rule)  # says where there might be groups
     note, parts = "no val, so the score is cross-validated over the images for training", {"train": whole}
     if not crossed:
-        chosen = set(hold_out(sorted(set(groups)))[1])
-        of_val = np.array([group in chosen for group in groups])
-        note = "no val, so val is a fixed fifth of the groups of images for training"
+        of_val = np.isin(groups, _held_out(groups))
+        note = "no val, so val is whole groups of the images for training, about a fifth"
         parts = {"train": whole.only(~of_val), "val": whole.only(of_val)}
     splits = parts | {split: of for split, of in source.splits.items() if split not in ("train", "val")}
     return replace(source, splits=splits, notes=tuple(note if one == HELD_OUT else one for one in source.notes))
+
+
+def _held_out(groups: Sequence[str]) -> list[str]:
+    """Groups with a fifth of the images at most, in an order that their names decide; or else the smallest group."""
+    sizes, chosen, room = Counter(groups), [], len(groups) / 5
+    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if sizes[group] <= room:
+            chosen.append(group)
+            room -= sizes[group]
+    return chosen or [min(sorted(sizes), key=lambda name: sizes[name])]
 
 
 def _listed(path: Path) -> dict[str, str]:

@@ -58,6 +58,8 @@ def open_source(
     """
     if is_drawn(src):
         name, colon, count = str(src).partition(":")
+        if Path(src).is_dir():
+            say(f"{src}: the built-in data; ./{src} would be the folder")
         counts = dict(SCENES_COUNT if scenes_count is None else scenes_count)
         if colon:
             counts["train"] = _count(str(src), count)

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from regard.errors import InputError
+
 CONSTANT = 1e-5  # of a column's mean square: where its variance is less, it tells nothing that sums in float32 hold
 NONE = torch.empty(0, dtype=torch.long)
 
@@ -78,6 +80,8 @@ class Ridge:
         self.count = len(base)
         sums = sums.of(torch.cat([base, added]))
         weight = sums.xx[0, 0]
+        if not weight > 0:
+            raise InputError("no pixel is labelled where a fold of the images is held out: label some in other images")
         self.mean, self.mean_y = sums.xx[0, 1:] / weight, sums.xy[0] / weight
         covariance = sums.xx[1:, 1:] / weight - torch.outer(self.mean, self.mean)
         variance = covariance.diagonal().clamp(min=0)

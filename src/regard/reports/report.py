@@ -109,14 +109,14 @@ def heat(head: Sequence[Sequence[float | None]]) -> str:
 
 
 def sharpest(heads: Sequence[Sequence[Sequence[float | None]]]) -> list[tuple[int, Sequence[Sequence[float | None]]]]:
-    """The heads whose maps have the least entropy, with their numbers from 1 on; missing positions count as 0."""
+    """The heads whose maps have the least entropy, with their numbers; missing positions count as 0."""
 
     def entropy(head: Sequence[Sequence[float | None]]) -> float:
         weights = np.nan_to_num(np.array(head, dtype=np.float64))
         shares = weights / max(weights.sum(), 1e-12)
         return float(-(shares * np.log(np.maximum(shares, 1e-12))).sum())
 
-    return sorted(enumerate(heads, start=1), key=lambda numbered: entropy(numbered[1]))[:SHARPEST]
+    return sorted(enumerate(heads), key=lambda numbered: entropy(numbered[1]))[:SHARPEST]
 
 
 def under(picture: str) -> str:

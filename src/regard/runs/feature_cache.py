@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import describe, device_of, eval_mode, normalize
-from regard.backbones.base import weights_digest
+from regard.backbones.base import PADDING, weights_digest
 from regard.data.datasets.base import MaskDataset
 from regard.data.loading.modules import SegmentationData, loading
 from regard.data.loading.samples import TrainPairs, WholePairs
@@ -224,6 +224,7 @@ def _about(model: SegmentationModel, content: str, precision: torch.dtype | None
         "regard": version("regard"),
         "timm": version("timm"),
         "backbone": describe(model.backbone),
+        "padding": PADDING,
         "weights": weights_digest(model.backbone),
         # of all heads, whichever the fusion sees
         "attention": [model.attention, model.affinity, *(["other"] * (model.planes > 3))],
