@@ -224,6 +224,8 @@ def main() -> None:
     rows = []
     for data in given.data:
         study = Study(data, given.work, settings)
+        if (pool := len(study.splits[0])) <= max(given.labels):
+            parser.error(f"{data} has {pool} images to draw from: take fewer --labels, so that draws differ")
         for labels in given.labels:
             for method in given.methods:
                 rows.append(study.row(method, labels, range(given.draws)))
