@@ -518,13 +518,15 @@ def test_predictions_for_labelme_go_beside_the_photos_and_never_over_what_a_pers
     drawn = (photos / "a.json").read_text().replace('"version": "regard"', '"version": "6.3.1"')
     (photos / "a.json").write_text(drawn)
     predicted = (photos / "deep/b.json").read_text()
-    (photos / "deep/b.json").write_text('{"version": "regard", "shapes": []}')
+    (photos / "deep/b.json").write_text(json.dumps({**json.loads(predicted), "flags": {}}))
     main([*options, str(photos)])
     assert "1 images have a JSON by hand, which stays as it is" in capsys.readouterr().err
     assert (photos / "a.json").read_text() == drawn
     assert (photos / "deep/b.json").read_text() == predicted
-    (photos / "deep/b.json").write_text("")
-    assert "every image has a JSON by hand, such as" in fails(capsys, *options, str(photos))
+    for content in (predicted.replace('"label": "', '"label": "big '), ""):  # by a script
+        (photos / "deep/b.json").write_text(content)
+        assert "every image has a JSON by hand, such as" in fails(capsys, *options, str(photos))
+        assert (photos / "deep/b.json").read_text() == content
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_done(segmentation, photos, tmp_path, capsys) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from jaxtyping import UInt8
 
-from regard.data.datasets.labelme import BACKGROUND, PREDICTED, Annotation, Shape, drawn, read_annotation
+from regard.data.datasets.labelme import BACKGROUND, Shape, drawn, predicted, read_annotation
 from regard.data.names import VOID
 from regard.errors import InputError
 from regard.files import write_json
@@ -31,18 +31,10 @@ class Outlines:
     pixels: int = 0
 
     def write(self, photo: Path, file: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
-        """The JSON `file` of a photo, in which LabelMe finds it; its flag `checked` is for people to tick."""
-        height, width = mask.shape
+        """The JSON `file` of a photo, in which LabelMe finds it."""
         shapes, specks = polygons(mask, self.classes)
         where = os.path.relpath(photo.parent.resolve() / photo.name, file.parent.resolve())
-        annotation = Annotation(
-            version=PREDICTED,
-            flags={"checked": False},
-            shapes=shapes,
-            image_path=Path(where).as_posix(),
-            image_height=height,
-            image_width=width,
-        )
+        annotation = predicted(Path(where).as_posix(), shapes, mask.shape)
         write_json(file, msgspec.to_builtins(annotation))
         first = int(not _has_background(self.classes))  # 0 is what is in no polygon
         value_of = {**{name: value for value, name in enumerate(self.classes, first)}, BACKGROUND: 0}
@@ -107,6 +99,6 @@ def not_by_hand(files: dict[Path, Path]) -> dict[Path, Path]:
 def _is_prediction(file: Path) -> bool:
     """Whether a JSON is as `Outlines` wrote it."""
     try:
-        return read_annotation(file).version == PREDICTED
+        return read_annotation(file).is_prediction
     except InputError:
         return False

@@ -5,13 +5,14 @@ import io
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from regard.cli import main
 from regard.data.check import check
-from regard.data.datasets.labelme import LabelMe, find_annotated
+from regard.data.datasets.labelme import LabelMe, Shape, find_annotated, predicted
 from regard.data.source import open_source
 from regard.errors import InputError
 from trees import save
@@ -39,6 +40,14 @@ def photo(path: Path, shapes=None, size=(12, 20), to: Path | None = None, **more
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps({**written, "imageHeight": height, "imageWidth": width, **more}))
     return path
+
+
+def prediction(path: Path) -> Path:
+    """A photo, and beside it a JSON as `regard predict` writes it."""
+    photo(path)
+    made = predicted(path.name, msgspec.convert([shape()], list[Shape]), (12, 20))
+    path.with_suffix(".json").write_bytes(msgspec.json.encode(made))
+    return path.with_suffix(".json")
 
 
 def only(root: Path) -> LabelMe:
@@ -226,9 +235,18 @@ def test_jsons_of_other_kinds_are_left_alone(tmp_path) -> None:
 
 def test_predictions_count_as_masks_only_where_nothing_else_does(tmp_path) -> None:
     for name in "abc":
-        photo(tmp_path / f"{name}.png", [shape()], version="regard")
+        prediction(tmp_path / f"{name}.png")
     assert "all 3 masks are predictions that nobody has changed in LabelMe" in open_source(tmp_path).notes
     photo(tmp_path / "a.png", [shape("dog")])
     source = open_source(tmp_path)
     assert "2 predictions that nobody has changed in LabelMe count as no mask" in source.notes
     assert (len(source.splits["train"]), source.classes) == (1, ("background", "dog"))
+
+
+def test_a_prediction_of_which_a_script_has_changed_a_shape_is_no_longer_one(tmp_path) -> None:
+    files = [prediction(tmp_path / f"{name}.png") for name in "ab"]
+    files[0].write_text(json.dumps(json.loads(files[0].read_text()), indent=2))  # the same shapes
+    files[1].write_text(files[1].read_text().replace("cat", "dog"))
+    source = open_source(tmp_path)
+    assert "1 predictions that nobody has changed in LabelMe count as no mask" in source.notes
+    assert source.classes == ("background", "dog")

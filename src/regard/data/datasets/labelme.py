@@ -10,6 +10,7 @@ labels, `__ignore__` is void and `_background_` is background.
 
 import base64
 import difflib
+import hashlib
 import io
 import json
 import os
@@ -61,7 +62,7 @@ class Shape(Struct, kw_only=True):
 
 
 class Annotation(Struct, kw_only=True, rename="camel"):
-    """What a JSON of LabelMe holds."""
+    """What a JSON of LabelMe holds. regard: in a prediction, the digest of its shapes."""
 
     version: str | None = None
     flags: dict[str, bool] | None = field(default_factory=dict)
@@ -70,6 +71,30 @@ class Annotation(Struct, kw_only=True, rename="camel"):
     image_data: str | None = None
     image_height: int | None = None
     image_width: int | None = None
+    regard: str | None = None
+
+    @property
+    def is_prediction(self) -> bool:
+        """Whether it is as `predicted` made it: neither LabelMe nor a script has changed a shape since."""
+        return self.version == PREDICTED and self.regard == _digest(self.shapes)
+
+
+def predicted(photo: str, shapes: list[Shape], size: tuple[int, int]) -> Annotation:
+    """The annotation of a prediction for a photo of (height, width) = `size`; people may tick its flag `checked`."""
+    height, width = size
+    return Annotation(
+        version=PREDICTED,
+        flags={"checked": False},
+        shapes=shapes,
+        image_path=photo,
+        image_height=height,
+        image_width=width,
+        regard=_digest(shapes),
+    )
+
+
+def _digest(shapes: list[Shape]) -> str:
+    return hashlib.sha256(msgspec.json.encode(shapes)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -280,7 +305,7 @@ def _read(root: Path, file: str, photos: _Photos) -> _Json | None:
         is_scaled = _declared(found, size) != size
     labels = frozenset(shape.label for shape in found.shapes if shape.kind not in LINES)
     lines = sum(shape.kind in LINES for shape in found.shapes)
-    return _Json(file, photo, labels, lines, is_scaled, found.version == PREDICTED)
+    return _Json(file, photo, labels, lines, is_scaled, found.is_prediction)
 
 
 def _notes(kept: Sequence[_Json], left_out: int, names: Path | None) -> tuple[str, ...]:
