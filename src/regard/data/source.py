@@ -30,7 +30,7 @@ from regard.data.compact import Names
 from regard.data.datasets import DATASETS
 from regard.data.datasets.base import Dataset, MaskDataset, Source
 from regard.data.datasets.folders import ClassFolders, ImageFolder
-from regard.data.datasets.labelme import Annotated, LabelMe, find_annotated
+from regard.data.datasets.labelme import Annotated, LabelMe, by_hand_beside, find_annotated
 from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
 from regard.data.datasets.scenes import Objects, Scenes
@@ -128,9 +128,16 @@ def require_masks(source: Source) -> Mapping[str, MaskDataset]:
 
 
 def find_own(root: Path) -> Pairs | None:
-    """Images and their masks, or JSONs of LabelMe in the place of masks; None where there are neither."""
+    """Images and their masks, or JSONs of LabelMe in the place of masks; None where there are neither.
+
+    InputError where there are both.
+    """
     pairs = find_pairs(root)
     if pairs and pairs.has_mask.any():
+        if drawn := by_hand_beside(root, pairs.images):
+            first = pairs.masks[int(np.argmax(pairs.has_mask))]
+            have = f"masks such as {first}, and {len(drawn):,} JSONs of LabelMe by hand, such as {drawn[0]}"
+            raise InputError(f"{root} has {have}: keep one kind, e.g. move {os.path.dirname(first)}/ away")
         return pairs
     found = find_annotated(root)
     if found and (beside := find_beside(root, found.images)):

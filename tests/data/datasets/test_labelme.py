@@ -156,7 +156,7 @@ WRONG = {
     "many": ([shape(kind="circle")], "a circle of 4 points: 2 would work"),
     "nan": ([shape(points=[*SQUARE, [float("nan"), 1]])], r"a point at \(nan, 1\): one in the photo would work"),
     "far": ([shape(points=[*SQUARE, [1, -1e30]])], r"a point at \(1, -1e\+30\): one in the photo would work"),
-    "huge": ([shape(points=[*SQUARE, [1, 10**400]])], "a.json is no JSON of LabelMe|a point at"),
+    "huge": ([shape(points=[*SQUARE, [1, 10**400]])], "a.json is no JSON of LabelMe: Number out of range"),
     "three": ([shape(points=[*SQUARE, [1, 2, 3]])], "Expected `array` of length 2, got 3"),
     "kind": ([shape(kind="star")], "a 'star' is not known: polygon, rectangle, circle"),
     "label": ([shape("cta")], r"no class is called so: did you mean 'cat'\? else a line of it in labels.txt"),
@@ -250,3 +250,28 @@ def test_a_prediction_of_which_a_script_has_changed_a_shape_is_no_longer_one(tmp
     source = open_source(tmp_path)
     assert "1 predictions that nobody has changed in LabelMe count as no mask" in source.notes
     assert source.classes == ("background", "dog")
+
+
+@pytest.mark.parametrize("photos", ["images", "images/train", "train/images"])
+def test_masks_and_jsons_by_hand_of_one_tree_are_refused(photos, tmp_path) -> None:
+    masks = photos.replace("images", "masks")
+    for name in "abcd":
+        prediction(tmp_path / photos / f"{name}.png")
+        save(tmp_path / masks / f"{name}.png", np.ones((12, 20), np.uint8))
+    (tmp_path / masks / "d.png").unlink()
+    (tmp_path / photos / "c.json").write_text('{"shapes": "of another tool"}')
+    photo(tmp_path / photos / "d.png", [], flags={"sharp": True})
+    assert open_source(tmp_path).layout == "masks"
+    photo(tmp_path / photos / "d.png", [shape()])
+    said = f"has masks such as {masks}/a.png, and 1 JSONs of LabelMe by hand, such as {photos}/d.json: keep one kind"
+    with pytest.raises(InputError, match=f"{said}, e.g. move {masks}/ away"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["c.json", "later/drawn.json"])
+def test_one_json_of_labelme_is_found_among_many_of_another_tool(name, tmp_path) -> None:
+    for number in range(30):
+        photo(tmp_path / f"a{number}.png")
+        (tmp_path / f"a{number}.json").write_text('{"exif": {}}')
+    photo(tmp_path / "c.png", [shape()], to=tmp_path / name, imagePath="c.png" if name == "c.json" else "../c.png")
+    assert open_source(tmp_path).layout == "labelme"

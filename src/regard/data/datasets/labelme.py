@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw
 from regard.data.compact import Names
 from regard.data.datasets.masks import MaskFolder
 from regard.data.layouts import Pairs, split_of
-from regard.data.listing import list_images
+from regard.data.listing import is_hidden, list_images
 from regard.data.names import UNKNOWN, VOID, Legend, numbered
 from regard.data.reading import check_size, header, image_size, opened, readable
 from regard.errors import InputError, naming
@@ -42,7 +42,7 @@ BACKGROUND, IGNORED = "_background_", "__ignore__"  # LabelMe's own labels
 PREDICTED = "regard"  # the version in a prediction: LabelMe writes its own there once a person has changed something
 COUNTS = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4, "mask": 2}  # of points, of kinds with so many
 AREAS, LINES = ("polygon", *COUNTS), ("line", "linestrip", "point", "points")
-LOOKED_AT, OPENING = 20, 2**24  # so many JSONs, and bytes of each, tell whether a folder is LabelMe's
+OPENING = 2**24  # so many bytes of a JSON tell whether it is LabelMe's
 
 
 class Shape(Struct, kw_only=True):
@@ -223,15 +223,16 @@ def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
 def find_annotated(root: Path) -> Annotated | None:
     """The photos below a folder, at any depth, and their JSONs; None where LabelMe has drawn nothing there.
 
-    Every JSON is read. One that can't be, and is of a photo by its name, is left to `LabelMe.mask` to name; without a
-    photo of its name it is nothing of LabelMe's. Predictions that nobody has saved in LabelMe are left out, unless they
-    are all there is. Raises InputError for two JSONs of one photo, and where all the photos lie elsewhere.
+    Where any JSON looks like LabelMe's, every one is read. One that can't be, and is of a photo by its name, is left to
+    `LabelMe.mask` to name; without a photo of its name it is nothing of LabelMe's. Predictions that nobody has changed
+    are left out, unless they are all there is. Raises InputError for two JSONs of one photo, and where all the photos
+    lie elsewhere.
     """
     files = list_images(root, endings=(".json",))
     images = list_images(root) if files else files
     photos = _Photos(images)
-    named = [file for file in files if _stem(file) in photos.named]
-    if not any(_looks_like_it(root / file) for file in (named or files)[:LOOKED_AT]):
+    likest = sorted(files, key=lambda file: _stem(file) not in photos.named)  # those first that are called as a photo
+    if not any(_looks_like_it(root / file) for file in likest):
         return None
     if not images:
         what = f"{root} holds JSONs of LabelMe without the photos, such as {files[0]}"
@@ -259,6 +260,19 @@ def find_annotated(root: Path) -> Annotated | None:
         names,
         _notes(kept, len(paired) - len(kept), names),
     )
+
+
+def by_hand_beside(root: Path, photos: Names) -> list[str]:
+    """The JSONs beside photos in which a person has drawn areas of one of them, sorted; only their folders are read."""
+    found: list[str] = []
+    for folder in sorted({os.path.dirname(path) for path in photos}):
+        with readable(root / folder):
+            names = sorted(os.listdir(root / folder))
+        files = [os.path.join(folder, name) for name in names if name.lower().endswith(".json") and not is_hidden(name)]
+        found += [file for file in files if _looks_like_it(root / file)]
+    of = _Photos(photos if found else ())
+    read = [one for file in found if (one := _read(root, file, of))]
+    return [one.file for one in read if one.photo and one.labels and not one.is_predicted]
 
 
 @dataclass(frozen=True)
