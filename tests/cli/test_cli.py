@@ -512,7 +512,7 @@ def test_predictions_for_labelme_go_beside_the_photos_and_never_over_what_a_pers
     options = ["predict", "--run", str(segmentation), "--images", str(photos), "--format", "labelme", "--out"]
     main([*options, str(photos)])
     said = capsys.readouterr()
-    assert said.out.strip() == f"2 masks in {photos}"
+    assert said.out.strip() == f"2 JSONs of polygons in {photos}"
     assert "outlines are within 1 pixel" in said.err
     assert files(photos) == ["a.jpg", "a.json", "deep/b.json", "deep/b.png", "notes.txt"]
     drawn = (photos / "a.json").read_text().replace('"version": "regard"', '"version": "6.3.1"')
@@ -573,6 +573,40 @@ def test_an_overlay_takes_no_image_s_place(segmentation, photos, capsys) -> None
     assert "would both become" in fails(capsys, *options, str(photos / "out"))
     assert "would be written over" in fails(capsys, *options, str(photos / "deep"))
     assert not (photos / "out").exists()
+
+
+@pytest.mark.parametrize("made", ["labelme", "png"])
+@pytest.mark.parametrize(
+    ("images", "out"), [([""], ""), (["a.jpg"], ""), (["deep/../*"], ""), (["a.jpg", "deep/c.jpg"], "deep")]
+)
+def test_an_overlay_is_not_put_among_the_images(images, out, made, segmentation, photos, capsys) -> None:
+    (photos / "deep/c.jpg").write_bytes((photos / "a.jpg").read_bytes())
+    (photos / "deep/b.png").unlink()
+    before = files(photos)
+    options = ["predict", "--run", str(segmentation), "--out", str(photos / out), "--format", made, "--overlay"]
+    line = fails(capsys, *options, "--images", *(str(photos / image) for image in images))
+    assert f"overlays in {photos / out}, among the images, would count as images later: choose another --out" in line
+    assert files(photos) == before
+
+
+def test_a_mask_by_hand_is_never_written_over(segmentation, photos, tmp_path, capsys) -> None:
+    out = tmp_path / "masks"
+    options = ["predict", "--run", str(segmentation), "--images", str(photos), "--out", str(out)]
+    main(options)
+    main(options)  # over its own
+    (out / "a.png").unlink()
+    with Image.open(out / "deep/b.png") as mask:
+        mask.load()
+        mask.info.clear()
+    for content in (mask, None):
+        if content:
+            content.save(out / "deep/b.png")  # as a painting program does
+        else:
+            (out / "deep/b.png").write_bytes(b"")
+        before = (out / "deep/b.png").read_bytes()
+        line = fails(capsys, *options)
+        assert f"{out / 'deep/b.png'} was not made by `regard predict`: choose another --out, or move it away" in line
+        assert (files(out), (out / "deep/b.png").read_bytes()) == (["deep/b.png"], before)
 
 
 def test_images_are_never_written_over(tmp_path, capsys) -> None:

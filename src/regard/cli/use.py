@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from regard.errors import InputError
-from regard.pictures.targets import outputs
+from regard.pictures.targets import check_apart, outputs
 from regard.runs.exported import check_run
 from regard.say import say
 from regard.settings import Batches, Device, Inference, LoadedBatches, MaskPictures, OnnxOptions
@@ -85,13 +85,14 @@ def predict(
 
     loaded = load_run(run, device.device)
     also = [OVERLAY] * drawing.overlay + [PROBABILITIES] * drawing.probabilities
-    if drawing.format == "png":
-        outlines, files = None, outputs(images, out, also, videos=False)
-    else:
-        files = not_by_hand(outputs(images, out, also, videos=False, ending=".json"))
-        outlines = Outlines(loaded.classes)
+    ending, what = (".png", "masks") if drawing.format == "png" else (".json", "JSONs of polygons")
+    files, outlines = outputs(images, out, also, videos=False, ending=ending), None
+    if drawing.overlay:
+        check_apart(files)
+    if drawing.format == "labelme":
+        files, outlines = not_by_hand(files), Outlines(loaded.classes)
     made = segment_files(loaded, files, inference, also, drawing.opacity, batches.batch_size, outlines)
-    return f"{made} masks in {out}"
+    return f"{made} {what} in {out}"
 
 
 def export(

@@ -57,6 +57,16 @@ def outputs(
     return made
 
 
+def check_apart(made: dict[Path, Path]) -> None:
+    """InputError where a picture beside what is made of an image would lie among the images, and count as one."""
+    folders = {folder.resolve() for folder in {image.parent for image in made}}
+    for folder in dict.fromkeys(target.parent for target in made.values()):
+        if folder.resolve() in folders:
+            raise InputError(
+                f"overlays in {folder}, among the images, would count as images later: choose another --out"
+            )
+
+
 def check_there(paths: Sequence[str]) -> None:
     """InputError for a path that is not there, and no pattern."""
     for path in map(Path, paths):

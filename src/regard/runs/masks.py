@@ -1,13 +1,16 @@
 """What `regard predict` and `regard evaluate` write. Imported when they run, since it needs torch."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.progress import track
 
+from regard.data.reading import header, opened
 from regard.data.source import Source
 from regard.errors import InputError, naming
 from regard.files import read_json, write_whole
@@ -19,6 +22,7 @@ from regard.runs.run import Run
 from regard.say import console, say
 from regard.segmentation.inference import BATCH, Inference, classes_at, probabilities_at
 
+SOFTWARE = ("Software", "regard")  # a text in our masks, by which they are told from those of people
 OVERLAY, PROBABILITIES = "-overlay.png", ".npz"  # endings of what is written beside NAME.png
 
 
@@ -41,9 +45,14 @@ def segment_files(
     batch_size: windows of one image in a forward pass.
 
     Raises InputError at the end where images could not be read, after a line for each on stderr; the masks of the
-    others are there by then. Where none could be read, nothing is written, and the error is all that is said.
+    others are there by then. Where none could be read, nothing is written, and the error is all that is said; nor is
+    it where a mask would be written over that isn't of an earlier call.
     """
     run.check_alone()
+    made_by = PngInfo()
+    made_by.add_text(*SOFTWARE)
+    if other := next((to for to in files.values() if outlines is None and not _may_write(to)), None):
+        raise InputError(f"{other} was not made by `regard predict`: choose another --out, or move it away")
     unread: list[InputError] = []
     for file, to in track(files.items(), "segmenting", transient=True, console=console()):
         try:
@@ -66,7 +75,7 @@ def segment_files(
         if outlines is None:
             indexed = Image.fromarray(mask).convert("P")
             indexed.putpalette(run.palette.flatten().tolist())
-            write_whole(to, lambda png, indexed=indexed: indexed.save(png, format="PNG"))
+            write_whole(to, lambda png, indexed=indexed: indexed.save(png, format="PNG", pnginfo=made_by))
         else:
             outlines.write(file, to, mask)
     if outlines is not None and outlines.pixels:
@@ -82,6 +91,16 @@ def segment_files(
             "the masks of the others are there"
         )
     return len(files)
+
+
+def _may_write(mask: Path) -> bool:
+    """Whether there is no file yet, or one that `segment_files` wrote."""
+    if not mask.exists():
+        return True
+    with suppress(InputError), opened(mask) as file:
+        key, value = SOFTWARE
+        return header(file, mask).info.get(key) == value
+    return False
 
 
 def evaluation_file(name: str) -> str:
