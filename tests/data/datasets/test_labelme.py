@@ -129,7 +129,7 @@ def test_a_photo_of_another_size_has_its_shapes_scaled(tmp_path) -> None:
     expected = np.zeros((24, 40), int)
     expected[:9, 8:17], expected[:4, :4] = 1, 2
     np.testing.assert_array_equal(only(tmp_path).mask(0), expected)
-    assert "1 JSONs are of another size than their photo, and scaled to it" in open_source(tmp_path).notes
+    assert "1 JSONs are of another size than their photo, and scaled to it: a.json" in open_source(tmp_path).notes
 
 
 def test_lines_and_points_hold_no_area(tmp_path) -> None:

@@ -42,6 +42,7 @@ BACKGROUND, IGNORED = "_background_", "__ignore__"  # LabelMe's own labels
 PREDICTED = "regard"  # the version in a prediction: LabelMe writes its own there once a person has changed something
 COUNTS = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4, "mask": 2}  # of points, of kinds with so many
 AREAS, LINES = ("polygon", *COUNTS), ("line", "linestrip", "point", "points")
+NAMED = 5  # so many JSONs at most are named in a note
 OPENING = 2**24  # so many bytes of a JSON tell whether it is LabelMe's
 
 
@@ -324,11 +325,12 @@ def _read(root: Path, file: str, photos: _Photos) -> _Json | None:
 
 def _notes(kept: Sequence[_Json], left_out: int, names: Path | None) -> tuple[str, ...]:
     """What people are told of these JSONs, of so many others, and of the file of names."""
-    lines, scaled = sum(one.lines for one in kept), sum(one.is_scaled for one in kept)
+    lines, scaled = sum(one.lines for one in kept), [one.file for one in kept if one.is_scaled]
+    named = ", ".join(scaled[:NAMED]) + ", ..." * (len(scaled) > NAMED)
     predicted = sum(one.is_predicted for one in kept)
     notes = {
         f"{lines:,} lines and points hold no area, and are ignored": lines,
-        f"{scaled:,} JSONs are of another size than their photo, and scaled to it": scaled,
+        f"{len(scaled):,} JSONs are of another size than their photo, and scaled to it: {named}": len(scaled),
         f"{left_out:,} predictions that nobody has changed in LabelMe count as no mask": left_out,
         f"all {predicted:,} masks are predictions that nobody has changed in LabelMe": predicted,
         "no labels.txt, so the classes are all labels, sorted": names is None,
