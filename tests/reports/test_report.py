@@ -372,7 +372,7 @@ def test_in_a_browser(results, tmp_path, chromium):
         assert names()[-1].startswith("always")
 
     dialog = chromium.find_element(By.TAG_NAME, "dialog")
-    for selector, words in ((".example .zoom", "Image val/00003"), (".heads .zoom", "Attention of head 1 of bt-swin")):
+    for selector, words in ((".example .zoom", "Image val/00003"), (".heads .zoom", "Attention of head 0 of bt-swin")):
         assert not dialog.is_displayed()
         chromium.find_element(By.CSS_SELECTOR, selector).send_keys(Keys.ENTER)
         assert dialog.is_displayed()
