@@ -490,7 +490,7 @@ class Difference:
     @property
     def excludes(self) -> bool:
         """Whether the interval leaves out 0 in tenths of a point."""
-        return round(100 * self.low, 1) > 0 or round(100 * self.high, 1) < 0
+        return bool(round(100 * self.low, 1) > 0 or round(100 * self.high, 1) < 0)
 
 
 @dataclass(kw_only=True)

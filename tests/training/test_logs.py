@@ -16,6 +16,7 @@ from models import RESNET, TINY_RESNET
 from regard.backbones import build_backbone
 from regard.data.datasets.scenes import Scenes
 from regard.errors import InputError
+from regard.files import recipe
 from regard.runs.extras import Extras
 from regard.runs.pretraining import pretrain_run
 from regard.runs.segmenting import segment_run
@@ -159,7 +160,7 @@ def test_a_search_finds_the_best_epoch_in_what_the_run_ends_with(tmp_path, monke
         logger.log_metrics({"train_loss": 1.0}, epoch)
         logger.log_metrics({"val_miou": score}, epoch)
     ends = {name: value for row in rows for name, value in row.items()}
-    metric = yaml.safe_load((Path(__file__).parents[2] / "configs" / "sweep.yaml").read_text())["metric"]
+    metric = yaml.safe_load(recipe("sweep").read_text())["metric"]
     assert (metric["goal"], ends[metric["name"]], ends["val_miou"]) == ("maximize", 0.75, 0.5)
 
 

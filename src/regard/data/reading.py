@@ -96,7 +96,7 @@ def decode_image(
            skips most of the work: its sides are then divided by 2, 4 or 8, rounded up. And colours are repeated where
            they are stored at half the resolution, rather than interpolated, which saves 7% of the time. It moves a
            value of a smooth photo by 0.15 of 255 in the mean, one of the built-in scenes (flat colours, sharp edges) by
-           1.3, one of coloured noise by 6, and at an edge between colours by up to 50. All else comes whole and
+           1.3, one of coloured noise by 6, and at an edge between colours by up to 60. All else comes whole and
            interpolated: other formats, JPEGs that EXIF turns, and those of CMYK.
     bits:  how many of 16 are in use, of images that have 16; their upper 8 are kept. InputError for a value above.
     """
