@@ -9,9 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from regard.pictures.draw import Picture
 
-BACKGROUND = ("background", "_background_", "unlabeled", "unlabelled", "other", "rest")  # names of what is no object
+NO_OBJECT = ("background", "_background_", "unlabeled", "unlabelled", "other", "rest")  # names of what is no object
 LINE = 1 / 300  # width of an outline as a share of the image's shorter side
 TEXT, SWATCH, ENTRY = 13, 12, 150  # pixels: height of letters, side of a colour of the legend, width of an entry
+
+
+def has_background(classes: Sequence[str]) -> bool:
+    """Whether the first class is what is no object."""
+    return classes[0].lower() in NO_OBJECT
 
 
 def class_overlay(
@@ -25,7 +30,7 @@ def class_overlay(
     is seen on dark and on light. A first class that is the background, and void, leave the image as it is.
     """
     shown = mask < len(classes)
-    if classes[0].lower() in BACKGROUND:
+    if has_background(classes):
         shown &= mask > 0
     colours = palette[np.where(shown, mask, 0)]
     mixed = cv2.addWeighted(colours, opacity, image, 1 - opacity, 0)

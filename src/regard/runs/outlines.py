@@ -14,7 +14,7 @@ from regard.data.datasets.labelme import BACKGROUND, Shape, drawn, predicted, re
 from regard.data.names import VOID
 from regard.errors import InputError
 from regard.files import write_json
-from regard.pictures.classes import BACKGROUND as NO_OBJECT
+from regard.pictures.classes import has_background
 from regard.say import say
 
 TOLERANCE = 1.0  # pixels that a simplified outline may be off
@@ -36,7 +36,7 @@ class Outlines:
         where = os.path.relpath(photo.parent.resolve() / photo.name, file.parent.resolve())
         annotation = predicted(Path(where).as_posix(), shapes, mask.shape)
         write_json(file, msgspec.to_builtins(annotation))
-        first = int(not _has_background(self.classes))  # 0 is what is in no polygon
+        first = int(not has_background(self.classes))  # 0 is what is in no polygon
         value_of = {**{name: value for value, name in enumerate(self.classes, first)}, BACKGROUND: 0}
         self.changed += int((drawn(annotation, mask.shape, value_of) != mask + first).sum())
         self.specks, self.pixels = self.specks + specks, self.pixels + mask.size
@@ -61,7 +61,7 @@ def polygons(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> tuple[li
     regions.sort(key=lambda region: -region[0])  # what is within another has a smaller outline
     shapes, specks, canvas = [], 0, np.full(mask.shape, VOID, np.uint8)
     for area, value, outline in regions:
-        is_background = value == 0 and _has_background(classes)
+        is_background = value == 0 and has_background(classes)
         columns, rows = outline[:, 0].T
         if is_background and (canvas[rows, columns] == VOID).mean() > 0.5:
             continue  # nothing is around it
@@ -74,10 +74,6 @@ def polygons(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> tuple[li
         label = BACKGROUND if is_background else classes[value]
         shapes.append(Shape(label=label, points=[(x, y) for x, y in points]))
     return shapes, specks
-
-
-def _has_background(classes: Sequence[str]) -> bool:
-    return classes[0].lower() in NO_OBJECT
 
 
 def _area(outline: np.ndarray) -> float:
