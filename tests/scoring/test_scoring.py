@@ -171,7 +171,9 @@ def test_images_of_a_group_are_left_out_together_and_are_no_other_image_to_each_
     assert (setting.groups, setting.group_count, setting.few_groups) == ("^[^_]*", 12, False)
     for score in ("entropy", "jaccard", "consistency_elsewhere", "information_beyond_position"):
         errors = [getattr(block.heads[0], f"{score}_se") for block in (one, grouped, single)]
-        factor = 1.0 if score == "consistency_elsewhere" else 1.2  # the other images of a group's differ
+        factor = (
+            1.0 if score == "consistency_elsewhere" else 1.2
+        )  # that of different images hangs little on groups: 0.8 to 1.1 of four seeds
         assert errors[1] > factor * errors[2], score
     alone = Chosen(Videos(4, 32), rule="^[^_]*")
     assert Samples(alone, protocol, None, 0)[0].elsewhere is None

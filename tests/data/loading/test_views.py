@@ -425,5 +425,9 @@ def test_images_are_resized_as_pil_does_it(size: tuple[int, int]) -> None:
     """Whole ones too, that are scored and probed. Both have 16-bit weights, and may round a half apart, twice."""
     expected = Image.fromarray(picture()).resize(size[::-1], Image.Resampling.BICUBIC)
     difference = np.abs(resize(picture(), size).astype(int) - np.asarray(expected))
-    assert difference.max() <= 2
-    assert (difference > 1).mean() < 1e-3
+    enlarged = size > (
+        150,
+        200,
+    )  # of 40 scenes, enlarged, 19 have a value or two that are 2 off; none of the others has
+    assert difference.max() <= 1 + enlarged
+    assert (difference > 1).mean() < 2e-5

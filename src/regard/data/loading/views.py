@@ -142,7 +142,10 @@ class Draw:
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:
-    """The image at another (height, width), as PIL's antialiased bicubic filter does it, mostly within 1 of 255."""
+    """The image at another (height, width), as PIL's antialiased bicubic filter does it, within 1 of 255.
+
+    Where it is enlarged, one value in 50,000 or fewer is 2 off: both passes round.
+    """
     writable = np.array(image)  # torch warns of what is not; and a crop has to be copied anyway
     # Channels last, and the axis of the batch added by torch, as only so it takes them for that: twice as fast.
     batch = torch.from_numpy(writable)[None].permute(0, 3, 1, 2)
