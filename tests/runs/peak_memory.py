@@ -1,5 +1,5 @@
-"""`python peak_memory.py COMMAND DATA OUT [keep]`: runs a command over small images here, and prints the peak of the
-resident memory in bytes (Linux only). keep: what is decoded stays in memory, to see that it shows.
+"""`python peak_memory.py COMMAND DATA OUT [COPIES]`: runs a command over small images here, and prints the peak of the
+resident memory in bytes (Linux only). COPIES: of what is decoded so many stay in memory, to see that it shows.
 """
 
 import re
@@ -77,23 +77,24 @@ def info(data: str, out: str) -> None:
     info(data, SurveyOptions())
 
 
-def keep_images() -> None:
+def keep_images(copies: int) -> None:
     from regard.data.datasets.folders import ImageFolder
 
     kept, read = [], ImageFolder.image
 
     def image(self, i):
-        kept.append(read(self, i))
-        return kept[-1]
+        decoded = read(self, i)
+        kept.extend(decoded.copy() for _ in range(copies))
+        return decoded
 
     ImageFolder.image = image
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    command, data, out, *keep = sys.argv[1:]
-    if keep:
-        keep_images()
+    command, data, out, *copies = sys.argv[1:]
+    if copies:
+        keep_images(int(copies[0]))
     {f.__name__: f for f in (pretrain, score, probe, evaluate, embed, info)}[command](data, out)
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found

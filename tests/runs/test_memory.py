@@ -18,11 +18,11 @@ from regard.data.source import open_source
 from regard.runs.feature_cache import SAMPLES_FILE, TENSORS_FILE, TensorFile
 
 HERE = Path(__file__).parent
-FEW, MANY, SIDE = 128, 512, 128  # few is 32 steps and a whole batch of queries, so that nothing comes later
+FEW, MANY, SIDE, COPIES = 128, 512, 128, 10  # few is 32 steps and a whole batch of queries, so that nothing comes later
 # Bytes. Of an image: name, label, and its pooled feature where there is kNN or a map of them, which has 32 values here.
 # Beside it what the allocator has not given back at the peak, which does not depend on the number of images: 0.4 MB.
-EACH, SLACK = 500, 2 * 2**20
-KEPT = SIDE * SIDE * 3  # what an image would take, if it were kept: 19 MB for the 384 more of them
+ALLOWED = 500 * (MANY - FEW) + 2 * 2**20
+KEPT = SIDE * SIDE * 3 * COPIES  # what an image takes in the control, which keeps it: 189 MB for the 384 more of them
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,20 @@ def link(source: Path, target: Path) -> None:
     os.link(source, target)
 
 
-def peak(command: str, data: Path, out: Path, *keep: str) -> int:
+def grown(command: str, trees: dict[int, Path], out: Path) -> int:
+    """Bytes by which the peak is higher with many images; the least of up to two tries, as other causes only add."""
+    few, more = peak(command, trees[FEW], out / "few"), []
+    while len(more) < 2 and not (more and more[-1] < ALLOWED):
+        more.append(peak(command, trees[MANY], out / f"many{len(more)}") - few)
+    print(f"{command}: {few / 2**20:.1f} MB for {FEW} images, {min(more) / 2**20:+.2f} MB for {MANY}")
+    return min(more)
+
+
+def peak(command: str, data: Path, out: Path, *copies: str) -> int:
     """Bytes; the allocator gives back what it can at once, from one arena, so that the peak is of what is in use."""
     steady = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     environment = {**os.environ, **steady, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    words = [sys.executable, str(HERE / "peak_memory.py"), command, str(data), str(out), *keep]
+    words = [sys.executable, str(HERE / "peak_memory.py"), command, str(data), str(out), *copies]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = re.search(r"^peak (\d+)$", done.stdout, re.MULTILINE)
@@ -76,10 +85,7 @@ COMMANDS = {
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_peak_memory_does_not_grow_with_the_images(command: str, trees, tmp_path) -> None:
-    few, many = (peak(command, trees[COMMANDS[command]][count], tmp_path / str(count)) for count in (FEW, MANY))
-    print(f"{command}: {few / 2**20:.1f} MB for {FEW} images, {(many - few) / 2**20:+.2f} MB for {MANY}")
-    allowed = EACH * (MANY - FEW) + SLACK
-    assert many - few < allowed
+    assert grown(command, trees[COMMANDS[command]], tmp_path) < ALLOWED
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +110,14 @@ def packs(tmp_path_factory) -> dict[int, Path]:
 @pytest.mark.parametrize("command", ["embed", "pretrain"])  # in order, and shuffled
 def test_peak_memory_does_not_grow_with_the_chunks_of_a_pack(command: str, packs, tmp_path) -> None:
     """What is mapped counts as resident: it would be 77 MB more, were all that was read to stay so."""
-    few, many = (peak(command, packs[count], tmp_path / str(count)) for count in (FEW, MANY))
-    print(f"{command}: {few / 2**20:.1f} MB for {FEW} packed images, {(many - few) / 2**20:+.2f} MB for {MANY}")
-    assert many - few < EACH * (MANY - FEW) + SLACK
+    assert grown(command, packs, tmp_path) < ALLOWED
 
 
 @pytest.mark.slow  # two processes, each up to 15 s
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_is_kept_shows_in_the_peak(trees, tmp_path) -> None:
-    """Otherwise the test above would say nothing."""
-    few, many = (peak("embed", trees["classes"][count], tmp_path / str(count), "keep") for count in (FEW, MANY))
+    """Otherwise the test above would say nothing. Ten times each, as a process may have 30 MB more than its like."""
+    few, many = (peak("embed", trees["classes"][count], tmp_path / str(count), str(COPIES)) for count in (FEW, MANY))
     assert many - few > 0.8 * KEPT * (MANY - FEW)
 
 
