@@ -425,6 +425,14 @@ class PretrainSettings(Guidance, Bits):
         above=0,
     )
     local_scale: tuple[float, float] = setting((0.05, 0.4), "The same of DINO's local crops.", most=1, above=0)
+    color_jitter: tuple[float, float, float, float] | None = setting(
+        None,
+        "By how much a view's brightness, contrast, saturation and hue change at most, 0 to 1, hue in turns to 0.5; as "
+        "published 0.4 0.4 0.2 0.1.",
+        0,
+        1,
+    )
+    grey: float = setting(0.2, "Probability that a view loses its colours.", 0, 1)
     epochs: int = setting(100, "Passes over the images.", 1, common=True)
     batch_size: int = setting(256, "Images per step, over all devices and accumulated parts.", 1, common=True)
     accumulate: int = setting(
@@ -456,6 +464,8 @@ class PretrainSettings(Guidance, Bits):
             low, high = getattr(self, name) or (0, 1)
             if low > high:
                 raise InputError(f"{name} from {low:g} to {high:g} is none: take the smaller one first")
+        if self.color_jitter and self.color_jitter[3] > 0.5:
+            raise InputError(f"color_jitter turns hue by {self.color_jitter[3]:g}: half a turn, 0.5, is the most")
 
     @property
     def placed(self) -> bool:

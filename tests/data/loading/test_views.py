@@ -35,6 +35,7 @@ from regard.data.loading.views import (
 )
 from regard.data.loading.wrapped import SkipUnreadable
 from regard.data.reading import decode_image
+from regard.runs.pretraining import build_views
 from regard.settings import PretrainSettings
 
 STRENGTH = (0.4, 0.4, 0.2, 0.1)
@@ -278,6 +279,18 @@ def test_crops_take_the_share_of_the_image_that_is_asked_for() -> None:
     assert [view.scale for view in crops] == [(0.5, 1.0)] * 2 + [(0.2, 0.4)] * 2
     refused(lambda: PretrainSettings(crop_scale=(0.9, 0.3)), "crop_scale from 0.9 to 0.3 is none")
     refused(lambda: PretrainSettings(local_scale=(0.0, 0.3)), "local_scale")
+
+
+def test_colours_change_as_much_as_is_asked_for() -> None:
+    """By so much, with that probability, in every view; at hue 0.5 and grey 1 the colours of a view are gone."""
+    settings = PretrainSettings(size=32, color_jitter=(0.1, 0.2, 0.3, 0.5), grey=1.0)
+    for method in ("barlow_twins", "dino"):
+        for view in build_views(replace(settings, method=method)):
+            assert (view.strength, view.grey) == ((0.1, 0.2, 0.3, 0.5), 1.0)
+            pixels = view(Scenes(1).image(0), draws(0, 0, 0, 0)).astype(int)
+            assert not np.ptp(pixels, axis=2).any()
+    refused(lambda: PretrainSettings(color_jitter=(0.4, 0.4, 0.2, 0.6)), "half a turn, 0.5, is the most")
+    refused(lambda: PretrainSettings(grey=1.5), "grey")
 
 
 def test_a_view_is_a_function_of_its_key() -> None:

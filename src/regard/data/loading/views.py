@@ -17,9 +17,11 @@ from torch.nn.functional import interpolate
 
 Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, 0..255
 Box = tuple[int, int, int, int]  # top, left, height, width, pixels
+Strengths = tuple[float, float, float, float]  # of brightness, contrast, saturation, hue: the most each may change
 Scale = tuple[float, float]  # share of an image's area that a crop takes, at least and at most; None: as published
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+PUBLISHED: Strengths = (0.4, 0.4, 0.2, 0.1)
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
 # PIL cuts a blend down to a whole number, and OpenCV rounds it. Just below one half, so that whole numbers stay.
 CUT = 0.499
@@ -69,7 +71,7 @@ class Jitter:
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
-def draw_jitter(strength: tuple[float, float, float, float], rng: np.random.Generator) -> Jitter:
+def draw_jitter(strength: Strengths, rng: np.random.Generator) -> Jitter:
     """Brightness, contrast, saturation and hue, each changed by at most its strength, in random order."""
     brightness, contrast, saturation = (between(1 - s, 1 + s, rng) for s in strength[:3])
     hue = between(-strength[3], strength[3], rng)
@@ -176,7 +178,7 @@ class View:
     sigma: tuple[float, float] = (0.1, 2.0)
     flip: float = 0.5
     jitter: float = 0.8
-    strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    strength: Strengths = PUBLISHED
     grey: float = 0.2
 
     def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> Draw:
@@ -202,9 +204,12 @@ class View:
         return draw(image), draw.place
 
 
-def barlow_twins_views(size: int = 224, crop_scale: Scale | None = None) -> tuple[View, View]:
+def barlow_twins_views(
+    size: int = 224, crop_scale: Scale | None = None, color_jitter: Strengths | None = None, grey: float = 0.2
+) -> tuple[View, View]:
     """The two published views; for another size than 224 the blur shrinks with the view, so that it hides as much."""
-    first = _scaled_blur(View(size, crop_scale or (0.08, 1.0), blur=1.0, solarize=0.0), size)
+    scale = crop_scale or (0.08, 1.0)
+    first = _scaled_blur(View(size, scale, blur=1.0, solarize=0.0, strength=color_jitter or PUBLISHED, grey=grey), size)
     return first, replace(first, blur=0.1, solarize=0.2)
 
 
@@ -214,9 +219,12 @@ def dino_views(
     local_crops: int = 8,
     crop_scale: Scale | None = None,
     local_scale: Scale = (0.05, 0.4),
+    color_jitter: Strengths | None = None,
+    grey: float = 0.2,
 ) -> tuple[View, ...]:
     """The published multi-crop: two global crops of at least 0.4 of the image, and local ones of 0.05 to 0.4."""
-    first = _scaled_blur(View(size, crop_scale or (0.4, 1.0), blur=1.0, solarize=0.0), size)
+    scale = crop_scale or (0.4, 1.0)
+    first = _scaled_blur(View(size, scale, blur=1.0, solarize=0.0, strength=color_jitter or PUBLISHED, grey=grey), size)
     second = replace(first, blur=0.1, solarize=0.2)
     local = replace(first, size=local_size, scale=local_scale, blur=0.5)
     return first, second, *([local] * local_crops)
