@@ -19,6 +19,7 @@ T = TypeVar("T")
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a bound on the size of files
 MOST_NAME = 255  # bytes of a file name, on nearly every disk
 RECIPES = Path(__file__).parent / "configs"  # that come with the package
+WEIGHTS = Path(__file__).parent / "weights"  # so too
 TOO_DEEP = "brackets within brackets, too deep to be read"
 MOST_VALUES, MOST_DIGITS = 100_000, 30  # of YAML that people write
 
@@ -116,6 +117,11 @@ def recipe(name: str | Path) -> Path:
         raise unknown("recipe", stem, known)
     hint = f"the recipe is found by its name alone, {stem}" if stem in known else unknown("recipe", stem, known)
     raise InputError(f"{name}: there is no such file; {hint}")
+
+
+def packaged() -> dict[str, Path]:
+    """The files of the backbones that come with the package, by name: `scenes/vit`."""
+    return {f"{file.parent.name}/{file.stem}": file for file in sorted(WEIGHTS.glob("*/*.safetensors"))}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

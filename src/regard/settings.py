@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from regard.errors import InputError, unknown
+from regard.files import packaged
 
 FUSIONS = {
     "none": "regard.segmentation.fusions:NoFusion",
@@ -242,7 +243,10 @@ class Model(Settings):
     """The backbone, and where its weights come from."""
 
     backbone: str = setting(
-        MISSING, "A timm model, a folder or file of `regard pretrain`, or a folder of `regard segment`.", common=True
+        MISSING,
+        "A timm model, a folder or file of `regard pretrain`, a folder of `regard segment`, or one that comes with the "
+        "package: scenes/vit, scenes/swin, scenes/resnet.",
+        common=True,
     )
     weights: str | None = setting(None, "A checkpoint file: Barlow Twins, DINO, torchvision or timm.", common=True)
     pretrained: bool = setting(False, "Start from timm's published weights.", common=True)
@@ -255,7 +259,9 @@ class Model(Settings):
     def __post_init__(self) -> None:
         """InputError also for what is not there: said before data is read and torch imported."""
         super().__post_init__()
-        if not Path(self.backbone).exists():
+        if not Path(self.backbone).exists() and self.backbone not in packaged():
+            if self.backbone.startswith("scenes/"):
+                raise unknown("backbone", self.backbone, packaged())
             if "/" in self.backbone or self.backbone.endswith(WEIGHT_FILES):
                 raise InputError(
                     f"{self.backbone}: there is no such file or folder of a backbone, and no such timm model"

@@ -36,7 +36,7 @@ from regard.backbones.weights import (
     without_sources,
 )
 from regard.errors import InputError, first_line, unknown
-from regard.files import write_whole
+from regard.files import packaged, write_whole
 from regard.settings import WEIGHT_FILES
 
 # Names of timm's for weights that learnt with DINO's resampling of positions. DINOv2's with registers did not.
@@ -63,8 +63,8 @@ def build_backbone(
     """A backbone by name, or from what `regard pretrain` or `regard segment` made.
 
     name:         a timm model ("vit_small_patch16_224", "swin_tiny_patch4_window7_224", "resnet50", ...), or a run
-                  folder or `backbone.safetensors` of `regard pretrain`, or a folder of `regard segment`: they know
-                  their own name and options.
+                  folder or `backbone.safetensors` of `regard pretrain`, or a folder of `regard segment`, or one of
+                  ours that come with the package ("scenes/vit"): these know their own name and options.
     pretrained:   fetch timm's published weights for that name (needs a network, or timm's cache).
     weights:      a checkpoint file instead: Barlow Twins, DINO, torchvision, timm or ours; see `weights.py`. It is
                   taken to expect ImageNet's mean and standard deviation, unless it is ours and says otherwise.
@@ -77,9 +77,10 @@ def build_backbone(
     Raises InputError for an unknown name, weights that cannot be had or do not fit, options timm does not take, or a
     model that does not keep the contract of `Backbone`: one small image goes through it to see.
     """
-    description = read_description(Path(name))
+    given = packaged().get(str(name), Path(name))
+    description = read_description(given)
     if description:
-        file = backbone_file(Path(name))
+        file = backbone_file(given)
         check_size(file, lambda: from_description(description))
         return _build(description["name"], False, weights or file, description["options"] | timm_options)
     if "/" in str(name) or str(name).endswith(WEIGHT_FILES):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from commands import refused
-from regard.data.datasets.scenes import KINDS, Objects, Scenes, _draw_scene
+from regard.data.datasets.scenes import KINDS, Objects, Scenes, _draw_objects
 from regard.errors import InputError
 
 CLASSES = len(Scenes.classes)
@@ -61,8 +61,9 @@ def test_splits_seeds_and_indices_share_no_scene():
 def test_objects_are_of_one_kind_which_is_the_label():
     objects = Objects(60, size=32)
     for i in range(20):
-        mask = _draw_scene(np.random.default_rng([0, Objects.keys[0], i]), 32, of_one_kind=True)[1]
+        image, mask = _draw_objects(np.random.default_rng([0, Objects.keys[0], i]), 32)
         assert set(np.unique(mask)) == {0, objects.label(i) + 1}
+        assert image.shape == objects.image(i).shape == (64, 64, 3)  # twice as wide as a scene of that size
     assert {objects.label(i) for i in range(60)} == set(range(len(Objects.classes)))
     drawn = [data(8, 32, split=split) for data in (Objects, Scenes) for split in Objects.splits]
     assert len({of.image(i).tobytes() for of in drawn for i in range(8)}) == 48  # pre-training sees no scored scene

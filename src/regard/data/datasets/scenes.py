@@ -5,8 +5,10 @@ A scene is one to five objects of eight kinds over clutter that belongs to no cl
 nothing, since every object, stroke and background draws them from one distribution. So a model has to look at shape
 and texture, yet learns in minutes on a laptop.
 
-An image of `objects` has one to four objects of one kind, which is its class: as photos of ImageNet show one thing.
-Methods that hold two crops of an image to be alike need that. Nothing here needs torch.
+An image of `objects` is twice as wide and full of objects of one kind, which is its class, each in colours of its own,
+on a plain ground. Two crops the size of a scene then share the kind and little else, so that methods which hold two
+crops of an image to be alike learn kinds, and not how bright a picture is (results/README.md has what that is worth).
+Nothing here needs torch.
 
 Frame: x to the right, y down; a scene is composed in units of the image's side, (0, 0) to (1, 1), and only then drawn
 at `size` pixels: the same scene at another size has the same composition. An object has a frame in which its area is 1.
@@ -25,6 +27,7 @@ from regard.errors import InputError, unknown
 Outline = list[np.ndarray]  # closed polygons (n, 2), combined by the even-odd rule: a polygon within another is a hole
 TURN = 2 * np.pi
 ANGLE = np.linspace(0, TURN, 84, endpoint=False)
+ACROSS, LATTICE = 2, 3  # of `objects`: how many scenes an image is wide, and objects in a row
 OVERSAMPLE = 4  # outlines are filled this much finer, then averaged: 17 levels of coverage at an edge
 
 
@@ -225,6 +228,12 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[int, i
     return cv2.resize(rng.random(cells, np.float32), shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
+def _draw_plain_ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A new canvas: two colours, mixed softly."""
+    share = np.clip(_noise(rng, (size, size), (3, 4)) - 0.25, 0, 1)
+    return np.stack([first + share * (second - first) for first, second in zip(*_colors(rng), strict=True)])
+
+
 def _draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
     """A new canvas: two colours mixed by noise, then blobs and strokes that belong to no class."""
     clouds = _noise(rng, (size, size), (3, 4)) + 0.5 * _noise(rng, (size, size), (9, 8))
@@ -274,13 +283,17 @@ def _draw_object(
     center: np.ndarray,
     side: float,
     light: Light,
+    across: int = 1,
 ) -> None:
-    """Draws a `KINDS[label - 1]` over what is there; `center` and `side` (the root of its area) in image units."""
+    """Draws a `KINDS[label - 1]` over what is there; `center` and `side` (the root of its area) in image units.
+
+    across: how many scenes the image is wide; the surface is as large as in one.
+    """
     size, kind = len(mask), KINDS[label - 1]
     side, origin = side * size, center * size  # in pixels from here on
     outline, (first, second) = kind.outline(rng), _colors(rng)
     turn, flip = TURN * rng.uniform(-kind.tilt, kind.tilt), 2 * int(rng.integers(2)) - 1
-    edge, lean = size * kind.period * rng.uniform(0.92, 1.1), TURN * rng.uniform(-0.04, 0.04)  # of the surface
+    edge, lean = size / across * kind.period * rng.uniform(0.92, 1.1), TURN * rng.uniform(-0.04, 0.04)  # of the surface
     phase, wobble, mottle = rng.uniform(0, TURN), rng.uniform(0, 0.12), rng.uniform(0, 0.3)
     stains = rng.random((5, 5), np.float32)
 
@@ -335,29 +348,48 @@ def _place(rng: np.random.Generator, count: int) -> np.ndarray:
     return centers
 
 
-def _draw_scene(rng: np.random.Generator, size: int, of_one_kind: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The image, (size, size, 3) uint8 RGB, and the class of each pixel, (size, size) uint8."""
-    canvas, mask = _draw_ground(rng, size), np.zeros((size, size), np.uint8)
+def _draw_light(rng: np.random.Generator) -> Light:
     angle = rng.uniform(0, TURN)
-    light = Light(math.cos(angle), math.sin(angle), rng.uniform(0.04, 0.2), rng.uniform(0.1, 0.55))
-    count = int(rng.integers(1, 5 if of_one_kind else 6))
+    return Light(math.cos(angle), math.sin(angle), rng.uniform(0.04, 0.2), rng.uniform(0.1, 0.55))
+
+
+def _draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The image, (size, size, 3) uint8 RGB, and the class of each pixel, (size, size) uint8."""
+    canvas, mask, light = _draw_ground(rng, size), np.zeros((size, size), np.uint8), _draw_light(rng)
+    count = int(rng.integers(1, 6))
     side = math.sqrt(rng.uniform(0.4, 0.65) / count)  # few objects are large, many are small: the cover varies less
     label = int(rng.integers(1, len(KINDS) + 1))
     for center in _place(rng, count):
         _draw_object(rng, canvas, mask, label, center, min(max(side * rng.uniform(0.85, 1.2), 0.27), 0.55), light)
-        label = label if of_one_kind else int(rng.integers(1, len(KINDS) + 1))
+        label = int(rng.integers(1, len(KINDS) + 1))
+    return _photograph(rng, canvas, light), mask
 
-    # The camera: light that falls off across the image, exposure, a lens that is not quite sharp, a sensor with noise.
-    ramp, slant, exposure = np.linspace(-1, 1, size, dtype=np.float32), rng.uniform(0, 0.3), rng.uniform(0.8, 1.15)
+
+def _draw_objects(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_draw_scene`, of objects of one kind: the image is of ACROSS * `size` pixels."""
+    size = ACROSS * size
+    canvas, mask, light = _draw_plain_ground(rng, size), np.zeros((size, size), np.uint8), _draw_light(rng)
+    label = int(rng.integers(1, len(KINDS) + 1))
+    places = np.stack(np.divmod(rng.permutation(LATTICE**2), LATTICE), axis=1)  # so that every crop has some
+    for place in places:
+        center = (place + rng.uniform(0.2, 0.8, 2)) / LATTICE
+        _draw_object(rng, canvas, mask, label, center, rng.uniform(0.22, 0.4), light, ACROSS)
+    return _photograph(rng, canvas, light), mask
+
+
+def _photograph(rng: np.random.Generator, canvas: np.ndarray, light: Light) -> np.ndarray:
+    """The camera: light that falls off across the image, exposure, a lens not quite sharp, a sensor with noise."""
+    ramp = np.linspace(-1, 1, canvas.shape[1], dtype=np.float32)
+    slant, exposure = rng.uniform(0, 0.3), rng.uniform(0.8, 1.15)
     canvas *= exposure * (1 + slant * (light.x * ramp + light.y * ramp[:, None]))
     image = cv2.GaussianBlur(cv2.merge(list(canvas)), (3, 3), rng.uniform(0.2, 0.6))
     noise = rng.uniform(0.005, 0.03) * rng.standard_normal(image.shape, np.float32)  # drawn last: its length varies
     image = np.maximum(image + noise, 0)  # convertScaleAbs would mirror what is below 0; it saturates at 255
-    return cv2.convertScaleAbs(image, alpha=255), mask
+    return cv2.convertScaleAbs(image, alpha=255)
 
 
 class Drawn:
-    """`count` images of `size` x `size` pixels, each a function of (seed, split, index) alone.
+    """`count` images, each a function of (seed, split, index) alone.
 
     The order of access, the process and `count` change nothing; splits and seeds share no image, nor do `scenes` and
     `objects`. (Another version of OpenCV or NumPy may round a pixel otherwise.)
@@ -366,7 +398,7 @@ class Drawn:
     ignore_index = 255  # no pixel has it: what is drawn has no doubt
     splits = ("train", "val", "test")
     keys = (0, 1, 2)  # of the splits' random numbers
-    of_one_kind = False
+    draw = staticmethod(_draw_scene)
 
     def __init__(self, count: int, size: int = 64, seed: int = 0, split: str = "train") -> None:
         if not 32 <= size <= 1024:
@@ -386,7 +418,7 @@ class Drawn:
         self._check(i)
         return f"{self.split}/{i:05d}"
 
-    def image(self, i: int) -> UInt8[np.ndarray, "size size 3"]:
+    def image(self, i: int) -> UInt8[np.ndarray, "side side 3"]:
         """Image `i`: RGB, 0..255; the caller's to change."""
         return self._drawn(i)[1].copy()
 
@@ -399,12 +431,12 @@ class Drawn:
         last = self._last
         if last is None or last[0] != i:
             rng = np.random.default_rng([self.seed, self.keys[self.splits.index(self.split)], i])
-            last = self._last = (i, *_draw_scene(rng, self.size, self.of_one_kind))
+            last = self._last = (i, *self.draw(rng, self.size))
         return last
 
 
 class Scenes(Drawn):
-    """The dataset `scenes`: objects of several kinds, with masks."""
+    """The dataset `scenes`: images of `size` x `size` pixels with objects of several kinds, and masks."""
 
     classes: tuple[str, ...] = ("background", *(kind.name for kind in KINDS))
     palette: UInt8[np.ndarray, "classes 3"] = np.array([(40, 40, 40), *(kind.color for kind in KINDS)], np.uint8)  # RGB
@@ -415,12 +447,12 @@ class Scenes(Drawn):
 
 
 class Objects(Drawn):
-    """The dataset `objects`: objects of one kind in each image, which is its label."""
+    """The dataset `objects`: images of 2 `size` x 2 `size` pixels, each of objects of one kind, which is its label."""
 
     classes = Scenes.classes[1:]
     palette = Scenes.palette[1:]
     keys = (3, 4, 5)
-    of_one_kind = True
+    draw = staticmethod(_draw_objects)
 
     def label(self, i: int) -> int:
         """The kind in image `i`, an index into `classes`."""
