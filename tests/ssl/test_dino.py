@@ -49,6 +49,33 @@ def test_schedules_equal_the_recorded_ones_at_every_step(recorded) -> None:
         torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), data[name], rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("teacher_temp", [0.02, 0.04, 0.06])
+def test_outputs_grow_only_where_crops_share_more_than_the_ratio_of_the_temperatures(teacher_temp: float) -> None:
+    """Of small outputs, loss and softmax are linear: the student's best answer is (0.1 / teacher_temp) * r times the
+    teacher's, r being the correlation of what two crops show. So it grows or fades by r * 0.1 / teacher_temp.
+    """
+
+    def grown(r: float, dim: int = 8, prototypes: int = 16) -> float:
+        draw = torch.Generator().manual_seed(0)
+        student = (0.01 * torch.randn(prototypes, dim, generator=draw)).requires_grad_()
+        teacher, center = student.detach().clone(), torch.zeros(1, prototypes)
+        first = teacher.clone()
+        for _ in range(150):
+            shared, *own = torch.randn(3, 512, dim, generator=draw)
+            crops = torch.cat([r**0.5 * shared + (1 - r) ** 0.5 * noise for noise in own])
+            logits = crops @ teacher.T
+            loss = dino_loss(crops @ student.T, logits, center, 2, teacher_temp)
+            (gradient,) = torch.autograd.grad(loss, student)
+            student = (student.detach() - 0.02 * gradient).requires_grad_()
+            teacher, center = 0.9 * teacher + 0.1 * student.detach(), update_center(center, logits)
+        spreads = [(weights - weights.mean(dim=0)).norm() for weights in (teacher, first)]  # a common offset is nothing
+        return (spreads[0] / spreads[1]).item()
+
+    ratio = teacher_temp / 0.1
+    assert grown(ratio - 0.1) < 0.7
+    assert grown(ratio + 0.1) > 1.5
+
+
 def test_clipping_equals_the_recorded_one(recorded) -> None:
     data = recorded("dino_clip")
     parameters = [torch.nn.Parameter(torch.zeros_like(data[f"grad_{i}"])) for i in range(4)]

@@ -93,6 +93,10 @@ def test_a_reading_tells_the_kind_of_collapse() -> None:
         "uniform": {"teacher_entropy": 5.49, "mean_teacher_entropy": 5.495},
     }.items():
         assert collapse(healthy | change, 31) == kind
+    fading = healthy | {"teacher_entropy": 5.0}  # 0.2 nats of the image
+    assert collapse(fading, 31, most=0.5) == "fading"
+    assert collapse(fading, 31, most=0.3) is None  # it never had much more
+    assert collapse(healthy, 31, most=2.0) is None  # 0.5 nats are something
     assert collapse({"spread": 0.9, "effective_rank": 1.0}, 1) is None  # two images cannot do better
     assert math.log(2) > MIN_PROTOTYPES  # nor can they fill more than two prototypes
 
@@ -219,6 +223,21 @@ def test_a_collapse_is_said_once_with_its_remedy(kind: str, tmp_path) -> None:
     assert line.startswith(f"collapse at step 3: {REMEDIES[kind][0].partition(':')[0]}")
     assert remedy in line
     assert "\n" not in line
+
+
+def test_fading_is_said_while_the_outputs_are_far_from_uniform() -> None:
+    """The readings of a ViT whose teacher was too warm for what its crops shared: uniform to 0.05 only much later."""
+    said: list[str] = []
+    monitor, trainer = CollapseMonitor(said.append), SimpleNamespace(global_step=0, is_global_zero=True)
+    entropies = (1.33, 1.86), (4.17, 4.22), (3.20, 3.22), (4.92, 4.94), (5.03, 5.05)
+    for each, mean in entropies:
+        reading = {"spread": 0.2, "effective_rank": 10.0, "teacher_entropy": each, "mean_teacher_entropy": mean}
+        monitor.points.append(reading | {"ln_K": math.log(256)})
+        trainer.global_step += 25
+        monitor._judge(trainer, monitor.points[-1], 31)
+    (line,) = said
+    assert line.startswith("collapse at step 100: the teacher tells less and less of its images: 0.02 nats, from 0.53")
+    assert "larger crop_scale and local_scale" in line
 
 
 def test_a_collapse_stops_the_run_when_asked_to(tmp_path) -> None:

@@ -31,6 +31,9 @@ MIN_SPREAD = 0.05  # no run had less than 0.14, broken or not; 0.05 is a cosine 
 MIN_RANK = 3.0  # healthy: 6.3 and more; Barlow Twins at 50 times its rate, on a Swin: 3.0 falling to 1.9
 MIN_RANK_SHARE = 0.15  # of the rank that a batch can have, where that is less: 16 images have 4.1 where 32 have 5.3
 MIN_INFORMATION = 0.05  # nats short of ln K. Healthy: 0.32 and more. Teacher at 0.1: 0.03 after 32 steps; at 1.0: 0.004
+# Nats of information, together with a fall to less than half. A 4-block ViT on drawn images: teacher at 0.03, too warm
+# for what their crops share, 0.54 falling to 0.02 in 50 steps, still 0.6 short of ln K; at 0.01, 0.5 to 1.4 throughout.
+FADING, FADED = 0.3, 0.5
 MIN_PROTOTYPES = math.log(1.5)  # nats. Healthy: 4.4 and more. Without centring: 0.3 after 40 steps. Two images: ln 2
 GRACE = 0.1  # share of the steps that is not judged: a random network may give any reading, and a rate warms up
 
@@ -85,10 +88,16 @@ def cross_correlation(
         return standardize(z1[:, :most].float()).T @ standardize(z2[:, :most].float()) / len(z1)
 
 
-def collapse(reading: Mapping[str, float], directions: int) -> str | None:
+def information(reading: Mapping[str, float | int]) -> float:
+    """Nats that a DINO teacher's output tells of its image: see `teacher_entropy`. 0 for other methods."""
+    return reading.get("mean_teacher_entropy", 0.0) - reading.get("teacher_entropy", 0.0)
+
+
+def collapse(reading: Mapping[str, float], directions: int, most: float = 0.0) -> str | None:
     """The kind of collapse that one reading of `CollapseMonitor` shows, a key of `REMEDIES`, if any.
 
     directions: the highest rank that the embeddings of the batch can have.
+    most:       the highest information of a reading so far, nats.
     """
     if reading["spread"] < MIN_SPREAD:
         return "constant"
@@ -98,6 +107,8 @@ def collapse(reading: Mapping[str, float], directions: int) -> str | None:
         return "one prototype"
     if "ln_K" in reading and reading["ln_K"] - reading["teacher_entropy"] < MIN_INFORMATION:
         return "uniform"
+    if information(reading) < min(FADING, FADED * most):
+        return "fading"
     return None
 
 
@@ -124,6 +135,13 @@ REMEDIES = {
         "{teacher_entropy:.3f} nats of ln K = {ln_K:.3f}",
         "",
         "lower teacher_temp (0.04 as published) or warm it up from there; failing that, lower lr",
+    ),
+    # DINO's outputs grow only along what crops of an image share to more than teacher_temp / 0.1, as a correlation:
+    # tests/ssl/test_dino.py. What they share to less fades, and the loss hardly moves meanwhile.
+    "fading": (
+        "the teacher tells less and less of its images: {information:.2f} nats, from {most:.2f}",
+        "",
+        "lower teacher_temp, or let crops share more of an image: larger crop_scale and local_scale, weaker colours",
     ),
 }
 
@@ -171,15 +189,17 @@ class CollapseMonitor(L.Callback):
             self._judge(trainer, reading, min(len(z) - 1, z.shape[1]))
 
     def _judge(self, trainer, reading: dict[str, float], directions: int) -> None:
-        kind = collapse(reading, directions) or ""
+        most = max(map(information, self.points))
+        kind = collapse(reading, directions, most) or ""
         self._in_a_row = self._in_a_row + 1 if kind == self._kind else 1
         self._kind = kind
         if not kind or self._in_a_row < self.patience or kind in self._said:
             return
         self._said.add(kind)
         meaning, *remedies = REMEDIES[kind]
+        meaning = meaning.format(**reading, information=information(reading), most=most)
         line = (
-            f"collapse at step {trainer.global_step}: {meaning.format(**reading)}, in {self.patience} readings in a "
+            f"collapse at step {trainer.global_step}: {meaning}, in {self.patience} readings in a "
             f"row; {remedies['ln_K' in reading]}"
         )
         if self.on_collapse == "stop":
