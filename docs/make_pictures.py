@@ -5,7 +5,9 @@
 
 The photos come with scikit-image: the cat Chelsea (Stéfan van der Walt, CC0), the astronaut Eileen Collins (NASA,
 public domain), a Falcon 9 (SpaceX, CC0), a cup of coffee (Rachel Michetti, public domain).
-RUN: a segmentation whose masks make a last column. The explorer is photographed by Chromium, if it is installed.
+RUN: a segmentation of two classes whose masks make a last column; that of the README is `regard segment --config
+few_labels` on ten photos of COCO, in whose masks all of VOC's twenty kinds of things are one class, `object`.
+The explorer is photographed by Chromium, if it is installed.
 """
 
 import argparse
@@ -27,8 +29,9 @@ from regard.pictures.draw import COLOURS, Picture, mosaic
 
 HERE = Path(__file__).parent
 PHOTOS = {"cat": data.chelsea, "astronaut": data.astronaut, "rocket": data.rocket, "coffee": data.coffee}
-HEADS = (0, 1, 2, 3, 5)  # of the last block
-SIDE, CELL = 448, 170  # pixels: as the backbone sees a photo, and as it is drawn
+HEADS = range(6)  # of the last block
+SIDE, CELL = 448, 150  # pixels: as the backbone sees a photo, and as it is drawn
+PALETTE = np.array([(0, 0, 0), (0, 210, 255)], np.uint8)  # seen on orange, too
 BRIGHTEST = 0.995  # quantile of a map that is drawn the brightest
 
 
@@ -45,9 +48,9 @@ def main() -> None:
     for photo in photos.values():
         cells = [photo, *read(backbone, photo)]
         if run is not None:
-            cells.append(class_overlay(photo, run.predict(photo), run.classes, run.palette))
+            cells.append(class_overlay(photo, run.predict(photo), run.classes, PALETTE))
         rows.append([cv2.resize(cell, (CELL, CELL), interpolation=cv2.INTER_AREA) for cell in cells])
-    titles = ["photo", *(f"head {head}" for head in HEADS), "features", *(["ten labelled photos"] if run else [])]
+    titles = ["photo", *(f"head {head}" for head in HEADS), "features", *(["from ten masks"] if run else [])]
     Image.fromarray(mosaic(rows, [""] * len(rows), titles)).save(HERE / "front.jpg", quality=90)
     photograph_explorer(photos, asked.weights)
 

@@ -17,7 +17,7 @@ from commands import fails
 from regard.backbones import build_backbone
 from regard.cli import COMMANDS
 from regard.cli.parser import arguments_of, build_parser, parsed
-from regard.files import RECIPES, recipe
+from regard.files import RECIPES, packaged, recipe
 from regard.runs.checks import check_settings
 from regard.runs.pretraining import build_method
 from regard.studies.plan import check_plan
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 ALL = sorted(RECIPES.glob("*.yaml"))
 SWEEP = RECIPES / "sweep.yaml"  # for W&B: not options of a command
 CONFIGS = [path for path in ALL if "\nmethod:" in path.read_text() and path != SWEEP]
-STUDIES = [path for path in ALL if "\nconfigurations:" in path.read_text()]
+STUDIES = [path for path in ALL if "regard compare" in path.read_text()]
 SEGMENTATIONS = [path for path in ALL if path not in (*CONFIGS, *STUDIES, SWEEP)]
 
 
@@ -78,11 +78,12 @@ def test_a_recipe_opens_with_its_command_cost_and_result_and_fits_the_code(path:
     assert recipe["batch_size"] % (recipe["devices"] * recipe["nodes"] * recipe["accumulate"]) == 0
 
 
-def test_the_wheel_holds_every_recipe(tmp_path) -> None:
+def test_the_wheel_holds_every_recipe_and_backbone(tmp_path) -> None:
     wheel = pytest.importorskip("hatchling.builders.wheel")
     (built,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     held = zipfile.ZipFile(built).namelist()
     assert {f"regard/configs/{path.name}" for path in ALL} <= set(held)
+    assert {f"regard/weights/{name}.safetensors" for name in packaged()} <= set(held)
 
 
 @pytest.mark.parametrize(

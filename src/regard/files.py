@@ -124,6 +124,11 @@ def packaged() -> dict[str, Path]:
     return {f"{file.parent.name}/{file.stem}": file for file in sorted(WEIGHTS.glob("*/*.safetensors"))}
 
 
+def weights_file(name: str | Path) -> Path:
+    """Where weights are: those of the package, by name, or a path."""
+    return packaged().get(str(name), Path(name))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file, in which 1e-3 is a number, as in YAML 1.2; InputError for what has none."""
     text = read_text(path)

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from regard.errors import InputError, unknown
-from regard.files import packaged
+from regard.files import packaged, weights_file
 
 FUSIONS = {
     "none": "regard.segmentation.fusions:NoFusion",
@@ -268,7 +268,7 @@ class Model(Settings):
                 )
             if self.backbone.split(".")[0] not in timm_models():
                 raise unknown("backbone", self.backbone, timm_models())
-        if self.weights is not None and not Path(self.weights).exists():
+        if self.weights is not None and not weights_file(self.weights).exists():
             raise InputError(f"no weights file at {self.weights}")
 
 

@@ -240,6 +240,7 @@ def test_the_package_names_its_public_api() -> None:
         ("data info scenes --limit few", "limit"),
         ("data info", "source"),
         ("data download voc2021", "did you mean 'voc2012'"),
+        ("data pack scenes --to runs/pack", "to is told by its place, without --to: regard data pack SOURCE TO"),
         ("data unpack x", "invalid choice: 'unpack'"),
         ("data", "info,check,download"),
     ],

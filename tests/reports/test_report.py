@@ -311,6 +311,16 @@ def test_the_report_and_all_beside_it_are_made_from_the_json_alone(results, tmp_
     assert (tmp_path / "report.html").read_bytes() == first[tmp_path / "report.html"]
 
 
+def test_pages_in_the_folders_of_a_study_are_linked_by_their_titles(results, tmp_path) -> None:
+    write_stored(tmp_path / "results.json", results)
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe/probe.html").write_text("<title>What A &amp; B know – regard probe</title>")
+    page = write_report(tmp_path).read_text()
+    assert '<a href="probe/probe.html">What A &amp; B know</a>' in page
+    (tmp_path / "probe/probe.html").unlink()
+    assert "Beside this page" not in write_report(tmp_path).read_text()
+
+
 def test_commits_that_trained_are_listed_where_they_differ(results) -> None:
     runs = [run for c in results.configurations for run in c.runs]
     runs[0].commit, runs[1].commit = "<i>", None

@@ -36,7 +36,7 @@ from regard.backbones.weights import (
     without_sources,
 )
 from regard.errors import InputError, first_line, unknown
-from regard.files import packaged, write_whole
+from regard.files import weights_file, write_whole
 from regard.settings import WEIGHT_FILES
 
 # Names of timm's for weights that learnt with DINO's resampling of positions. DINOv2's with registers did not.
@@ -77,7 +77,7 @@ def build_backbone(
     Raises InputError for an unknown name, weights that cannot be had or do not fit, options timm does not take, or a
     model that does not keep the contract of `Backbone`: one small image goes through it to see.
     """
-    given = packaged().get(str(name), Path(name))
+    given, weights = weights_file(name), weights and weights_file(weights)
     description = read_description(given)
     if description:
         file = backbone_file(given)

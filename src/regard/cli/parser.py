@@ -48,7 +48,10 @@ class Parser(ArgumentParser):
         if (wrong := re.search(r'key "(?:\w+\.)*(\w+)".*(?:Got|Given) value: (.*)', line)) and kinds.get(wrong[1]):
             line = f"--{wrong[1]} should be {in_words(kinds[wrong[1]])}, not {wrong[2]}"
         elif other := re.match(r"unrecognized arguments: --(\w+)", line):
-            line = str(unknown("option", f"--{other[1]}", [f"--{name}" for name in kinds]))
+            placed = [one.dest for one in self._actions if not one.option_strings]
+            line = str(unknown("option", f"--{other[1]}", [f"--{name}" for name in kinds if name not in placed]))
+            if other[1] in placed:
+                line = f"{other[1]} is told by its place, without --{other[1]}: {self.prog} {' '.join(placed).upper()}"
         line = re.sub(r"(arguments are required: )(?:\w+\.)+(\w+)", r"\1--\2", line)
         print(shown(f"regard: {line} (see {self.prog} --help)"), file=sys.stderr)
         raise SystemExit(2)

@@ -5,21 +5,52 @@ from typing import TYPE_CHECKING, Literal
 
 from regard.cli.parser import command_line
 from regard.errors import TrainingStopped
-from regard.settings import Computing, Hardware, ModelToTrain, SegmentSettings, StudyOptions, SweepOptions
+from regard.say import say
+from regard.settings import (
+    AttentionPictures,
+    Computing,
+    Device,
+    Hardware,
+    Model,
+    ModelToTrain,
+    Probing,
+    SegmentSettings,
+    StudyOptions,
+    SweepOptions,
+)
 
 if TYPE_CHECKING:
     from regard.studies.plan import Plan
 
+SHOWN = 12  # scenes in the demo's explorer
 
-def demo(out: str = "runs/demo", jobs: int | None = None) -> str:
-    """Run the whole path on the built-in scenes: pre-train, segment, compare, report. Minutes on two CPU cores.
+
+def demo(out: str = "runs/demo", jobs: int | None = None, seeds: int | None = None) -> str:
+    """See what it does, on built-in scenes: segment with frozen backbones, probe them, see what heads look at. Minutes.
 
     Args:
-        out: Folder of the comparison; a second call goes on where the first one stopped.
+        out: Folder of it all; a second call goes on where the first one stopped.
         jobs: Trainings side by side; by default as many as suit this machine.
+        seeds: How many seeds each configuration is trained with; by default 5.
     """
-    study = StudyOptions(seeds=3, pretrain_each_seed=False, jobs=jobs)  # minutes
-    return compare("scenes", study, Computing(), out=out)
+    from PIL import Image
+
+    from regard.cli.look import attention
+    from regard.cli.probe import probe
+    from regard.data.datasets.scenes import Scenes
+    from regard.reports.report import write_report
+
+    folder, vit = Path(out), Model(backbone="scenes/vit")
+    said = compare("scenes", StudyOptions(study="demo", jobs=jobs, seeds=seeds), Computing(), out)
+    say(probe("scenes", vit, Probing(size=64), Device(), str(folder / "probe")))
+    scenes = Scenes(SHOWN, 64, split="test")
+    (folder / "images").mkdir(exist_ok=True)
+    for i in range(SHOWN):
+        Image.fromarray(scenes.image(i)).save(folder / f"images/{i:02}.png")
+    drawn = AttentionPictures(size=64, blocks="all", explorer=True)
+    say(attention([str(folder / "images")], vit, drawn, Device(), str(folder / "attention")))
+    write_report(folder)  # once more: it links the pages beside it
+    return said
 
 
 def compare(

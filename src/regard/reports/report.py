@@ -7,7 +7,9 @@ Scores and intervals come from the JSON; `arranged` puts them in order, `finding
 
 import base64
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +45,12 @@ METHOD_NAMES = {"barlow_twins": "Barlow Twins", "dino": "DINO", "supervised": "s
 def write_report(directory: Path) -> Path:
     """From `directory/results.json`: `report.html`, whose path comes back, results.csv, table.tex and figures/.
 
-    Each is written whole or not at all. Raises InputError, before anything is written, where the results are wrong.
+    Pages that lie in folders beside it, such as an explorer's, are linked. Each is written whole or not at all. Raises
+    InputError, before anything is written, where the results are wrong.
     """
     arranged = arrange(read_stored(directory / RESULTS_FILE, StudyResults))
     charts = draw(arranged)
-    html = render(arranged, charts)
+    html = render(arranged, charts, beside(directory))
     write_whole(directory / "results.csv", lambda file: file.write(table_csv(arranged.results).encode()))
     write_whole(directory / "table.tex", lambda file: file.write(table_latex(arranged.scored).encode()))
     write_charts(charts, directory / "figures")
@@ -55,8 +58,17 @@ def write_report(directory: Path) -> Path:
     return directory / "report.html"
 
 
-def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
-    """The page."""
+def beside(directory: Path) -> dict[str, str]:
+    """The pages in the folders of a study's folder: where, from its page, and what they are called."""
+    found = {}
+    for page in sorted(directory.glob("*/*.html")):
+        title = re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+        found[page.relative_to(directory).as_posix()] = unescape(title[1]).partition(" – ")[0] if title else page.name
+    return found
+
+
+def render(a: Arranged, charts: dict[str, list[Chart]], pages: Mapping[str, str] = {}) -> str:
+    """The page. pages: others to link, where and what they are called."""
     r, scored, varying = a.results, a.scored, a.varying
     shares = r.data.class_share
     classes = list(range(len(shares)))
@@ -92,6 +104,7 @@ def render(a: Arranged, charts: dict[str, list[Chart]]) -> str:
         "fused": any(c.strength is not None for c in scored),
         "refined": any(c.refiner_strength is not None for c in scored),
         "least_strength": LEAST_STRENGTH,
+        "pages": pages,
         "attention_gaps": any(None in row for head in maps for row in head),
     }
     filters = (findings.answer, findings.caution, findings.verdict, heat, sharpest, under)

@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from regard.backbones import Backbone, build_backbone
 from regard.data.loading.wrapped import check_share
 from regard.errors import InputError, unknown
+from regard.files import weights_file
 from regard.runs.checks import check_settings, levels_read
 from regard.runs.pretraining import check_options
 from regard.settings import MOST_SEED, PretrainSettings, SegmentSettings, check_number
@@ -41,7 +41,7 @@ class PretrainingChoice:
     backbone:  one of the plan's.
     settings:  the pre-training; None where the weights are a file's.
     published: timm's weights to use in the place of the pre-training, where they can be fetched.
-    weights:   a checkpoint file, taken as it is.
+    weights:   a checkpoint file, or the name of one that comes with the package; taken as it is.
     """
 
     backbone: str
@@ -179,7 +179,7 @@ def plain(value: Any) -> Any:
 
 def _stamp(path: str) -> tuple[int, int]:
     """Size and time of a file of weights; it is not read."""
-    status = Path(path).stat()
+    status = weights_file(path).stat()
     return status.st_size, status.st_mtime_ns
 
 
@@ -247,7 +247,7 @@ def check_plan(plan: Plan) -> None:
             raise unknown(f"backbone of pretrainings.{key}", choice.backbone, plan.backbones)
         if (choice.settings is None) == (choice.weights is None):
             raise InputError(f"pretrainings.{key} needs either a method, or weights: FILE")
-        if choice.weights and not Path(choice.weights).is_file():
+        if choice.weights and not weights_file(choice.weights).is_file():
             raise InputError(f"pretrainings.{key}: no file at {choice.weights}")
         if choice.settings:
             within(f"pretrainings.{key}", check_options, choice.settings)
