@@ -243,6 +243,19 @@ def test_positions_are_resampled_from_the_grid_that_they_are_of(tmp_path, capsys
         assert words in capsys.readouterr().err
 
 
+def test_a_vit_that_averages_its_patches_takes_the_weights_of_one_with_a_cls_token(tmp_path, capsys) -> None:
+    """All but the token: the position of each patch stays its own, and the last norm comes after the average."""
+    given = build_backbone(VIT, **OPTIONS[VIT])
+    torch.save(given.model.state_dict(), tmp_path / "plain.pth")
+    averaging = OPTIONS[VIT] | {"class_token": False, "global_pool": "avg"}
+    taken = build_backbone(VIT, weights=tmp_path / "plain.pth", **averaging).model.state_dict()
+    assert "left out cls_token" in " ".join(capsys.readouterr().err.split())
+    theirs = given.model.state_dict()
+    torch.testing.assert_close(taken.pop("pos_embed"), theirs["pos_embed"][:, 1:])
+    for key, value in taken.items():
+        torch.testing.assert_close(value, theirs[key.removeprefix("fc_")])
+
+
 def test_resampled_patch_kernels_are_said(tmp_path, capsys) -> None:
     torch.save(tiny(VIT).state_dict(), tmp_path / "plain.pth")
     build_backbone(VIT, weights=tmp_path / "plain.pth", **OPTIONS[VIT] | {"patch_size": 8})

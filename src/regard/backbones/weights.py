@@ -138,6 +138,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     description = read_description(path)
     own = model.state_dict()
     state, left_out, where = _in_timms_names(found, own)
+    left_out += _leave_out_cls(state, own)
     in_file = dict(state)
     moved = _resample_positions(state, model, (description or {"options": {}})["options"].get("img_size"))
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
@@ -178,6 +179,20 @@ def _in_timms_names(found: State, own: Mapping[str, Tensor]) -> tuple[State, lis
         sorted({part(flat[key], prefix) for key in found.keys() - inside.keys()}),
         where,
     )
+
+
+def _leave_out_cls(state: State, own: Mapping[str, Tensor]) -> list[str]:
+    """Take the CLS token, and its position, out of the weights of a ViT that averages its patches instead, whose last
+    norm comes after the average (as MAE's fine-tuning has it); the names of what is left out.
+    """
+    positions = state.get("pos_embed")
+    if "cls_token" not in state or "cls_token" in own or positions is None or positions.ndim != 3:
+        return []
+    del state["cls_token"]
+    state["pos_embed"] = positions[:, 1:]
+    if "fc_norm.weight" in own and "norm.weight" not in own:
+        state.update({f"fc_{key}": state.pop(key) for key in ("norm.weight", "norm.bias") if key in state})
+    return ["cls_token"]
 
 
 def _resample_positions(state: State, model: Any, size: int | Sequence[int] | None) -> str:
