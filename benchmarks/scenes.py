@@ -49,10 +49,10 @@ FIGURES = ("random", "learned", "labelled", "ceiling")  # mIoU of the probe, 0..
 
 
 def trained(source: Source, backbone: Backbone, folder: Path, seed: int) -> Backbone:
-    """The backbone after a training with all masks."""
+    """A backbone of this kind, from random weights, after a training with all masks."""
     splits = require_masks(source)
     torch.manual_seed(seed)
-    segment_run(splits["train"], splits["val"], random_twin(backbone, seed), LABELLED, folder, seed, HARDWARE)
+    segment_run(splits["train"], splits["val"], backbone, LABELLED, folder, seed, HARDWARE)
     return build_backbone(folder)
 
 
@@ -77,21 +77,19 @@ def heads(source: Source, backbones: dict[str, Backbone]) -> dict[str, list[floa
     }
 
 
-def measure(name: str, seed: int, learned: str, work: Path) -> dict[str, Any]:
-    """All figures of one backbone and seed."""
-    file = work / f"{name}-{seed}.json"
-    if file.is_file():
-        return read_json(file)
-    source, disk = open_source("scenes", scenes_size=SIZE, seed=seed), work
-    backbone = build_backbone(learned).eval()
-    models = {"random": random_twin(backbone, seed), "learned": backbone}
-    models["labelled"] = trained(source, backbone, work / f"{name}-{seed}", seed).eval()
-    found: dict[str, Any] = {}
-    for kind, model in models.items():
-        found[kind], found["ceiling"] = probed(source, model, disk)
+def measure(name: str, seed: int, learned: Backbone, work: Path) -> dict[str, Any]:
+    """All figures of one backbone and seed; each is kept in a file."""
+    source, found = open_source("scenes", scenes_size=SIZE, seed=seed), {}
+    for kind in FIGURES[:3]:
+        file = work / f"{name}-{seed}-{kind}.json"
+        if not file.is_file():
+            model = learned if kind == "learned" else random_twin(learned, seed)
+            if kind == "labelled":
+                model = trained(source, model, work / f"{name}-{seed}", seed)
+            write_json(file, probed(source, model, work))
+        found[kind], found["ceiling"] = read_json(file)
     if name == "vit":
-        found["information"] = heads(source, models)
-    write_json(file, found)
+        found["information"] = heads(source, {"learned": learned, "random": random_twin(learned, seed)})
     return found
 
 
@@ -126,7 +124,8 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     every, rows = {}, []
     for name in asked.names:
-        found = [measure(name, seed, f"{asked.learned}/{name}", asked.work) for seed in SEEDS]
+        learned = build_backbone(f"{asked.learned}/{name}").eval()
+        found = [measure(name, seed, learned, asked.work) for seed in SEEDS]
         means = {kind: [one[kind] for one in found] for kind in FIGURES}
         closed = [(one["learned"] - one["random"]) / (one["labelled"] - one["random"]) for one in found]
         every[name] = means | {"closed": closed} | {"information": [one.get("information") for one in found]}
