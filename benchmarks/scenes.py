@@ -72,7 +72,7 @@ def heads(source: Source, backbones: dict[str, Backbone]) -> dict[str, list[floa
         backbones, chosen, choose_protocol(asked, backbones["learned"], chosen.classes), False, bar=False
     )
     return {
-        name: [head.information_beyond_position for block in scored.blocks for head in block.heads]
+        name: [head.information_beyond_position for block in scored.blocks for head in block.heads[:-1]]
         for name, scored in found.items()
     }
 
