@@ -28,6 +28,7 @@ from safetensors.torch import save
 from side_by_side import COMMIT, table, write
 
 from regard.backbones import Backbone, build_backbone, describe
+from regard.backbones.base import weights_digest
 from regard.data.source import Source, open_source, require_masks
 from regard.files import WEIGHTS, read_json, write_json, write_whole
 from regard.runs.pretraining import PRETRAIN_FILE
@@ -81,7 +82,8 @@ def measure(name: str, seed: int, learned: Backbone, work: Path) -> dict[str, An
     """All figures of one backbone and seed; each is kept in a file."""
     source, found = open_source("scenes", scenes_size=SIZE, seed=seed), {}
     for kind in FIGURES[:3]:
-        file = work / f"{name}-{seed}-{kind}.json"
+        mark = f"{kind}-{weights_digest(learned)[:8]}" if kind == "learned" else kind
+        file = work / f"{name}-{seed}-{mark}.json"
         if not file.is_file():
             model = learned if kind == "learned" else random_twin(learned, seed)
             if kind == "labelled":
@@ -98,9 +100,14 @@ def ship(name: str, learned: Path, figures: dict[str, Any]) -> None:
     run, starts = read_json(learned / name / PRETRAIN_FILE), learned / f"{name}_start" / PRETRAIN_FILE
     runs = [run, *([read_json(starts)] if starts.is_file() else [])]
     backbone = build_backbone(learned / name)
+    data, out = f"--data objects:{run['images']}", "--out runs/scenes/"
+    commands = [f"regard pretrain --config scenes_{name} {data} {out}{name}"]
+    if starts.is_file():
+        commands[0] += f" --weights runs/scenes/{name}_start"
+        commands.insert(0, f"regard pretrain --config scenes_{name}_start {data} {out}{name}_start")
     made = {
-        "command": f"regard pretrain --config scenes_{name} --data objects:{run['images']}",
-        "commit": COMMIT,
+        "commands": commands,
+        "shipped_at": COMMIT,
         "data": f"objects:{run['images']}, which regard draws: no photo, no label",
         "images_seen": sum(one["steps"] * one["settings"]["batch_size"] for one in runs),
         "licence": "MIT",

@@ -125,8 +125,8 @@ def packaged() -> dict[str, Path]:
 
 
 def weights_file(name: str | Path) -> Path:
-    """Where weights are: those of the package, by name, or a path."""
-    return packaged().get(str(name), Path(name))
+    """Where weights are: a path, or, where nothing is there, those of the package by name."""
+    return Path(name) if Path(name).exists() else packaged().get(str(name), Path(name))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_a_file_is_small_in_half_precision_and_says_where_it_comes_from(name: st
         kinds = {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118 (no dict)
         made = json.loads(opened.metadata()["made"])
     assert kinds <= {"F16", "I64"}
-    assert {"command", "commit", "data", "images_seen", "licence", "figures"} <= made.keys()
+    assert {"commands", "shipped_at", "data", "images_seen", "licence", "figures"} <= made.keys()
     assert all(p.dtype == torch.float32 for p in build_backbone(name).parameters())
 
 

@@ -19,6 +19,10 @@ def test_the_demo_ends_in_one_page_that_links_the_rest_and_shows_what_was_learne
         assert (out / beside).is_file()
     results = read_stored(out / "results.json", StudyResults)
     assert len(results.configurations) == 10  # five, with all labels and with a tenth
-    scores = {c.name: c.miou.mean for c in results.configurations if c.label_fraction == 1}
-    assert min(scores.values()) > 2 * results.majority.miou
-    assert demo(str(out), seeds=1) == said  # a second call finds all of it done
+    least = {"barlow_twins-resnet": 0.4, "barlow_twins-swin": 0.27, "dino-vit": 0.27}  # random weights: 0.09 to 0.19
+    for c in results.configurations:
+        assert c.label_fraction < 1 or c.miou.mean > least[c.pretraining]
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")}
+    assert len(made) == 10
+    assert demo(str(out), seeds=1) == said
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")} == made  # nothing is trained again

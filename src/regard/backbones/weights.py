@@ -189,7 +189,8 @@ def _leave_out_cls(state: State, own: Mapping[str, Tensor]) -> list[str]:
     if "cls_token" not in state or "cls_token" in own or positions is None or positions.ndim != 3:
         return []
     del state["cls_token"]
-    state["pos_embed"] = positions[:, 1:]
+    if math.isqrt(positions.shape[1]) ** 2 != positions.shape[1]:  # else the token never had one
+        state["pos_embed"] = positions[:, 1:]
     if "fc_norm.weight" in own and "norm.weight" not in own:
         state.update({f"fc_{key}": state.pop(key) for key in ("norm.weight", "norm.bias") if key in state})
     return ["cls_token"]

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import unescape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from matplotlib import colormaps
@@ -59,11 +60,13 @@ def write_report(directory: Path) -> Path:
 
 
 def beside(directory: Path) -> dict[str, str]:
-    """The pages in the folders of a study's folder: where, from its page, and what they are called."""
+    """The pages in the folders of a study's folder, other studies aside: where, and what they are called."""
     found = {}
-    for page in sorted(directory.glob("*/*.html")):
+    for page in sorted(page for page in directory.glob("*/*.html") if not (page.parent / RESULTS_FILE).is_file()):
         title = re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        found[page.relative_to(directory).as_posix()] = unescape(title[1]).partition(" – ")[0] if title else page.name
+        found[quote(page.relative_to(directory).as_posix())] = (
+            unescape(title[1]).partition(" – ")[0] if title else page.name
+        )
     return found
 
 

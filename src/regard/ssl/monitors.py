@@ -139,7 +139,7 @@ REMEDIES = {
     # DINO's outputs grow only along what crops of an image share to more than teacher_temp / 0.1, as a correlation:
     # tests/ssl/test_dino.py. What they share to less fades, and the loss hardly moves meanwhile.
     "fading": (
-        "the teacher tells less and less of its images: {information:.2f} nats, from {most:.2f}",
+        "the teacher tells less of its images than it did: {information:.2f} nats, once {most:.2f}",
         "",
         "lower teacher_temp, or let crops share more of an image: larger crop_scale and local_scale, weaker colours",
     ),
