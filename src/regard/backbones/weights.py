@@ -189,8 +189,7 @@ def _leave_out_cls(state: State, own: Mapping[str, Tensor]) -> list[str]:
     if "cls_token" not in state or "cls_token" in own or positions is None or positions.ndim != 3:
         return []
     del state["cls_token"]
-    if math.isqrt(positions.shape[1]) ** 2 != positions.shape[1]:  # else the token never had one
-        state["pos_embed"] = positions[:, 1:]
+    state["pos_embed"] = positions[:, 1:]  # where the token had none, the number of the others is refused later
     if "fc_norm.weight" in own and "norm.weight" not in own:
         state.update({f"fc_{key}": state.pop(key) for key in ("norm.weight", "norm.bias") if key in state})
     return ["cls_token"]
