@@ -46,8 +46,9 @@ from regard.runs.segmenting import segment_run
 from regard.settings import Hardware, ModelToTrain, SegmentSettings, changed, options
 
 METHODS = ("ridge", "linear", "unet", "finetune")
-STEPS = {"linear": 400, "unet": 1000, "finetune": 300}
-HARDWARE = Hardware(workers=0, bar=False)
+STEPS = {"linear": 400, "unet": 400, "finetune": 100}
+DRAWS = {"ridge": 10, "linear": 10, "unet": 3, "finetune": 3}
+HARDWARE = Hardware(workers=0, bar=False, precision="bf16-mixed")
 CROPS = 4
 FOUND_FILE, COUNTS_FILE = "found.json", "counts.npz"
 
@@ -209,7 +210,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON; the plot is beside it")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--labels", type=int, nargs="+", default=(5, 10, 20, 50))
-    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--draws", type=int, help=f"in the place of {DRAWS}")
     parser.add_argument("--size", type=int, help="in the place of that of few_labels.yaml")
     parser.add_argument("--weights", help="a file, for what few_labels.yaml fetches")
     parser.add_argument("--steps", type=int, help=f"of whatever is trained, in the place of {STEPS}")
@@ -228,10 +229,10 @@ def main() -> None:
             parser.error(f"{data} has {pool} images to draw from: take fewer --labels, so that draws differ")
         for labels in given.labels:
             for method in given.methods:
-                rows.append(study.row(method, labels, range(given.draws)))
+                rows.append(study.row(method, labels, range(given.draws or DRAWS[method])))
                 r = rows[-1]
                 print(r["data"], method, labels, f"mIoU {100 * r['miou']:.1f}", flush=True)
-    write(given.out, ["timm", "lightning"], settings | {"draws": given.draws}, rows)
+    write(given.out, ["timm", "lightning"], settings, rows)
     save_figure(given.out.with_suffix(".png"), plot(rows))
     shown = [
         [
