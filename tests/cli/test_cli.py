@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -173,6 +175,37 @@ print(json.dumps(found))
     for words, said in json.loads(done.stdout).items():
         assert wrong[words] in said
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("regard dat", ["data"]),
+        ("regard data pa", ["pack"]),
+        ("regard segment --fusion_l", ["--fusion_lr"]),
+        ("regard segment --fusion ga", ["gate"]),
+        ("regard segment --average s", ["swa"]),
+        ("regard segment --pretrained t", ["true"]),
+        ("regard segment --data ../here/pho", ["../here/photos"]),
+    ],
+)
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_the_shell_completes(words: str, offered: list[str], tmp_path, capsys) -> None:
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--completion", "bash"])
+    last = len(words.split()) - 1
+    script = (
+        f"{capsys.readouterr().out}\nCOMP_WORDS=({words}); COMP_CWORD={last}; _shtab_regard; echo ${{COMPREPLY[@]}}"
+    )
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path / "here", check=True)
+    assert found.stdout.split() == offered
+
+
+def test_the_version_is_that_of_the_package(capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.split() == ["regard", version("regard")]
 
 
 def test_the_names_of_backbones_are_those_of_timm() -> None:

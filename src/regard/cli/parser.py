@@ -15,9 +15,10 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from importlib import import_module
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -38,9 +39,10 @@ NOT_REPEATED = ("jobs", "devices", "workers", "dry_run", "cluster", "cluster_opt
 
 
 class Parser(ArgumentParser):
-    """A wrong option is one line too. rare: the options that only `--help=all` shows."""
+    """A wrong option is one line too. rare: the options that only `--help=all` shows; known: names that one takes."""
 
     rare: set[str]
+    known: Mapping[str, Sequence[str]] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit status 2, after one line in the words of people, not of jsonargparse's types."""
@@ -76,11 +78,40 @@ class Help(argparse.Action):
         raise SystemExit(0)
 
 
+class Completion(argparse.Action):
+    """Print a script for a shell, so that it completes commands, options, their choices, and files."""
+
+    def __call__(self, parser: Any, namespace, values: Any, option_string=None) -> NoReturn:
+        """Print the script and end; the parser is of no further use."""
+        import shtab
+
+        parsers = [parser]
+        for one in parsers:  # grows
+            for action in one._actions:
+                kind = getattr(action, "_typehint", None)
+                if known := one.known.get(action.dest) or (get_args(kind) if get_origin(kind) is Literal else ()):
+                    action.choices = list(map(str, known))
+                elif kind in (bool, bool | None):
+                    action.choices = ["true", "false"]
+                elif isinstance(action.choices, Mapping):
+                    parsers += action.choices.values()
+                elif action.choices is None and action.nargs != 0:
+                    action.complete = shtab.FILE
+        print(shtab.complete(parser, values))
+        raise SystemExit(0)
+
+
 def build_parser(commands: Commands) -> Parser:
     """A subcommand per function, with its options, `--config FILE.yaml` and `--print_config`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
     parser = Parser(
         prog="regard", description="Learn from images without labels, read the attention, segment with it, and compare."
+    )
+    said = f"regard {version('regard')}"
+    parser.add_argument("--version", action="version", version=said, help="Print the version.")
+    words = "Print a script that completes commands and options: regard --completion bash >> ~/.bashrc"
+    parser.add_argument(
+        "--completion", action=Completion, choices=("bash", "zsh", "tcsh"), default=argparse.SUPPRESS, help=words
     )
     outer = parser.add_subcommands(metavar="COMMAND")
     groups = []
@@ -112,6 +143,7 @@ def command_parser(name: str, command: Command) -> Parser:
     parser.add_argument("-h", "--help", action=Help, nargs="?", const="", default=argparse.SUPPRESS, help="Show this.")
     parser.add_argument("--config", action="config", help="A YAML file with any of these options, or a recipe's name.")
     groups = _groups(command)
+    parser.known = {one.name: one.metadata["choices"] for kind in groups.values() for one in options(kind)}
     parser.add_function_arguments(command, as_positional=name.split()[-1] in POSITIONAL, skip=set(groups))
     sections: dict[str, Any] = {}
     for kind in groups.values():
