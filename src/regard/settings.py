@@ -484,7 +484,7 @@ class Watch(Settings):
     """How a pre-training is fed and watched. It changes nothing of what good images teach."""
 
     logger: Literal["wandb"] | None = setting(
-        None, "`wandb` (Weights & Biases), beside CSV and TensorBoard.", common=True
+        None, "`wandb` (Weights & Biases), beside CSV files and, where installed, TensorBoard.", common=True
     )
     on_bad_image: Literal["raise", "skip"] = setting(
         "raise",

@@ -83,7 +83,7 @@ def segment(
         out: Folder for the run; a second call goes on with a run cut short.
         cache: Folder for the features of a frozen backbone: they are computed once, for other runs too.
         seed: Of weights, order and crops.
-        logger: `wandb` (Weights & Biases), beside CSV and TensorBoard.
+        logger: `wandb` (Weights & Biases), beside CSV files and, where installed, TensorBoard.
         label_fraction: Share of the training masks to learn from, such as 0.1; as many steps are taken as with all.
     """
     from regard.backbones.base import weights_digest
@@ -99,6 +99,7 @@ def segment(
     from regard.runs.folders import data_settings, run_folder
     from regard.runs.run import RUN_FILE, load_run, summary
     from regard.runs.segmenting import segment_run
+    from regard.runs.snapshots import PredictionSnapshots
     from regard.training.hardware import check_processes
 
     no_strength = not settings.listener and settings.refiner == "none"
@@ -140,7 +141,9 @@ def segment(
     started |= {"backbone_options": backbone.options, "first_weights": weights_digest(backbone)} | files
     started |= {"label_fraction": label_fraction} if label_fraction < 1 else {}
     with run_folder(out, started, RUN_FILE) as folder:
-        extras = Extras(origin=origin, logger=logger, cache=kept)
+        watched = settings.head != "ridge" and settings.maps != "other"  # which is not trained; has no answer alone
+        watching = [PredictionSnapshots(folder / "pictures", splits["val"], settings)] if watched else []
+        extras = Extras(origin=origin, logger=logger, callbacks=watching, cache=kept)
         made = segment_run(train, splits.get("val"), backbone, settings, folder, seed, hardware, extras)
     line = f"trained segmentation in {out}: regard predict --run {shlex.quote(out)} --images ... --out ..."
     if not is_first_process():

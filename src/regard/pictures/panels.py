@@ -41,7 +41,7 @@ def heads_mosaic(image: Picture, maps: Sequence[BlockMaps], style: Style, captio
     heads = list(dict.fromkeys(head for found in maps for head in found.heads))
     rows: list[list[Picture | None]] = []
     for found in maps:
-        cells = [_cell(image, *one, found.stride, style) for one in _maps(found, style)]
+        cells = heads_cells(image, found, style)
         of_head = dict(zip(found.heads, cells, strict=True)) if heads else {}
         rows.append([None, *([of_head.get(head) for head in heads] or cells)])
     rows[0][0] = image
@@ -57,6 +57,11 @@ def heads_mosaic(image: Picture, maps: Sequence[BlockMaps], style: Style, captio
         caption,
         bar,
     )
+
+
+def heads_cells(image: Picture, found: BlockMaps, style: Style) -> list[Picture]:
+    """A picture of each map, at the image's size."""
+    return [_cell(image, *one, found.stride, style) for one in _maps(found, style)]
 
 
 def head_pictures(

@@ -28,7 +28,7 @@ class Extras:
 
     title:     of its progress bar.
     origin:    where data and weights came from, kept in its description for people.
-    logger:    "wandb", beside CSV and TensorBoard.
+    logger:    "wandb", beside CSV files and, where installed, TensorBoard.
     callbacks: called after the score of an epoch is in the curve.
     cache:     of a segmentation with a frozen backbone.
     queries:   of a pre-training: labelled images, whose classes kNN asks of the training images, then labelled too.

@@ -28,6 +28,7 @@ from regard.results import PretrainDescription, write_stored
 from regard.runs.checks import check_pretraining
 from regard.runs.extras import Extras
 from regard.runs.folders import SKIPPED_FILE
+from regard.runs.snapshots import AttentionSnapshots
 from regard.say import say
 from regard.settings import METHODS, VIEWS, Hardware, PretrainSettings, Watch, find, typed
 from regard.ssl.method import Pretraining
@@ -85,12 +86,15 @@ def pretrain_run(
     curve, clock, scores = LossCurve(points=40), Clock(), Scores()
     # A classifier has one view of an image, and labels to tell how it does.
     monitors = [] if module.labelled else [CollapseMonitor(_warn, watch.on_collapse)]
-    pictures = Pictures(out / "pictures", max(1, settings.epochs // 10))
+    folder, often = out / "pictures", max(1, settings.epochs // 10)
+    pictures: list[L.Callback] = [Pictures(folder, often)]
+    if backbone.heads:
+        pictures.append(AttentionSnapshots(folder, often, dataset, settings.size))
     trainer = make_trainer(
         settings,
         out,
         hardware,
-        [curve, clock, scores, StepSeed(seed), *averaging, *monitors, pictures],
+        [curve, clock, scores, StepSeed(seed), *averaging, *monitors, *pictures],
         extras.title or "pre-training",
         watch.knn_every or scoring_interval(settings.epochs),
         loggers,

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from regard.errors import TrainingStopped
 from regard.ssl.barlow_twins import standardize
+from regard.training.logs import keep_picture, picture_due
 
 # Thresholds, each between what healthy and what broken runs gave: preset tiny, 512 scenes, batch 32, 48 to 96 steps.
 # Broken: a teacher at 0.1, 0.2 or 1.0 (healthy: 0.04), no centring, a rate 50 times too high. (What lambda_ = 0 breaks
@@ -241,25 +240,15 @@ class Pictures(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         """What the training sees."""
         if trainer.is_global_zero and trainer.current_epoch == batch_idx == 0:
-            self._keep(trainer, "views", "", grid([view[:8] for view in batch if view.ndim == 4]))
+            keep_picture(trainer, self.folder, "views", "", grid([view[:8] for view in batch if view.ndim == 4]))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """What came of it."""
         outputs, epoch = cast(dict[str, Any], outputs), trainer.current_epoch + 1
-        due = trainer.is_last_batch and (epoch % self.epochs == 0 or epoch == trainer.max_epochs)
-        if trainer.is_global_zero and due and "embeddings" in outputs:
+        if trainer.is_last_batch and picture_due(trainer, self.epochs) and "embeddings" in outputs:
             z1, z2 = outputs["embeddings"]
             picture = correlation_map(cross_correlation(z1, z2).cpu().numpy(), len(z1), epoch)
-            self._keep(trainer, "cross-correlation", f"-epoch-{epoch}", picture)
-
-    def _keep(self, trainer, name: str, suffix: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(self.folder / f"{name}{suffix}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
-            elif isinstance(logger, WandbLogger):
-                logger.log_image(name, [picture], step=trainer.global_step)
+            keep_picture(trainer, self.folder, "cross-correlation", f"-epoch-{epoch}", picture)
 
 
 def grid(views: Sequence[UInt8[Tensor, "images 3 _ _"]]) -> UInt8[np.ndarray, "height width 3"]:

@@ -1,4 +1,6 @@
-"""Where a training logs to: CSV files and TensorBoard always, Weights & Biases (an extra) where asked for."""
+"""Where a training logs to: CSV files and pictures always, TensorBoard (an extra) where it is installed, Weights &
+Biases (an extra) where asked for.
+"""
 
 import netrc
 import os
@@ -6,13 +8,17 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+from jaxtyping import UInt8
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from regard.errors import InputError
 
@@ -23,7 +29,25 @@ BEST = "best_val_miou"  # the highest until then, which is that of the model tha
 def make_loggers(out: Path) -> list[Logger]:
     """Loggers that write into `out`/logs."""
     part = len(list((out / "logs").glob("part-*"))) + 1  # a resumed run logs beside the part before
-    return [kind(out, "logs", f"part-{part}") for kind in (CSVLogger, TensorBoardLogger)]
+    kinds = (CSVLogger, TensorBoardLogger) if find_spec("tensorboard") else (CSVLogger,)
+    return [kind(out, "logs", f"part-{part}") for kind in kinds]
+
+
+def picture_due(trainer: Any, epochs: int) -> bool:
+    """Whether this process is to draw in this epoch: the first one, every so many epochs and in the last."""
+    epoch = trainer.current_epoch + 1
+    return trainer.is_global_zero and (epoch % epochs == 0 or epoch == trainer.max_epochs)
+
+
+def keep_picture(trainer: Any, folder: Path, name: str, suffix: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Save `name``suffix`.png into the folder, and send it by its name to TensorBoard and Weights & Biases."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(folder / f"{name}{suffix}.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [picture], step=trainer.global_step)
 
 
 def wandb_logger(out: Path, config: dict[str, Any]) -> WandbLogger:

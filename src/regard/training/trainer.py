@@ -96,7 +96,7 @@ def make_trainer(
     settings:       of which `epochs` and `accumulate` are read.
     title:          of its bar.
     validate_every: epochs between validations, where the data has a validation loader.
-    loggers:        beside CSV and TensorBoard.
+    loggers:        beside CSV files and, where installed, TensorBoard.
     unused:         parameters may be without a gradient, which DDP has to look for in every step.
     """
     for chatty in ("lightning.pytorch", "lightning.fabric"):
