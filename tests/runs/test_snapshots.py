@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,7 +39,7 @@ def test_attention_is_drawn_while_a_backbone_learns_and_changes_nothing(tmp_path
     first, last = (picture[: picture.shape[0] * 2 // 3] for picture in pictures)  # the caption below names the epoch
     assert np.array_equal(first[:, :32], last[:, :32])  # the images
     assert not np.array_equal(first, last)
-    monkeypatch.setattr(pretraining, "AttentionSnapshots", lambda *rest: pretraining.Clock())
+    monkeypatch.setattr(pretraining, "AttentionSnapshots", lambda *rest: L.Callback())
     assert not any(name.startswith("attention") for name in pretrained(tmp_path / "b"))
     assert same(*(load_file(tmp_path / name / BACKBONE_FILE) for name in "ab"))
 
