@@ -1,8 +1,9 @@
 # Each target does its own set-up. PYTHON chooses the interpreter that .venv is made with.
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: setup demo test test-all check format clean
+.PHONY: setup demo test test-all test-lowest check format docs clean
 
 setup: .venv/.installed
 
@@ -15,10 +16,17 @@ demo: setup
 	$(BIN)/regard demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python $(PYTEST)
+
+# With the lowest version of each direct dependency that pyproject.toml allows, in an environment of its own.
+test-lowest:
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet uv
+	build/lowest/bin/uv pip install --quiet --python build/lowest --resolution lowest-direct -e ".[dev]"
+	build/lowest/bin/python $(PYTEST) -m "not slow"
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -29,5 +37,9 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documentation site in build/site; a broken link is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache
+	rm -rf .venv build runs .pytest_cache .ruff_cache
