@@ -317,7 +317,9 @@ def _bound(text: str) -> float:
 class Device(Reading):
     """Where it is computed."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", "`auto` takes a GPU where there is one.")
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = setting(
+        "auto", "`auto` takes a CUDA GPU where there is one; `mps` is Apple's, for trainings."
+    )
 
     @property
     def on_gpu(self) -> bool:
@@ -326,11 +328,13 @@ class Device(Reading):
 
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise InputError("no GPU is to be seen here: use --accelerator cpu, or auto")
-        return self.accelerator != "cpu" and torch.cuda.is_available()
+        return self.accelerator in ("auto", "gpu") and torch.cuda.is_available()
 
     @property
     def device(self) -> str:
-        """torch's name of it, for what one process does."""
+        """torch's name of it, for what one process does. InputError for mps, which has no float64, as scores need."""
+        if self.accelerator == "mps":
+            raise InputError("mps is for trainings alone, as it has no float64: use --accelerator cpu, or auto")
         return "cuda" if self.on_gpu else "cpu"
 
 
@@ -382,9 +386,18 @@ class Hardware(Computing):
 
     @property
     def device(self) -> str:
-        """Where a finished model is scored: where it was trained. Of many processes, each has its own."""
+        """Where a finished model is scored: where it was trained. Of many processes, each has its own.
+
+        InputError for an mps that is not there.
+        """
         import os
 
+        if self.accelerator == "mps":
+            import torch
+
+            if not torch.backends.mps.is_available():
+                raise InputError("no mps is to be seen here: use --accelerator cpu, or auto")
+            return "mps"
         if not self.on_gpu or self.processes == 1:
             return super().device
         return f"cuda:{os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))}"  # torchrun, SLURM

@@ -243,6 +243,13 @@ def test_the_package_names_its_public_api() -> None:
             for command in ("pretrain", "segment", "sweep", "score --backbone resnet18", "embed --backbone resnet18")
             for seed in (-1, 2**32)
         ),
+        ("segment --data scenes --backbone resnet18 --accelerator mps", "no mps is to be seen here: use --accelerator"),
+        (
+            "pretrain --data scenes --backbone resnet18 --accelerator mps",
+            "no mps is to be seen here: use --accelerator",
+        ),
+        ("score --data scenes --backbone scenes/vit --accelerator mps", "mps is for trainings alone"),
+        ("embed --data scenes --backbone scenes/vit --accelerator mps", "mps is for trainings alone"),
         ("segment --data scenes --backbone resnet18 --freeze --cache FILE", "FILE is a file, and a folder is to be"),
         ("attention --backbone resnet18 --images . --out FILE/below", "FILE is a file, and a folder is to be there"),
         ("data pack scenes FILE", "FILE is a file, and a folder is to be there: choose another --to"),

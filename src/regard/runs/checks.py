@@ -89,6 +89,8 @@ def check_hardware(settings: SegmentSettings, hardware: Hardware, images: int, c
     if settings.head == "ridge":
         if hardware.processes > 1:
             raise InputError("head ridge is solved by one process: take --devices 1, or another head")
+        if hardware.accelerator == "mps":
+            raise InputError("head ridge is solved in float64, which mps does not have: use --accelerator cpu, or auto")
         return
     batch, parts = settings.batch_size, hardware.processes * settings.accumulate
     share = f"{hardware.processes} processes x {settings.accumulate} parts"

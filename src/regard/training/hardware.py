@@ -27,6 +27,8 @@ def check_processes(hardware: Hardware) -> None:
     Else each of them would train alone, and all would write into one folder; or one GPU would do the work of all. And
     where several machines are meant, and nothing says where they meet.
     """
+    if hardware.device == "mps" and hardware.processes > 1:
+        raise InputError("mps is one device: take --devices 1")
     if hardware.on_gpu and hardware.devices > torch.cuda.device_count():
         raise InputError(f"--devices {hardware.devices}, and {torch.cuda.device_count()} GPUs to be seen here")
     said = os.environ

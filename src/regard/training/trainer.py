@@ -123,7 +123,7 @@ def make_trainer(
         plugins.append(SLURMEnvironment(auto_requeue=False))  # `Checkpoints` does
     bar = [_Progress(title)] if hardware.bar else []
     return L.Trainer(
-        accelerator="gpu" if hardware.on_gpu else "cpu",
+        accelerator="gpu" if hardware.on_gpu else hardware.device,
         devices=hardware.devices,
         num_nodes=hardware.nodes,
         # not static_graph for unused parameters: it knows no parts of a step
