@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def environment() -> dict[str, str]:
 
 def shown_path(path: str) -> str:
     """A path as seen from here: a page that is handed on should not tell where a home directory is."""
-    return os.path.relpath(path) if os.path.isabs(path) else path
+    with suppress(ValueError):  # on another drive of Windows
+        return os.path.relpath(path) if os.path.isabs(path) else path
+    return path
 
 
 def _processor() -> str:
