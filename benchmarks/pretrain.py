@@ -22,7 +22,6 @@ import copy
 import gc
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -38,32 +37,30 @@ from lightly.models.modules import BarlowTwinsProjectionHead, DINOProjectionHead
 from lightly.models.utils import update_momentum
 from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 from lightly.transforms.dino_transform import DINOTransform
-from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
-from side_by_side import COMMIT, ROOT, ratios, show, spread, synchronize, table, write
+from side_by_side import COMMIT, ROOT, ratios, show, spread, table, write
+from steps import (
+    Case,
+    Repeated,
+    Stopwatch,
+    architecture,
+    bf16_is_fast,
+    counted,
+    fit,
+    from_files,
+    in_memory,
+    photographs,
+    utilisation,
+)  # fmt: skip
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
-
-from regard.backbones import build_backbone
-from regard.data.datasets.scenes import Scenes
-from regard.data.loading.modules import PretrainData
-from regard.data.loading.samples import Views
-from regard.data.source import open_source
-from regard.runs.pretraining import build_method, build_views
-from regard.settings import Hardware, PretrainSettings
-from regard.ssl.monitors import CollapseMonitor, Pictures
-from regard.training.curves import Clock, LossCurve, Scores
-from regard.training.trainer import StepSeed, make_trainer, prepare
 
 NARROW = {"embed_dim": 24, "depth": 1, "num_heads": 2}  # a ViT that costs next to nothing
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+CASES: dict[str, Case] = {
     "ResNet-50, Barlow Twins": ("barlow_twins", "resnet50", {}),
     "ViT-S/16, DINO": ("dino", "vit_small_patch16_224", {}),
     "narrow ViT, Barlow Twins": ("barlow_twins", "vit_tiny_patch16_224", NARROW),
 }
-# Dense bfloat16, 10^12 FLOPs a second, from the makers' data sheets (the SXM kind, where there are several).
-PEAK = {"A100": 312, "H100": 989, "H200": 989, "B200": 2250, "L4": 121, "L40S": 362, "A10G": 70, "V100": 125, "T4": 65}
 
 
 class LightlyBarlowTwins(L.LightningModule):
@@ -126,102 +123,7 @@ class Folder(Dataset):
             return self.transform(image.convert("RGB"))
 
 
-class Repeated(Dataset):
-    """One batch, as often as asked for; for `DataLoader(batch_size=None)`."""
-
-    def __init__(self, batch: list[Tensor], times: int) -> None:
-        self.batch, self.times = batch, times
-
-    def __len__(self) -> int:
-        return self.times
-
-    def __getitem__(self, i: int) -> list[Tensor]:
-        return self.batch
-
-
-class Stopwatch(L.Callback):
-    """Seconds a step after `warmup` ones; first among the callbacks, so that each step counts all of them once."""
-
-    def __init__(self, warmup: int, steps: int) -> None:
-        self.warmup, self.steps, self.started, self.seconds = warmup, steps, 0.0, 0.0
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        """The device is waited for at both ends only."""
-        if batch_idx + 1 == self.warmup:
-            synchronize()
-            self.started = time.perf_counter()
-        if batch_idx + 1 == self.warmup + self.steps:
-            synchronize()
-            self.seconds = (time.perf_counter() - self.started) / self.steps
-
-
-class Flops(L.Callback):
-    """FLOPs of the second step, forward and backward: what torch counts in products and convolutions."""
-
-    counter = FlopCounterMode(display=False)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        """Count."""
-        if batch_idx == 1:
-            self.counter.__enter__()
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        """Stop counting."""
-        if batch_idx == 1:
-            self.counter.__exit__(None, None, None)
-
-
-def settings_of(method: str, options: argparse.Namespace, batch: int) -> PretrainSettings:
-    """Ours, as the benchmark's options say."""
-    made: dict[str, dict[str, Any]] = {
-        "barlow_twins": {"optimizer": "adamw", "widths": (options.widths,) * 3},
-        "dino": {"out_dim": options.out_dim},
-    }
-    size, local = options.size, options.local_size
-    return PretrainSettings(
-        method=method,
-        size=size,
-        local_size=local,
-        local_crops=options.local_crops,
-        epochs=1,
-        batch_size=batch,
-        method_options=made[method],
-    )
-
-
-def architecture(name: str, extra: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """What timm is asked for, by both."""
-    return extra | ({"img_size": options.size, "dynamic_img_size": True} if name.startswith("vit") else {})
-
-
-def fit_ours(
-    case: tuple[str, str, dict[str, Any]], loader: Any, watches: Sequence[L.Callback], options: argparse.Namespace
-) -> list[float]:
-    """One fit as `regard pretrain` sets it up; how long the next batch was waited for, of each step, in seconds."""
-    method, name, extra = case
-    settings = settings_of(method, options, options.batch)
-    module = build_method(build_backbone(name, **architecture(name, extra, options)), settings)
-    hardware = Hardware(
-        accelerator=options.accelerator,
-        precision=options.precision,
-        workers=options.workers,
-        bar=False,
-        compile=options.compile,
-    )
-    prepare(module, hardware)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        callbacks = [LossCurve(points=40), Clock(), Scores(), StepSeed(0), CollapseMonitor(print)]
-        watching = [*watches, *callbacks, Pictures(out / "pictures", 1)]
-        trainer: Any = make_trainer(PretrainSettings(epochs=1), out, hardware, watching, "")
-        trainer.profiler = SimpleProfiler()
-        trainer.fit(module, **loader)
-        return trainer.profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]
-
-
-def fit_theirs(
-    case: tuple[str, str, dict[str, Any]], loader: DataLoader, watch: Stopwatch, options: argparse.Namespace
-) -> None:
+def fit_theirs(case: Case, loader: DataLoader, watch: Stopwatch, options: argparse.Namespace) -> None:
     """One fit in a plain loop."""
     method, name, extra = case
     backbone = timm.create_model(name, num_classes=0, **architecture(name, extra, options))
@@ -250,14 +152,10 @@ def loaders(
     method: str, data: bool, times: int, paths: Sequence[Path], options: argparse.Namespace
 ) -> tuple[DataLoader, dict[str, Any]]:
     """(Theirs, ours as arguments of `fit`) for `times` steps."""
-    settings = settings_of(method, options, options.batch)
     if not data:
-        sizes = [options.size] * 2 + ([options.local_size] * options.local_crops if method == "dino" else [])
-        views = [torch.randint(0, 256, (options.batch, 3, size, size), dtype=torch.uint8) for size in sizes]
+        views, ours = in_memory(method, times, options)
         floats = [view / 127.5 - 1 for view in views]
-        pinned = options.accelerator == "gpu"
-        theirs, ours = (DataLoader(Repeated(x, times), batch_size=None, pin_memory=pinned) for x in (floats, views))
-        return theirs, {"train_dataloaders": ours}
+        return DataLoader(Repeated(floats, times), batch_size=None, pin_memory=options.accelerator == "gpu"), ours
     if method == "dino":
         transform: Any = DINOTransform(
             options.size, local_crop_size=options.local_size, n_local_views=options.local_crops
@@ -268,32 +166,7 @@ def loaders(
     repeated = [paths[i % len(paths)] for i in range(needed)]
     workers = {"num_workers": options.workers, "pin_memory": options.accelerator == "gpu"}
     theirs = DataLoader(Folder(repeated, transform), options.batch, shuffle=True, drop_last=True, **workers)
-    images = open_source(str(paths[0].parent)).split("train")
-    ours = PretrainData(Views(Times(images, needed), build_views(settings)), options.batch, options.workers)
-    return theirs, {"datamodule": ours}
-
-
-class Times:
-    """A dataset of ours, again and again up to a length."""
-
-    def __init__(self, dataset: Any, length: int) -> None:
-        self.dataset, self.length = dataset, length
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-
-    def __len__(self) -> int:
-        return self.length
-
-    def name(self, i: int) -> str:
-        """As the dataset."""
-        return self.dataset.name(i % len(self.dataset))
-
-    def image(self, i: int) -> Any:
-        """As the dataset."""
-        return self.dataset.image(i % len(self.dataset))
-
-    def encoded(self, i: int) -> bytes:
-        """As the dataset."""
-        return self.dataset.encoded(i % len(self.dataset))
+    return theirs, from_files(method, times, paths, options)
 
 
 def compare(name: str, data: bool, paths: Sequence[Path], options: argparse.Namespace) -> dict[str, Any]:
@@ -311,7 +184,7 @@ def compare(name: str, data: bool, paths: Sequence[Path], options: argparse.Name
             if whose == "lightly":
                 fit_theirs(case, theirs, watch, options)
             else:
-                waited = fit_ours(case, ours, [watch], options)[warmup : warmup + steps]
+                waited = fit(case, ours, [watch], options)[warmup : warmup + steps]
                 waits.append(sum(waited) / (watch.seconds * steps))
             seconds[whose].append(watch.seconds)
             gc.collect()
@@ -326,37 +199,13 @@ def compare(name: str, data: bool, paths: Sequence[Path], options: argparse.Name
     }
 
 
-def utilisation(options: argparse.Namespace) -> dict[str, Any]:
+def of_vit_b(options: argparse.Namespace) -> dict[str, Any]:
     """Model FLOPs utilisation of our DINO step of ViT-B/16."""
-    case = ("dino", "vit_base_patch16_224", {})
-    flops, watch = Flops(), Stopwatch(options.warmup, options.steps)
-    plain = argparse.Namespace(**{**vars(options), "compile": False})  # what is compiled is not counted
-    fit_ours(case, loaders("dino", False, 2, (), plain)[1], [flops], plain)
-    fit_ours(case, loaders("dino", False, options.warmup + options.steps, (), options)[1], [watch], options)
-    count = flops.counter.get_total_flops()
-    found: dict[str, Any] = {"case": "ViT-B/16, DINO", "flops": count, "seconds": watch.seconds}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    peak = next((PEAK[key] for key in sorted(PEAK, key=len, reverse=True) if key in device), None)
-    if peak:
-        found |= {"peak": peak * 1e12, "utilisation": count / watch.seconds / (peak * 1e12)}
-    return found
-
-
-def photographs(folder: Path, count: int) -> list[Path]:
-    """JPEGs of 500 x 375 pixels, as ImageNet's usual ones: scenes with some noise, about 60 KB each."""
-    scenes, paths = Scenes(count, size=500), []
-    for i in range(count):
-        pixels = scenes.image(i)[:375].copy()
-        noise = torch.randint(-12, 13, pixels.shape, generator=torch.Generator().manual_seed(i)).numpy()
-        paths.append(folder / f"{i:04d}.jpg")
-        Image.fromarray((pixels + noise).clip(0, 255).astype("uint8")).save(paths[-1], quality=90)
-    return paths
-
-
-def bf16_is_fast() -> bool:
-    """Whether this CPU computes in bfloat16: without, autocast is ten times slower than float32."""
-    info = Path("/proc/cpuinfo")
-    return info.exists() and ("avx512_bf16" in info.read_text() or "amx_bf16" in info.read_text())
+    case, watch = ("dino", "vit_base_patch16_224", {}), Stopwatch(options.warmup, options.steps)
+    count = counted(case, options)
+    fit(case, in_memory("dino", options.warmup + options.steps, options)[1], [watch], options)
+    found = {"case": "ViT-B/16, DINO", "flops": count, "seconds": watch.seconds}
+    return found | utilisation(count, watch.seconds)
 
 
 def line(row: dict[str, Any]) -> list[str]:
@@ -398,6 +247,7 @@ def main() -> None:
     parser.add_argument("--mfu", action="store_true", default=gpu, help="count FLOPs; always on a GPU")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "pretrain.json")
     options = parser.parse_args()
+    options.contiguous = False
 
     cv2.setNumThreads(1)
     warnings.filterwarnings("ignore")
@@ -411,7 +261,7 @@ def main() -> None:
         record()  # a run that is cut short keeps what it has
         print(f"{row['case']}: done", flush=True)
     if options.mfu:
-        found["utilisation"] = utilisation(options)
+        found["utilisation"] = of_vit_b(options)
         record()
     head = ["case", "", "lightly ms", "regard ms", "times as fast", "regard waits %"]
     print(table(head, [line(row) for row in found["rows"]]))
