@@ -10,13 +10,16 @@ from mkdocs.structure.files import File, Files
 
 from regard.cli import COMMANDS
 from regard.cli.parser import command_parser
+from regard.files import read_json
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "docs" / "ten_labelled_photos.ipynb"
 # What a link in the repository points to, and the page that it is on the site.
 PLACES = {
     r"(?:\.\./)?results/README\.md": "results.md",
     r"(?:\.\./)?src/regard/configs/(\w+)\.yaml": r"recipes.md#\1",
     r"(?:\.\./)?docs/(\w+\.(?:md|jpg|png))": r"\1",
+    r"(?:\.\./)?docs/(\w+)\.ipynb": r"\1.md",
 }
 PYTHON = """# Python
 
@@ -49,6 +52,7 @@ def on_files(files: Files, config: Any) -> Files:
         "commands.md": commands(),
         "recipes.md": recipes(),
         "python.md": PYTHON,
+        f"{NOTEBOOK.stem}.md": notebook(),
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -62,7 +66,17 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links as they are on the site; to a folder or file that it does not have, their words alone."""
     for pattern, page in PLACES.items():
         markdown = re.sub(rf"\]\({pattern}(?P<at>#[\w-]+)?\)", rf"]({page}\g<at>)", markdown)
-    return re.sub(r"\[([^]]+)\]\((?!https?:)[^)#]*(?:/|\.py|\.json|LICENSE)\)", r"\1", markdown)
+    return re.sub(r"\[([^]]+)\]\((?!https?:)[^)#]*(?:/|\.py|\.json|LICENSE|[A-Z]+\.md)\)", r"\1", markdown)
+
+
+def notebook() -> str:
+    """The notebook, its code as blocks."""
+    cells = read_json(NOTEBOOK)["cells"]
+    texts = ("".join(cell["source"]) for cell in cells)
+    return "\n\n".join(
+        text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+        for cell, text in zip(cells, texts, strict=True)
+    )
 
 
 def commands() -> str:
