@@ -14,7 +14,7 @@ there is none, masks at their own size. DATA@CLASS is that class against the res
     python benchmarks/few_labels.py --data CAMVID VOC VOC@person --work runs/few --out results/few_labels.json
 
 A second call does what is not done yet. Intervals are 95%, over images and draws, which share images of one pool
-(`statistics.difference`).
+(`statistics.difference`); of one draw, over images alone. Beyond ridge: on the same images and draws.
 """
 
 import shutil
@@ -36,7 +36,7 @@ from regard.data.loading.wrapped import Fraction
 from regard.data.source import fingerprint, open_source, require_masks
 from regard.data.survey import evenly
 from regard.errors import unknown
-from regard.evaluation.statistics import score
+from regard.evaluation.statistics import Scored, difference, score
 from regard.files import read_json, read_yaml, recipe, write_json, write_whole
 from regard.pictures.charts import save_figure
 from regard.runs.extras import Cache, Extras
@@ -160,12 +160,23 @@ class Study:
         shutil.rmtree(folder / "run")
         return found
 
-    def row(self, method: str, labels: int, draws: Sequence[int]) -> dict[str, Any]:
-        """Mean over draws, with an interval."""
-        cells = [self.done(method, labels, draw) for draw in draws]
+    def there(self, method: str, labels: int, draws: Sequence[int]) -> list[int]:
+        """Those draws that are done."""
+        return [draw for draw in draws if (self.cell(method, labels, draw) / FOUND_FILE).is_file()]
+
+    def scored(self, method: str, labels: int, draws: Sequence[int]) -> Scored:
+        """What is kept of these draws, which are done."""
         files = (self.cell(method, labels, draw) / COUNTS_FILE for draw in draws)
+        return score(np.load(file)["counts"] for file in files)
+
+    def row(self, method: str, labels: int, draws: Sequence[int]) -> dict[str, Any]:
+        """Mean over draws, with an interval, and beyond ridge on the same images and draws, where these are done."""
+        cells = [self.done(method, labels, draw) for draw in draws]
         pool, scored, _ = self.splits
-        estimate = score(np.load(file)["counts"] for file in files).estimate(labels / len(pool))
+        found, share, beyond = self.scored(method, labels, draws), labels / len(pool), None
+        estimate = found.estimate(share)
+        if method != "ridge" and self.there("ridge", labels, draws) == list(draws):
+            beyond = asdict(difference(found, self.scored("ridge", labels, draws), share))
         miou = [cell["miou"] for cell in cells]
         return {
             "data": self.name,
@@ -176,6 +187,7 @@ class Study:
             "miou": estimate.mean,
             "low": estimate.low,
             "high": estimate.high,
+            "beyond_ridge": beyond,
             "sd": float(np.std(miou, ddof=1)) if len(miou) > 1 else None,
             "settings": asdict(self.method(method, labels)[1]),
             "draws": cells,
@@ -211,6 +223,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--labels", type=int, nargs="+", default=(5, 10, 20, 50))
     parser.add_argument("--draws", type=int, help=f"in the place of {DRAWS}")
+    parser.add_argument("--kept", action="store_true", help="only of the draws that are done, none anew")
     parser.add_argument("--size", type=int, help="in the place of that of few_labels.yaml")
     parser.add_argument("--weights", help="a file, for what few_labels.yaml fetches")
     parser.add_argument("--steps", type=int, help=f"of whatever is trained, in the place of {STEPS}")
@@ -229,8 +242,11 @@ def main() -> None:
             parser.error(f"{data} has {pool} images to draw from: take fewer --labels, so that draws differ")
         for labels in given.labels:
             for method in given.methods:
-                rows.append(study.row(method, labels, range(given.draws or DRAWS[method])))
-                r = rows[-1]
+                draws = range(given.draws or DRAWS[method])
+                draws = study.there(method, labels, draws) if given.kept else draws
+                if not draws:
+                    continue
+                rows.append(r := study.row(method, labels, draws))
                 print(r["data"], method, labels, f"mIoU {100 * r['miou']:.1f}", flush=True)
     write(given.out, ["timm", "lightning"], settings, rows)
     save_figure(given.out.with_suffix(".png"), plot(rows))
@@ -240,11 +256,15 @@ def main() -> None:
             row["method"],
             str(row["labels"]),
             *(f"{100 * row[key]:.1f}" if row[key] is not None else "-" for key in ("miou", "sd", "low", "high")),
+            "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * row["beyond_ridge"][key] for key in ("mean", "low", "high")))
+            if row["beyond_ridge"]
+            else "-",
+            str(len(row["draws"])),
             f"{np.mean([cell['seconds'] for cell in row['draws']]):.0f}",
         ]
         for row in rows
     ]
-    print(table(["data", "method", "labels", "mIoU", "sd", "low", "high", "seconds"], shown))
+    print(table(["data", "method", "labels", "mIoU", "sd", "low", "high", "beyond ridge", "draws", "seconds"], shown))
 
 
 if __name__ == "__main__":
