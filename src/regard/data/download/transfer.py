@@ -73,7 +73,7 @@ def _length(file: Path) -> int:
 def _receive(url: str, partial: Path, size: int | None, progress: Progress) -> None:
     """Make `partial` whole, or as much of it as one connection brings."""
     note, begun = _tag_of(partial), _length(partial)
-    tag = note.read_text() if begun and note.exists() else ""
+    tag = note.read_text(encoding="utf-8") if begun and note.exists() else ""
     headers = {"User-Agent": "regard", "Accept-Encoding": "identity"}  # the bytes of the file, never packed once more
     if tag:
         headers |= {"Range": f"bytes={begun}-", "If-Range": tag}
@@ -101,7 +101,7 @@ def _receive(url: str, partial: Path, size: int | None, progress: Progress) -> N
             raise InputError(f"{partial.parent} has {free:,} bytes free, and {whole - begun:,} are to come: make room")
         with partial.open("ab" if begun else "wb") as stream:
             if not begun:
-                note.write_text(_tag(answer))
+                note.write_text(_tag(answer), encoding="utf-8")
             while chunk := answer.read(CHUNK):
                 stream.write(chunk)
                 begun += len(chunk)
