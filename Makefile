@@ -26,7 +26,7 @@ test-lowest:
 	$(PYTHON) -m venv build/lowest
 	build/lowest/bin/python -m pip install --quiet uv
 	build/lowest/bin/uv pip install --quiet --python build/lowest --resolution lowest-direct -e ".[dev]"
-	build/lowest/bin/python $(PYTEST) -m "not slow"
+	build/lowest/bin/python $(PYTEST) -m "not slow" -W default  # old versions warn of newer ones
 
 check: setup
 	$(BIN)/ruff format --check .
