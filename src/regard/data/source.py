@@ -122,6 +122,13 @@ def check_there(src: str) -> None:
         _folder(src)
 
 
+def check_beside(source: Source, folder: Path) -> None:
+    """InputError for a folder to be made within its own source, as it would be listed as a part of that."""
+    on_disk = source.layout != "scenes" and not is_remote(source.root)
+    if on_disk and folder.is_relative_to(Path(source.root).resolve()):
+        raise InputError(f"{folder} is within {source.root}, which it is to be made of: one beside it would work")
+
+
 def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     """The splits of a source that has masks; InputError, with what would work, for one that has none."""
     if not source.has_masks:
