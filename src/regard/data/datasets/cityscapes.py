@@ -1,45 +1,28 @@
 """Cityscapes (Cordts et al. 2016): leftImg8bit/ and gtFine/, each SPLIT/CITY/; the 19 classes of its evaluation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from regard.data.datasets.base import Source
 from regard.data.datasets.masks import PairedImages
-from regard.data.datasets.published import Published
+from regard.data.datasets.published import Published, comma_separated
 from regard.data.listing import list_images
-from regard.data.names import VOID, Color, Legend
+from regard.data.names import VOID, Legend, numbered
 
 TOPS = ("leftImg8bit", "gtFine")
 FRAME, IDS, TRAIN_IDS = "_leftImg8bit.png", "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
-CLASSES: dict[int, tuple[str, Color]] = {  # by labelId, in the order of trainId: cityscapesScripts, helpers/labels.py
-    7: ("road", (128, 64, 128)),
-    8: ("sidewalk", (244, 35, 232)),
-    11: ("building", (70, 70, 70)),
-    12: ("wall", (102, 102, 156)),
-    13: ("fence", (190, 153, 153)),
-    17: ("pole", (153, 153, 153)),
-    19: ("traffic light", (250, 170, 30)),
-    20: ("traffic sign", (220, 220, 0)),
-    21: ("vegetation", (107, 142, 35)),
-    22: ("terrain", (152, 251, 152)),
-    23: ("sky", (70, 130, 180)),
-    24: ("person", (220, 20, 60)),
-    25: ("rider", (255, 0, 0)),
-    26: ("car", (0, 0, 142)),
-    27: ("truck", (0, 0, 70)),
-    28: ("bus", (0, 60, 100)),
-    31: ("train", (0, 80, 100)),
-    32: ("motorcycle", (0, 0, 230)),
-    33: ("bicycle", (119, 11, 32)),
-}
+# In the order of their trainIds 0 to 18; of the labelIds 0 to 33 the others are void: cityscapesScripts, labels.py.
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CLASSES = """road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person,
+    rider, car, truck, bus, train, motorcycle, bicycle"""
+COLORS = """804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c ff0000 00008e 000046
+    003c64 005064 0000e6 770b20"""
 
 
 def legend(ending: str) -> Legend:
-    """Of masks whose names end so: labelIds, 0 to 33, of which the others are void, or labelTrainIds, 0 to 18."""
-    ids = CLASSES if ending == IDS else range(len(CLASSES))
-    void = dict.fromkeys((*range(34), VOID), VOID) if ending == IDS else {VOID: VOID}
-    values = void | {value: label for label, value in enumerate(ids)}
-    names, colors = zip(*CLASSES.values(), strict=True)
-    return Legend(names, values, shown=colors)
+    """Of masks whose names end so."""
+    found = numbered(comma_separated(CLASSES), *((LABEL_IDS, (*range(34), VOID)) if ending == IDS else ()))
+    return replace(found, shown=tuple(tuple(bytes.fromhex(color)) for color in COLORS.split()))
 
 
 def open_cityscapes(root: Path) -> Source | None:

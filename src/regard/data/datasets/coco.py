@@ -99,7 +99,7 @@ def find_coco(root: Path, files: Sequence[str], images: Names) -> Outlined | Non
     absent = [
         f"{of.name}: {one.file_name}" for of in kept for one in of.content.images if one.file_name not in of.paths
     ]
-    notes = [f"{count:,} {what}" for what, count in counts.items()]
+    notes = [f"{count:,} {what}" for what, count in counts.items() if count]
     notes += [f"{of.name} is left out, as none of its images is there" for of in read if not of.paths]
     if absent:
         notes.append(f"{len(absent):,} images that are named are not there, such as {absent[0]}")

@@ -110,7 +110,7 @@ def painted(
 
     larger_first: void first of all, then by area. InputError for a region that can't be painted.
     """
-    canvas = np.zeros(size, np.uint8, order="F")  # as pycocotools has it
+    canvas = np.zeros(size, np.uint8)
     layers: list[tuple[int, list[_Patch]]] = []
     for region in regions:
         with naming(region.name):
@@ -124,7 +124,7 @@ def painted(
             height, width = inside.shape
             window = canvas[patch.top : patch.top + height, patch.left : patch.left + width]
             np.copyto(window, value, where=inside)
-    return np.ascontiguousarray(canvas)
+    return canvas
 
 
 @dataclass(frozen=True)
