@@ -91,8 +91,8 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
         keep_archives: Leave the archives there when they are unpacked.
     """
     from regard.data.datasets.published import published
-    from regard.data.download.dataset import download
     from regard.data.source import open_source
+    from regard.download.dataset import download
 
     data = published(name)
     folder = Path(out or f"data/{name}")
