@@ -28,9 +28,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from regard.data.compact import Names
-from regard.data.datasets import DATASETS
 from regard.data.datasets.base import Dataset, MaskDataset, Source
-from regard.data.datasets.coco import find_coco
+from regard.data.datasets.coco import coco_beside, find_coco
 from regard.data.datasets.cvat import find_cvat
 from regard.data.datasets.folders import ClassFolders, ImageFolder
 from regard.data.datasets.labelme import Annotated, LabelMe, by_hand_beside, find_annotated
@@ -45,7 +44,7 @@ from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
 from regard.errors import InputError, naming
-from regard.say import say
+from regard.say import say, say_once
 from regard.settings import MOST_IMAGES
 
 SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
@@ -132,7 +131,7 @@ def check_beside(source: Source, folder: Path) -> None:
 def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     """The splits of a source that has masks; InputError, with what would work, for one that has none."""
     if not source.has_masks:
-        published = f"a published tree ({', '.join(DATASETS)})"
+        published = "a published tree, such as VOC 2012 or Cityscapes"
         own = "images/ + masks/ (PNGs of classes), JSONs of LabelMe or COCO, an XML of CVAT"
         needs = f"segmentation needs {own}, {published}, or `--data scenes`"
         raise InputError(f"{source.root} ({source.words}) has no masks: {needs}")
@@ -150,6 +149,9 @@ def find_own(root: Path) -> Pairs | None:
             first = pairs.masks[int(np.argmax(pairs.has_mask))]
             have = f"masks such as {first}, and {len(drawn):,} JSONs of LabelMe by hand, such as {drawn[0]}"
             raise InputError(f"{root} has {have}: keep one kind, e.g. move {os.path.dirname(first)}/ away")
+        if left := coco_beside(root):
+            first = pairs.masks[int(np.argmax(pairs.has_mask))]
+            say_once(f"{root} has masks, such as {first}, and {left}: the masks are read")
         return pairs
     found = _annotated(root)
     if found and (beside := find_beside(root, found.images)):

@@ -179,7 +179,6 @@ def runs_of(counts, size=SIZE) -> dict:
         (lambda root: another(root, "a.png"), "has two entries of a.png, in all.json and b1.json: one"),
         (lambda root: coco(root / "all.json", ["a.png"] * 2, [some()]), "has 'a.png' twice among its im"),
         (lambda root: another(root, "b.png", categories=[{"id": 3, "name": "cow"}]), "calls category 3 'cow', and"),
-        (lambda root: again(root, some(), categories=[CATEGORIES[1], {"id": 4, "name": " cat"}]), "classes called"),
         (lambda root: again(root, some(), categories=[{"id": n, "name": f"{n}"} for n in range(255)]), "255 classes"),
         (lambda root: again(root, some(), categories=[{"id": 3, "name": " "}]), "has a class without a name"),
         (lambda root: (root / "all.json").write_text('{"images": [], "annotations": ['), "all.json is no whole JSON"),
@@ -209,6 +208,16 @@ def test_what_is_wrong_is_one_line(spoil, said, tmp_path) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_what_classes_are_called(tmp_path) -> None:
+    photo(tmp_path / "a.png")
+    named = ("Void", "cat", "background", " big\n cat", "cat")
+    categories = [{"id": number, "name": name} for number, name in enumerate(named)]
+    outlines = [[[x, 0, x + 9, 0, x + 9, 40, x, 40]] for x in range(0, 50, 10)]
+    again(tmp_path, *(some(outline, number) for number, outline in enumerate(outlines)), categories=categories)
+    assert open_source(tmp_path).classes == ("background", "cat", "big cat")
+    assert mask_of(tmp_path)[0, 4::10].tolist() == [255, 1, 0, 2, 1, 0]
+
+
 def test_brackets_within_brackets_are_one_line(tmp_path) -> None:
     photo(tmp_path / "a.png")
     deep = '"images": ' + "[" * 100_000
@@ -224,6 +233,18 @@ def test_jsons_without_outlines_leave_images_to_pretrain_on(tmp_path, capsys) ->
     assert open_source(tmp_path).layout == "images"
     said = capsys.readouterr()
     assert "all.json holds no outlines, so its images have no masks" in (said.out + said.err).replace("\n", "")
+
+
+@pytest.mark.parametrize("place", ["all.json", "annotations/instances.json"])
+def test_masks_count_more_than_a_json_beside_them_and_that_is_said(place, tmp_path, capsys) -> None:
+    for name in "ab":
+        photo(tmp_path / f"images/{name}.png")
+        save(tmp_path / f"masks/{name}.png", np.ones(SIZE, np.uint8))
+    coco(tmp_path / place, ["a.png"], [some()])
+    (tmp_path / "other.json").write_text('{"images": []}')
+    assert open_source(tmp_path).layout == "masks"
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"has masks, such as masks/a.png, and {place}: the masks are read" in said
 
 
 def test_two_kinds_of_annotations_are_refused(tmp_path) -> None:

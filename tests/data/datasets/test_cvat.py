@@ -189,3 +189,8 @@ def test_its_export_as_segmentation_masks_is_a_tree_like_voc_s(tmp_path) -> None
     source = open_source(tmp_path)
     assert (source.layout, source.classes) == ("voc-like", ("background", "cat"))
     assert {int(one[:9].min()) for one in masks(tmp_path).values()} == {1}
+    (tmp_path / "JPEGImages").rename(tmp_path.parent / f"{tmp_path.name}-images")  # as it is without `Save images`
+    with pytest.raises(
+        InputError, match="has SegmentationClass/ without JPEGImages/: the images there, or a CVAT export"
+    ):
+        open_source(tmp_path)

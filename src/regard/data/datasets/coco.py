@@ -118,16 +118,30 @@ def find_coco(root: Path, files: Sequence[str], images: Names) -> Outlined | Non
     )
 
 
+def coco_beside(root: Path) -> str:
+    """A JSON of COCO directly in a folder, or in its annotations/; or ""."""
+    files = [*sorted(root.glob("*.json")), *sorted(root.glob("annotations/*.json"))]
+    return next((file.relative_to(root).as_posix() for file in files if _keys(file) > 1), "")
+
+
+def _keys(path: Path) -> int:
+    """How many keys of a JSON of COCO a file begins with."""
+    with opened(path) as stream:
+        data = stream.read(OPENING)
+    return sum(key in data for key in KEYS)
+
+
 def _has_outline(one: _Annotation) -> bool:
     return bytes(one.segmentation).strip() not in NO_OUTLINE
 
 
 def _read(root: Path, file: str, images: Names) -> _File | None:
     """One JSON; None for one of another kind, or of no images."""
+    keys = _keys(root / file)
+    if not keys:
+        return None
     with opened(root / file) as stream:
-        data = stream.read(OPENING)
-        keys = sum(key in data for key in KEYS)
-        data = (data + stream.read()).removeprefix(b"\xef\xbb\xbf") if keys else b""
+        data = stream.read().removeprefix(b"\xef\xbb\xbf")
     try:
         if b'"segments_info"' in bytes(memoryview(msgspec.json.decode(data, type=_Keys).annotations)[:OPENING]):
             say_once(f"{root / file} is panoptic, which is not read: instances would be")

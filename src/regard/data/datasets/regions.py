@@ -5,7 +5,6 @@ pixels that COCO's own tools and CVAT's own export of masks give it. What a file
 image before any array is made.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,6 @@ from regard.settings import MOST_PIXELS
 
 BACKGROUNDS, VOIDS = ("background", "_background_"), ("void", "ignored")  # names of classes that say so
 LONGEST = 2**21  # pixels along an outline: pycocotools takes memory for each, and an image has no longer one
-
-
 Outline = TypeVar("Outline")
 
 
@@ -196,21 +193,18 @@ def check_points(points: np.ndarray) -> None:
 
 
 def class_values(names: Sequence[str], file: Path) -> tuple[Legend, dict[str, int]]:
-    """Background, and these classes in their order; and the value of each name, also of such as `void`.
-
-    InputError for names that can't be those of classes.
+    """Background, and these classes in their order, those of one name being one; and the value of each name, also of
+    such as `void`. InputError for a class without a name, and for too many.
     """
     bare = {name: " ".join(name.split()) for name in names}
-    kept = [name for name in bare.values() if name.casefold() not in (*BACKGROUNDS, *VOIDS)]
-    if not all(kept):
+    if not all(bare.values()):
         raise InputError(f"{file} has a class without a name: one would work")
-    if twice := next((name for name, count in Counter(kept).items() if count > 1), ""):
-        raise InputError(f"{file} has two classes called {twice!r}: a name of its own for each would work")
+    kept = {name: 0 for name in bare.values() if name.casefold() not in (*BACKGROUNDS, *VOIDS)}
     if len(kept) >= VOID:
         raise InputError(f"{file} has {len(kept):,} classes: {VOID - 1} at most would work")
     value_of = {name: value for value, name in enumerate(kept, 1)}
-    value_of |= {name: 0 if name.casefold() in BACKGROUNDS else VOID for name in bare.values() if name not in value_of}
-    return numbered(("background", *kept)), {name: value_of[short] for name, short in bare.items()}
+    others = {name: 0 if name.casefold() in BACKGROUNDS else VOID for name in bare.values() if name not in kept}
+    return numbered(("background", *kept)), {name: (value_of | others)[short] for name, short in bare.items()}
 
 
 @dataclass(frozen=True)
