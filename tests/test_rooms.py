@@ -16,6 +16,7 @@ MAY = {
     "ssl": {"backbones", "attention", "evaluation", "training"},
     "segmentation": {"backbones", "attention", "evaluation", "training"},
     "data": set(),
+    "download": {"data"},
     "scoring": {"backbones", "attention", "evaluation", "data"},
     "pictures": {"backbones", "attention", "evaluation", "data"},
     "reports": {"evaluation", "pictures"},

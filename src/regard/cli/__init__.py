@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from regard.cli.data import check, download, info, pack
+from regard.cli.data import check, convert, download, info, pack
 from regard.cli.look import attention, embed, features
 from regard.cli.parser import Commands, arguments_of, build_parser, check_there, parsed
 from regard.cli.probe import probe
@@ -32,7 +32,7 @@ COMMANDS: Commands = {
     "ablate": ablate,
     "sweep": sweep,
     "report": report,
-    "data": {"info": info, "check": check, "download": download, "pack": pack},
+    "data": {"info": info, "check": check, "download": download, "convert": convert, "pack": pack},
 }
 
 

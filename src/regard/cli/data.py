@@ -1,4 +1,4 @@
-"""Commands about data sets: data info, data check, data download, data pack."""
+"""Commands about data sets: data info, data check, data download, data convert, data pack."""
 
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,8 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
         keep_archives: Leave the archives there when they are unpacked.
     """
     from regard.data.datasets.published import published
-    from regard.data.download.dataset import download
     from regard.data.source import open_source
+    from regard.download.dataset import download
 
     data = published(name)
     folder = Path(out or f"data/{name}")
@@ -109,6 +109,22 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
 
 
 download.__doc__ = str(download.__doc__).replace("DATASETS", ", ".join(DATASETS))
+
+
+def convert(source: str, to: str, reading: Reading) -> str:
+    """Write images and their masks, of any layout that is read, as images/SPLIT, masks/SPLIT and classes.txt.
+
+    Args:
+        source: A path with masks, `scenes`, or the s3://, gs:// or https:// URL of a pack.
+        to: A folder that is not there yet.
+    """
+    from regard.data.convert import convert
+    from regard.data.source import open_source
+
+    opened = open_source(source)
+    say(opened.describe())
+    images, masks = convert(opened, to)
+    return f"{images:,} images and {masks:,} masks in {to}: regard segment --data {to} ..."
 
 
 def pack(source: str, to: str, packing: PackOptions) -> str:

@@ -30,8 +30,10 @@ from regard.settings import MOST_SEED, Settings, check_number, default_of, in_wo
 Command = Callable[..., str]
 Commands = Mapping[str, Command | Mapping[str, Command]]
 
-ABOUT = {"data": "Say what a path holds, find what is wrong with it, download a published data set, pack one."}
-POSITIONAL = ("report", "info", "check", "download", "pack")  # `regard report DIR`, `regard data info SRC`
+ABOUT = {
+    "data": "Say what a path holds, find what is wrong with it, download a published data set, convert or pack one."
+}
+POSITIONAL = ("report", "info", "check", "download", "convert", "pack")  # `regard report DIR`, `regard data info SRC`
 THERE = {"data": "regard.data.source", "images": "regard.pictures.targets"}  # paths, by whose rule they are there
 FOLDERS = {"out", "cache", "to"}  # that are made
 MAKE_A_FILE = ("check", "export")  # of `out`

@@ -73,7 +73,9 @@ class Pairs:
 
     images:   those with a mask and those without. masks: of each, the one there is, or where one would be looked for.
     has_mask: which of the images have one. splits: of each, "train", "val" or "test".
-    orphans:  the masks without an image. words: what the tree looks like.
+    orphans:  the masks without an image. words: what the tree looks like, layout: in a word.
+    notes:    what was decided for the user. by_name: whether an image and its mask share their name, so that where
+              images and masks are left over, they are taken to be called wrongly.
     """
 
     root: Path
@@ -83,6 +85,9 @@ class Pairs:
     splits: np.ndarray
     orphans: Names
     words: str
+    layout: str = "masks"
+    notes: tuple[str, ...] = ()
+    by_name: bool = True
 
     def by_split(self, chosen: np.ndarray) -> dict[str, Names]:
         """Of the chosen images, those of each split."""
@@ -169,15 +174,20 @@ def _leave_others_out(root: Path, used: Sequence[str]) -> None:
             )
 
 
+def said_split(path: str) -> str:
+    """The split that one of the first two folders of a path says, or ""."""
+    return next((split for name in path.split("/")[:-1][:2] if (split := meaning(name)[0])), "")
+
+
 def split_of(path: str) -> str:
     """The split of a path by its folders; train, where none of the first two says one."""
-    return next((split for name in path.split("/")[:2] if (split := meaning(name)[0])), "train")
+    return said_split(path) or "train"
 
 
 def check_fits(found: Pairs) -> None:
     """InputError where names do not fit: no image has a mask, or both images and masks are alone."""
     missing = np.flatnonzero(~found.has_mask)
-    if len(missing) and (found.orphans or not found.has_mask.any()):
+    if len(missing) and ((found.orphans and found.by_name) or not found.has_mask.any()):
         image, mask = found.root / found.images[int(missing[0])], found.masks[int(missing[0])]
         raise no_masks(image, mask, len(missing), len(found.images), found.orphans)
 

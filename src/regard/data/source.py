@@ -6,6 +6,7 @@
 | voc, coco-stuff, ade20k, ... | a published tree, as the file of each in datasets/ says |
 | masks, class folders, images | trees of one's own, as layouts.py says |
 | labelme | photos with JSONs of LabelMe, beside them or in another folder: see datasets/labelme.py |
+| coco, cvat | images, and JSONs of COCO or XMLs of CVAT for many of them: see datasets/coco.py and cvat.py |
 | packed | regard.json: chunks of any of these, made by `regard data pack`; or the s3://, gs://, https:// URL of such |
 
 VOC has the augmented train set where its masks are there, as SegmentationClassAug/ or as SBD's .mat files, inside the
@@ -27,12 +28,14 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from regard.data.compact import Names
-from regard.data.datasets import DATASETS
 from regard.data.datasets.base import Dataset, MaskDataset, Source
+from regard.data.datasets.coco import coco_beside, find_coco
+from regard.data.datasets.cvat import find_cvat
 from regard.data.datasets.folders import ClassFolders, ImageFolder
 from regard.data.datasets.labelme import Annotated, LabelMe, by_hand_beside, find_annotated
 from regard.data.datasets.masks import MaskFolder
 from regard.data.datasets.published import open_published
+from regard.data.datasets.regions import Outlined, Regions
 from regard.data.datasets.scenes import Objects, Scenes
 from regard.data.layouts import OF_IMAGE, OF_MASK, Pairs, check_fits, find_beside, find_pairs, meaning, split_images
 from regard.data.listing import holds_images, is_hidden, is_lossy, is_runs_own, list_images, subfolders, with_val
@@ -41,11 +44,12 @@ from regard.data.packs.packed import is_pack, open_pack, sums
 from regard.data.packs.store import is_remote
 from regard.data.threads import in_threads
 from regard.errors import InputError, naming
-from regard.say import say
+from regard.say import say, say_once
 from regard.settings import MOST_IMAGES
 
 SCENES_COUNT = {"train": 512, "val": 128, "test": 128}
 DRAWN = {"scenes": Scenes, "objects": Objects}
+SAID = {"coco": "a JSON of COCO", "cvat": "an XML of CVAT", "labelme": "JSONs of LabelMe"}  # of layouts, to people
 
 
 def open_source(
@@ -117,18 +121,25 @@ def check_there(src: str) -> None:
         _folder(src)
 
 
+def check_beside(source: Source, folder: Path) -> None:
+    """InputError for a folder to be made within its own source, as it would be listed as a part of that."""
+    on_disk = source.layout != "scenes" and not is_remote(source.root)
+    if on_disk and folder.is_relative_to(Path(source.root).resolve()):
+        raise InputError(f"{folder} is within {source.root}, which it is to be made of: one beside it would work")
+
+
 def require_masks(source: Source) -> Mapping[str, MaskDataset]:
     """The splits of a source that has masks; InputError, with what would work, for one that has none."""
     if not source.has_masks:
-        published = f"a published tree ({', '.join(DATASETS)})"
-        own = "images/ + masks/ (PNGs of classes), JSONs of LabelMe"
+        published = "a published tree, such as VOC 2012 or Cityscapes"
+        own = "images/ + masks/ (PNGs of classes), JSONs of LabelMe or COCO, an XML of CVAT"
         needs = f"segmentation needs {own}, {published}, or `--data scenes`"
         raise InputError(f"{source.root} ({source.words}) has no masks: {needs}")
     return cast(Mapping[str, MaskDataset], source.splits)
 
 
 def find_own(root: Path) -> Pairs | None:
-    """Images and their masks, or JSONs of LabelMe in the place of masks; None where there are neither.
+    """Images and their masks, or in the place of masks what tools for drawing write; None where there are neither.
 
     InputError where there are both.
     """
@@ -138,16 +149,35 @@ def find_own(root: Path) -> Pairs | None:
             first = pairs.masks[int(np.argmax(pairs.has_mask))]
             have = f"masks such as {first}, and {len(drawn):,} JSONs of LabelMe by hand, such as {drawn[0]}"
             raise InputError(f"{root} has {have}: keep one kind, e.g. move {os.path.dirname(first)}/ away")
+        if left := coco_beside(root):
+            first = pairs.masks[int(np.argmax(pairs.has_mask))]
+            say_once(f"{root} has masks, such as {first}, and {left}: the masks are read")
         return pairs
-    found = find_annotated(root)
+    found = _annotated(root)
     if found and (beside := find_beside(root, found.images)):
         first = beside.masks[int(np.argmax(beside.has_mask))]
-        raise InputError(f"{root} has JSONs of LabelMe and masks such as {first}: one of the two would work")
+        raise InputError(f"{root} has {SAID[found.layout]} and masks such as {first}: one of the two would work")
     return found or pairs
+
+
+def _annotated(root: Path) -> Pairs | None:
+    """Images with a kind of `SAID`; InputError for two kinds."""
+    files = list_images(root, endings=(".json", ".xml"))
+    jsons, xmls = (Names(file for file in files if file.lower().endswith(ending)) for ending in (".json", ".xml"))
+    images = list_images(root) if files else files
+    coco, cvat = find_coco(root, jsons, images), find_cvat(root, xmls, images)
+    others = Names(file for file in jsons if file not in {*coco.masks}) if coco else jsons
+    found = [one for one in (coco, cvat, find_annotated(root, others)) if one]
+    if len(found) > 1:
+        both = " and ".join(f"{SAID[one.layout]}, such as {one.masks[int(np.argmax(one.has_mask))]}" for one in found)
+        raise InputError(f"{root} has {both}: one kind would work")
+    return found[0] if found else None
 
 
 def masks_of(found: Pairs, legend: Legend | None = None, *, missing_ok: bool = False) -> MaskFolder:
     """What was found, as a dataset."""
+    if isinstance(found, Outlined):
+        return Regions(found.root, found, legend, missing_ok=missing_ok)
     if isinstance(found, Annotated):
         return LabelMe(found.root, found, legend, missing_ok=missing_ok)
     return MaskFolder(found.root, found, legend, missing_ok=missing_ok)
@@ -167,14 +197,12 @@ def _mask_tree(found: Pairs) -> Source:
         said = ", ".join(f"{count:,} {what}" for count, what in kinds if count)
         notes += (f"{found.has_mask.sum():,} of {len(found.images):,} images have a mask: {said}",)
         every = {"train": ImageFolder(found.root, Names(sorted([*splits.get("train", ()), *without["train"]])))}
-    if isinstance(found, Annotated):
-        notes += found.notes
-    elif not any((found.root / name).is_file() for name in ("classes.txt", "classes.json")):
+    notes += found.notes
+    if found.layout == "masks" and not any((found.root / name).is_file() for name in ("classes.txt", "classes.json")):
         notes += ("no classes.txt, so the classes are counted from the values in all the masks",)
-    if found.orphans:
+    if found.orphans and found.by_name:
         notes += (f"masks without an image, ignored: {len(found.orphans):,}",)
-    layout = "labelme" if isinstance(found, Annotated) else "masks"
-    return Source(layout, str(found.root), datasets, notes, found.words, every)
+    return Source(found.layout, str(found.root), datasets, notes, found.words, every)
 
 
 def _class_folders(root: Path) -> Source | None:

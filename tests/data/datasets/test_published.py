@@ -11,11 +11,12 @@ from PIL import Image
 from commands import refused
 from image_files import grid, in_palette, painted, save
 from regard.data.datasets.ade20k import ADE20K
-from regard.data.datasets.base import MaskDataset
+from regard.data.datasets.base import LabelDataset, MaskDataset
 from regard.data.datasets.camvid import CamVid, camvid_split
 from regard.data.datasets.coco_stuff import CocoStuff
 from regard.data.datasets.published import comma_separated
 from regard.data.datasets.voc import VOC2012
+from regard.data.groups import groups_of
 from regard.data.listing import hold_out
 from regard.data.names import voc_palette
 from regard.data.source import Source, check_readable, fingerprint, open_source, require_masks
@@ -493,6 +494,64 @@ def test_camvid_as_published(tmp_path):
     assert "splits of SegNet" in source.describe()
     (tmp_path / "701_StillsRaw_full/0016E5_07961.png").unlink()
     assert "fixed fifth" in open_source(tmp_path).describe()
+
+
+def cityscapes(root: Path, images: str, masks: str, ending: str) -> None:
+    for place in (
+        "train/aachen/aachen_000000_000019",
+        "train/ulm/ulm_000001_000019",
+        "val/lindau/lindau_000000_000019",
+    ):
+        save(root / f"{images}/{place}_leftImg8bit.png")
+        values = (0, 7, 33, 29, 11) if ending == "labelIds" else (255, 0, 18, 255, 2)
+        grey(root / f"{masks}/{place}_gtFine_{ending}.png", *values)
+        for other in ("color", "instanceIds"):
+            coloured(root / f"{masks}/{place}_gtFine_{other}.png", (1, 2, 3))
+        (root / f"{masks}/{place}_gtFine_polygons.json").write_text('{"imgHeight": 4, "imgWidth": 6, "objects": []}')
+    save(root / f"{images}/test/berlin/berlin_000000_000019_leftImg8bit.png")
+    grey(root / f"{masks}/test/berlin/berlin_000000_000019_gtFine_{ending}.png", 0)
+
+
+@pytest.mark.parametrize("ending", ["labelIds", "labelTrainIds"])
+@pytest.mark.parametrize(
+    ("folder", "images", "masks"),
+    [
+        ("", "leftImg8bit", "gtFine"),
+        ("cityscapes", "leftImg8bit_trainvaltest/leftImg8bit", "gtFine_trainvaltest/gtFine"),
+    ],
+)
+def test_cityscapes(tmp_path, folder, images, masks, ending):
+    root = tmp_path / folder
+    cityscapes(root, images, masks, ending)
+    source = open_source(tmp_path)
+    agrees(source, "cityscapes", f"Cityscapes at {root}: 2 train, 1 val images; 19 classes (road, sidewalk, building")
+    assert first_row(source, "val")[:5] == [255, 0, 18, 255, 2]
+    assert source.palette[[0, 18]].tolist() == [[128, 64, 128], [119, 11, 32]]
+    assert source.notes[1] == "test is left out, as its labels are not public"
+    train = source.splits["train"]
+    assert len(set(groups_of([train.name(i) for i in range(len(train))], "folder"))) == 2
+    (root / f"{masks}/train/ulm/ulm_000001_000019_gtFine_{ending}.png").unlink()
+    refused(lambda: open_source(tmp_path), "1 of 2 images have no mask", f"ulm_000001_000019_gtFine_{ending}.png")
+
+
+@pytest.mark.parametrize("folder", ["", "tiny-imagenet-200"])
+def test_tiny_imagenet(tmp_path, folder):
+    root = tmp_path / folder
+    for name in ("n02", "n01"):
+        jpeg(root, *(f"train/{name}/images/{name}_{number}.JPEG" for number in range(2)))
+        listed(root / f"train/{name}/{name}_boxes.txt", f"{name}_0.JPEG\t0\t0\t62\t63")
+    jpeg(root, "val/images/val_0.JPEG", "val/images/val_1.JPEG", "test/images/test_0.JPEG")
+    listed(root / "val/val_annotations.txt", "val_0.JPEG\tn02\t0\t32\t44\t62", "val_1.JPEG\tn01\t52\t55\t57\t59")
+    listed(root / "words.txt", "n01\tgoldfish")
+    source = open_source(tmp_path)
+    assert source.describe().startswith(f"Tiny ImageNet at {root}: 4 train, 2 val images; 2 classes (n01, n02)")
+    train, val = source.splits["train"], source.splits["val"]
+    assert isinstance(train, LabelDataset)
+    assert isinstance(val, LabelDataset)
+    assert [(train.name(i)[6:9], train.label(i)) for i in (0, 3)] == [("n01", 0), ("n02", 1)]
+    assert [val.label(i) for i in range(2)] == [1, 0]
+    jpeg(root, "val/images/val_2.JPEG")
+    refused(lambda: open_source(tmp_path), "names no class of train/ for val/images/val_2.JPEG")
 
 
 def test_camvid_has_32_colours():

@@ -12,4 +12,6 @@ DATASETS = {
     "ade20k": "regard.data.datasets.ade20k:ADE",
     "pets": "regard.data.datasets.pets:PETS",
     "camvid": "regard.data.datasets.camvid:CAM_VID",
+    "cityscapes": "regard.data.datasets.cityscapes:CITYSCAPES",
+    "tiny-imagenet": "regard.data.datasets.tiny_imagenet:TINY_IMAGENET",
 }

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -64,6 +65,13 @@ def at_bits(dataset: D, bits: int | None) -> D:
         return part
     around: Any = dataset  # maybe around another one
     return cast(D, around.at_bits(bits) if hasattr(around, "at_bits") else dataset)
+
+
+def image_file(dataset: Dataset, i: int) -> bytes:
+    """The file of image `i` as it is; a PNG of one that is drawn."""
+    if isinstance(dataset, Decoded):
+        return dataset.encoded(i)
+    return cv2.imencode(".png", cv2.cvtColor(dataset.image(i), cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 @dataclass(frozen=True)

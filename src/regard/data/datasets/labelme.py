@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw
 
 from regard.data.compact import Names
 from regard.data.datasets.masks import MaskFolder
+from regard.data.datasets.regions import check_points
 from regard.data.layouts import Pairs, split_of
 from regard.data.listing import is_hidden, list_images
 from regard.data.names import UNKNOWN, VOID, Legend, numbered
@@ -36,7 +37,6 @@ from regard.data.reading import check_size, header, image_size, opened, readable
 from regard.errors import InputError, naming
 from regard.files import read_text
 from regard.say import say_once
-from regard.settings import MOST_PIXELS
 
 BACKGROUND, IGNORED = "_background_", "__ignore__"  # LabelMe's own labels
 PREDICTED = "regard"  # the version in a prediction: LabelMe writes its own there once a person has changed something
@@ -100,15 +100,10 @@ def _digest(shapes: list[Shape]) -> str:
 
 @dataclass(frozen=True)
 class Annotated(Pairs):
-    """Photos and their JSONs.
+    """Photos and their JSONs. labels: those of all areas. file: labels.txt or classes.txt, where there is one."""
 
-    labels: those of all areas. file: labels.txt or classes.txt, where there is one. notes: what was decided for the
-    user.
-    """
-
-    labels: frozenset[str]
-    file: Path | None
-    notes: tuple[str, ...]
+    labels: frozenset[str] = frozenset()
+    file: Path | None = None
 
 
 class LabelMe(MaskFolder):
@@ -193,8 +188,7 @@ def _points(shape: Shape, scale: Float[np.ndarray, "2"]) -> Float[np.ndarray, "p
     if count != COUNTS.get(shape.kind, max(3, count)):
         raise InputError(f"a {shape.kind} of {count} points: {COUNTS.get(shape.kind, '3 or more')} would work")
     points = np.array(shape.points) * scale
-    for x, y in points[~(np.abs(points) <= MOST_PIXELS).all(axis=1)]:  # also what is no number
-        raise InputError(f"a point at ({x:g}, {y:g}): one in the photo would work")
+    check_points(points)
     return points
 
 
@@ -221,15 +215,17 @@ def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return min(one) > 0 and abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
 
 
-def find_annotated(root: Path) -> Annotated | None:
+def find_annotated(root: Path, files: Names | None = None) -> Annotated | None:
     """The photos below a folder, at any depth, and their JSONs; None where LabelMe has drawn nothing there.
 
     Where any JSON looks like LabelMe's, every one is read. One that can't be, and is of a photo by its name, is left to
     `LabelMe.mask` to name; without a photo of its name it is nothing of LabelMe's. Predictions that nobody has changed
     are left out, unless they are all there is. Raises InputError for two JSONs of one photo, and where all the photos
     lie elsewhere.
+
+    files: the JSONs that may be LabelMe's; by default all.
     """
-    files = list_images(root, endings=(".json",))
+    files = list_images(root, endings=(".json",)) if files is None else files
     images = list_images(root) if files else files
     photos = _Photos(images)
     likest = sorted(files, key=lambda file: _stem(file) not in photos.named)  # those first that are called as a photo
@@ -257,9 +253,10 @@ def find_annotated(root: Path) -> Annotated | None:
         np.array([split_of(path) for path in images]),
         Names(one.file for one in read if not one.photo),
         "LabelMe folder",
-        frozenset().union(*(one.labels for one in kept)),
-        names,
+        "labelme",
         _notes(kept, len(paired) - len(kept), names),
+        labels=frozenset().union(*(one.labels for one in kept)),
+        file=names,
     )
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Int16
 from regard.data.datasets.base import Source
 from regard.data.datasets.masks import PairedImages
 from regard.data.datasets.published import Archive, Published, listed, read_mat
-from regard.data.listing import list_images, with_val
+from regard.data.layouts import meaning
+from regard.data.listing import list_images, subfolders, with_val
 from regard.data.names import numbered, read_labelmap
 from regard.data.reading_masks import labels_of
 from regard.errors import InputError
@@ -83,6 +84,10 @@ def open_voc(root: Path) -> Source | None:
     official = root.name == "SegmentationClass" and voc_root(root.parent) == root.parent
     voc = root.parent if official else voc_root(root)
     if voc is None:
+        is_cvats = (root / "SegmentationClass").is_dir() and (root / "labelmap.txt").is_file()
+        if is_cvats and not any(meaning(name)[1] == "images" for name in subfolders(root)):
+            what = f"{root} has SegmentationClass/ without JPEGImages/"
+            raise InputError(f"{what}: the images there, or a CVAT export with `Save images`, would work")
         return None
     lists = voc / "ImageSets/Segmentation"
     if (voc / "labelmap.txt").is_file() or not any((lists / f"{split}.txt").is_file() for split in ("train", "val")):

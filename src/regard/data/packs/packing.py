@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
 
-from regard.data.datasets.base import Dataset, Decoded, LabelDataset, MaskDataset, Source
+from regard.data.datasets.base import Dataset, Decoded, LabelDataset, MaskDataset, Source, image_file
 from regard.data.packs.contents import FIELDS, PACK_FILE, UNFINISHED_FILE, Chunk, Contents, finished, unfinished
 from regard.data.packs.store import Store, is_remote
 from regard.data.reading import decode_image
-from regard.data.source import fingerprint
+from regard.data.source import check_beside, fingerprint
 from regard.data.threads import in_threads
 from regard.errors import InputError
 from regard.say import say
@@ -90,9 +90,7 @@ def _target(source: Source, to: str | Path) -> Iterator[Store]:
         yield store
         return
     folder = Path(to).expanduser().resolve()
-    # Within its source it would be listed as a part of that.
-    if source.layout != "scenes" and not is_remote(source.root) and folder.is_relative_to(Path(source.root).resolve()):
-        raise InputError(f"{folder} is within {source.root}, which it is to be made of: one beside it would work")
+    check_beside(source, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_FILE, timeout=0).acquire()
@@ -155,23 +153,17 @@ def _packed(
 def _record(dataset: Dataset, i: int) -> bytes | InputError:
     """Image `i` as it lies in a chunk, or why it can't be packed."""
     try:
+        fields = [image_file(dataset, i)]
         if isinstance(dataset, Decoded):
-            fields = [dataset.encoded(i)]
             decode_image(fields[0], dataset.name(i), bits=dataset.bits)  # to see that it can be
-        else:  # scenes, which are drawn
-            fields = [_png(cv2.cvtColor(dataset.image(i), cv2.COLOR_RGB2BGR))]
         if isinstance(dataset, MaskDataset):
-            fields.append(_png(dataset.mask(i)))
+            fields.append(cv2.imencode(".png", dataset.mask(i))[1].tobytes())
         elif isinstance(dataset, LabelDataset):
             fields.append(int(dataset.label(i)).to_bytes(8, "little", signed=True))
     except InputError as error:
         return error
     fields.insert(0, dataset.name(i).encode("utf-8", "replace"))
     return np.array([len(field) for field in fields], "<u4").tobytes() + b"".join(fields)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def _chunk(records: Sequence[bytes]) -> bytes:

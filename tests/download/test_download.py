@@ -19,9 +19,9 @@ from commands import refused
 from regard.data.datasets import DATASETS
 from regard.data.datasets.published import Archive, Published, published
 from regard.data.datasets.scenes import Scenes
-from regard.data.download import archives, transfer
-from regard.data.download.dataset import NOTES, download
 from regard.data.source import open_source
+from regard.download import archives, transfer
+from regard.download.dataset import NOTES, download
 from regard.errors import InputError
 from servers import Site, web_server
 

@@ -16,8 +16,8 @@ from typing import Any
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from regard.data.datasets.published import Archive, Published
-from regard.data.download.archives import unpack
-from regard.data.download.transfer import partial_of, transfer
+from regard.download.archives import unpack
+from regard.download.transfer import partial_of, transfer
 from regard.errors import InputError
 from regard.files import read_json, write_json
 from regard.say import console, say
