@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from regard.errors import InputError, unknown
-from regard.files import packaged, weights_file
+from regard.files import HUB, on_hub, packaged, weights_file
 
 FUSIONS = {
     "none": "regard.segmentation.fusions:NoFusion",
@@ -244,8 +244,8 @@ class Model(Settings):
 
     backbone: str = setting(
         MISSING,
-        "A timm model, a folder or file of `regard pretrain`, a folder of `regard segment`, or one that comes with the "
-        "package: scenes/vit, scenes/swin, scenes/resnet.",
+        "A timm model, a folder or file of `regard pretrain`, a folder of `regard segment`, hf-hub:OWNER/NAME with its "
+        "weights, or one that comes with the package: scenes/vit, scenes/swin, scenes/resnet.",
         common=True,
     )
     weights: str | None = setting(None, "A checkpoint file: Barlow Twins, DINO, torchvision or timm.", common=True)
@@ -259,12 +259,15 @@ class Model(Settings):
     def __post_init__(self) -> None:
         """InputError also for what is not there: said before data is read and torch imported."""
         super().__post_init__()
-        if not Path(self.backbone).exists() and self.backbone not in packaged():
+        if self.backbone.startswith(HUB):
+            on_hub(self.backbone)
+        elif not Path(self.backbone).exists() and self.backbone not in packaged():
             if self.backbone.startswith("scenes/"):
                 raise unknown("backbone", self.backbone, packaged())
             if "/" in self.backbone or self.backbone.endswith(WEIGHT_FILES):
                 raise InputError(
-                    f"{self.backbone}: there is no such file or folder of a backbone, and no such timm model"
+                    f"{self.backbone}: there is no such file or folder of a backbone, and no such timm model; one on "
+                    "the Hugging Face hub is hf-hub:OWNER/NAME"
                 )
             if self.backbone.split(".")[0] not in timm_models():
                 raise unknown("backbone", self.backbone, timm_models())
@@ -277,7 +280,7 @@ class ModelToTrain(Model):
     """The backbone, and the weights that it starts from."""
 
     backbone: str = setting(
-        "resnet50", "A timm model, or what `regard pretrain` made (its folder or file).", common=True
+        "resnet50", "A timm model, what `regard pretrain` made (its folder or file), or hf-hub:OWNER/NAME.", common=True
     )
 
 

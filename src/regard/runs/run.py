@@ -45,7 +45,7 @@ from regard.results import (
     MaskScores,
     ModelDescription,
 )
-from regard.runs.exported import check_run, read_description
+from regard.runs.exported import find_run, read_description
 from regard.runs.onnx import read_onnx
 from regard.runs.pixels import ImageLike, read_pixels
 from regard.say import console
@@ -201,16 +201,16 @@ class Evaluation:
     bins: Float[np.ndarray, "bins 3"]
 
 
-def load_run(path: str | Path, device: str | None = None) -> Run:
+def load_run(path: str | Path, device: str | None = None, revision: str | None = None) -> Run:
     """A trained segmentation, ready to predict; InputError when there is none. No code is run from what is read.
 
-    path:   a folder that `regard segment` or `regard compare` made, or what `regard export` made of one: a folder, or
-            a .onnx file, which onnxruntime runs. For a Hugging Face id: `hub.from_pretrained`.
+    path:   a folder that `regard segment` or `regard compare` made, or what `regard export` made of one: a folder, a
+            .onnx file, which onnxruntime runs, or OWNER/NAME on the Hugging Face hub: see `find_run`.
     device: "cpu", "cuda", ...; by default a GPU where there is one. onnxruntime chooses its own.
+    revision: of one on the hub: a branch, tag or commit.
     """
-    path = Path(path)
+    path = find_run(path, revision)
     try:
-        check_run(path)
         if path.suffix == ".onnx":
             return Run(*read_onnx(path))
         description = read_description(path)
