@@ -128,7 +128,8 @@ def test_a_model_of_timms_is_read_as_data(site, tmp_path: Path, weights: str) ->
     assert torch.equal(build_backbone(VIT[0], weights="hf-hub:o/n", **VIT[1]).model.pos_embed, model.pos_embed)
     assert not any("README" in path for path, _ in site.asked)
     study = f"backbones: {{v: {{name: {VIT[0]}, options: {json.dumps(VIT[1])}}}}}\n"
-    study += "pretrainings: {p: {backbone: v, weights: hf-hub:o/n}}\nconfigurations: {c: {pretraining: p, segment: {head: linear}}}\n"
+    study += "pretrainings: {p: {backbone: v, weights: hf-hub:o/n}}\n"
+    study += "configurations: {c: {pretraining: p, segment: {head: linear, head_options: {}}}}\n"
     (tmp_path / "study.yaml").write_text(study)
     check_plan(read_plan(tmp_path / "study.yaml"))
 

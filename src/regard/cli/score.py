@@ -49,7 +49,7 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
         origin = model.weights or ("timm's published" if model.pretrained else f"of {name}" if made else RANDOM)
 
     source = open_source(data, scenes_size=DINO_SIZE if scoring.protocol == "dino" else scoring.size or 224)
-    source = source.at_bits(scoring.image_bits or (run.description.settings.image_bits if run else None))
+    source = source.read_as(scoring.values.over(run.description.settings.values) if run else scoring.values)
     split = scoring.split or next(name for name in ("val", "test", "train") if name in source.splits)
     chosen = Chosen(source.split(split), scoring.limit, scoring.groups)
     rules = choose_protocol(scoring, backbone, chosen.classes)
