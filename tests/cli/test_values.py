@@ -80,6 +80,12 @@ def test_a_run_reads_images_as_it_was_trained(tree, segmented, tmp_path) -> None
     assert {file.name for file in (tmp_path / "masks").iterdir()} == {"4.tif", "5.tif"}
 
 
+def test_what_goes_to_the_hub_says_the_choice_and_keeps_it(segmented, tmp_path) -> None:
+    main(["export", "--run", str(segmented), "--format", "hub", "--out", str(tmp_path / "hub")])
+    assert "of channels 3,1,0, in the range 0,10239" in (tmp_path / "hub/README.md").read_text()
+    assert load_run(tmp_path / "hub").description.settings.values == Values(channels=(3, 1, 0), range="0,10239")
+
+
 def test_a_geotiff_is_not_written_over_what_is_not_a_mask_of_ours(tree, segmented, tmp_path, capsys) -> None:
     out = tmp_path / "masks"
     words = ["predict", "--run", str(segmented), "--images", str(tree / "images/val/4.tif"), "--out"]

@@ -63,7 +63,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
     if not text and not config.is_file():
         return None
     try:
-        found = json.loads(text) if text else _timms(read_json(config))
+        found: Any = json.loads(text) if text else _timms(read_json(config))
         return checked(found, len(_sizes(path))) if text or found else None
     except InputError:
         raise

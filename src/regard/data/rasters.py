@@ -22,7 +22,7 @@ from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from regard.errors import InputError, first_line
+from regard.errors import InputError
 from regard.settings import Ends, Values, most_megapixels
 
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -205,7 +205,7 @@ def _library(name: str | Path, module: str, extra: str) -> Iterator[Any]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # each part of these raises its own
-        raise InputError(f"{name} can't be read: {module} says: {first_line(error)}") from error
+        raise InputError(f"{name} can't be read: broken, or of a kind that {module} doesn't read") from error
 
 
 def dicom_size(data: bytes, name: str | Path) -> tuple[int, int]:

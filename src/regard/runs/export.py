@@ -32,6 +32,7 @@ from regard.runs.exported import CONFIG_FILE, config
 from regard.runs.onnx import OPSET, OnnxModel, export_onnx
 from regard.runs.pretraining import PRETRAIN_FILE
 from regard.runs.run import Run
+from regard.settings import Values
 
 CARD_FILE = "README.md"
 
@@ -96,11 +97,11 @@ def is_timms(backbone: Backbone) -> bool:
 
 def backbone_card(backbone: Backbone, made_by: PretrainDescription | None) -> str:
     """README.md for the hub: what it is, how it was made, how to load it. The licence is left to its owner."""
-    name, settings = backbone.name, made_by.settings if made_by else None
-    how = (
-        f"Pre-trained by {settings.method}, {settings.epochs} epochs of {made_by.images:,} images." if settings else ""
-    )
-    scores = ", ".join(f"{key} {value:.1f} %" for key, value in made_by.final.items() if value) if made_by else ""
+    name, how, scores = backbone.name, "", ""
+    if made_by:
+        scores = ", ".join(f"{key} {value:.1f} %" for key, value in made_by.final.items() if value)
+        if settings := made_by.settings:
+            how = f"Pre-trained by {settings.method}, {settings.epochs} epochs of {made_by.images:,} images."
     size = timms_config(backbone)["pretrained_cfg"]["input_size"][1:]
     timms = [
         "As one of timm's:",
@@ -166,7 +167,7 @@ def model_card(run: Run) -> str:
         "",
         f"Backbone {description.backbone['name']}, fusion {settings.fusion}, head {settings.head}, refiner "
         f"{settings.refiner}{_strength(description)}; images are fed with "
-        f"a short side of {run.size} pixels. No licence is stated: ask the owner before you use it.",
+        f"a short side of {run.size} pixels{_chosen(settings)}. No licence is stated: ask the owner before you use it.",
         "",
         "## Use",
         "",
@@ -188,6 +189,13 @@ def model_card(run: Run) -> str:
         *classes,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _chosen(settings: Values) -> str:
+    """What is read of images, where that was chosen."""
+    channels = ",".join(map(str, settings.channels or ()))
+    said = [f"of channels {channels}"] * bool(channels) + [f"in the range {settings.range}"] * bool(settings.range)
+    return "".join(f", {part}" for part in said)
 
 
 def _strength(description: ModelDescription) -> str:

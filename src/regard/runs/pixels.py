@@ -31,8 +31,8 @@ def read_pixels(image: ImageLike, values: Values = AS_STORED) -> UInt8[np.ndarra
     if isinstance(image, Tensor):
         if image.ndim != 3 or len(image) != 3:
             raise InputError(f"a tensor of shape {tuple(image.shape)} is no image: one at a time, (3, h, w)")
-        values = image.detach().permute(1, 2, 0).cpu()
-        array = (values.float() if values.is_floating_point() else values).numpy()  # NumPy knows no bfloat16
+        pixels = image.detach().permute(1, 2, 0).cpu()
+        array = (pixels.float() if pixels.is_floating_point() else pixels).numpy()  # NumPy knows no bfloat16
     elif isinstance(image, np.ndarray):
         if image.ndim != 2 and (image.ndim != 3 or image.shape[2] != 3):
             raise InputError(f"an array of shape {image.shape} is no image: one at a time, (h, w, 3) or grey (h, w)")
