@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -154,15 +155,23 @@ def fetched(name: str, weights: Sequence[str], revision: str | None = None) -> P
     HF_TOKEN, or of `hf auth login`. InputError where it cannot be had.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     repository, said = on_hub(name)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each of its five tries
     try:
         folder = Path(hf_hub_download(repository, CONFIG_FILE, revision=revision or said)).parent
         for file in weights:
-            with suppress(EntryNotFoundError):
+            try:
                 return Path(hf_hub_download(repository, file, revision=folder.name)).parent  # of the same commit
-    except (GatedRepoError, RepositoryNotFoundError) as error:
+            except LocalEntryNotFoundError:  # which is one of the next
+                raise
+            except EntryNotFoundError:
+                continue
+    except LocalEntryNotFoundError as error:
+        what = f"{repository} was not fetched before, and there is no way to the Hugging Face hub"
+        raise InputError(f"{what}: a folder of that name here, or a network, would work") from error
+    except RepositoryNotFoundError as error:  # also of one that asks to be agreed to
         token = "HF_TOKEN of one who may read it" if os.environ.get("HF_TOKEN") else "HF_TOKEN in the environment"
         raise InputError(
             f"{repository} is not on the Hugging Face hub, or is not for everyone: another name, or {token}, would work"

@@ -205,6 +205,14 @@ def test_a_segmentation_is_used_by_its_name_on_the_hub(run: Run, site, tmp_path:
     assert not site.asked
 
 
+def test_without_a_network_what_was_fetched_is_used(run: Run, monkeypatch) -> None:
+    regard.load_run("o/run")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert regard.load_run("o/run").classes == run.classes
+    with pytest.raises(InputError, match="o/other was not fetched before, and there is no way to the Hugging Face hub"):
+        regard.load_run("o/other")
+
+
 def test_a_backbone_is_no_segmentation(site, tmp_path: Path) -> None:
     made = pretrained(tmp_path / "run", VIT)
     save_pretrained_backbone(made, tmp_path / "made")
