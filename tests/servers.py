@@ -1,9 +1,11 @@
-"""Servers on loopback for the tests of stores and downloads: S3 (moto), Google Cloud Storage (an emulator), the web.
+"""Servers on loopback for the tests of stores and downloads: S3 (moto), Google Cloud Storage (an emulator), the web,
+and a stand-in for the Hugging Face hub.
 
 Each is a context manager. `s3_server` and `gs_server` set what the libraries read from the environment, so that
 processes started within reach them too.
 """
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -39,6 +41,7 @@ class Site:
     body: bytes = b""  # of those answers
     authorization: str | None = None  # the header that is asked for
     query: str = ""  # that is asked for
+    commit: str | None = None  # of all repositories of a stand-in for the Hugging Face hub, which says it
     asked: list[tuple[str, str | None]] = field(default_factory=list)  # (path, Range) of each request
 
     def serve(self, folder: Path, at: str) -> None:
@@ -83,11 +86,18 @@ def web_server() -> Iterator[Site]:
                 self.send_response(200)
             if site.tag:
                 self.send_header("ETag", site.tag)
+            if site.commit:
+                self.send_header("ETag", hashlib.sha256(body).hexdigest())
+                self.send_header("X-Repo-Commit", site.commit)
             self.send_header("Content-Length", str(end - begin))
             self.end_headers()
+            if self.command == "HEAD":
+                return None
             cut = site.cuts.pop(0) if site.cuts else end
             self.wfile.write(body[begin:end][:cut])
             self.close_connection = cut < end - begin
+
+        do_HEAD = do_GET
 
         def do_POST(self) -> None:
             """Of those who trade a key for a token."""
@@ -97,9 +107,14 @@ def web_server() -> Iterator[Site]:
         def refuse(self, status: int, range_: str = "") -> None:
             self.send_response(status)
             self.send_header("Content-Range", range_)
+            if site.commit:  # of a file, or of a repository of which there is none
+                repository = "/".join(self.path.split("/")[1:3])
+                there = any(path.startswith(f"{repository}/") for path in site.files)
+                self.send_header("X-Error-Code", "EntryNotFound" if there and status == 404 else "RepoNotFound")
             self.send_header("Content-Length", str(len(site.body)))
             self.end_headers()
-            self.wfile.write(site.body)
+            if self.command != "HEAD":
+                self.wfile.write(site.body)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -118,6 +133,27 @@ def web_server() -> Iterator[Site]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def hub(cache: Path) -> Iterator[Site]:
+    """A stand-in for the Hugging Face hub, for what runs within; `publish` puts a folder there."""
+    from huggingface_hub import constants
+
+    with web_server() as site:
+        site.commit = "0123456789" * 4
+        settings = {"ENDPOINT": site.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": False}
+        settings["HUGGINGFACE_CO_URL_TEMPLATE"] = site.url + "/{repo_id}/resolve/{revision}/{filename}"
+        with ExitStack() as stack:
+            for name, value in settings.items():
+                stack.enter_context(mock.patch.object(constants, name, value))
+            yield site
+
+
+def publish(site: Site, folder: Path, name: str) -> None:
+    """The files of a folder, as those of a repository on the stand-in."""
+    for revision in ("main", site.commit):
+        site.serve(folder, f"{name}/resolve/{revision}")
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -19,7 +20,10 @@ T = TypeVar("T")
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a bound on the size of files
 MOST_NAME = 255  # bytes of a file name, on nearly every disk
 RECIPES = Path(__file__).parent / "configs"  # that come with the package
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # best first: data only, and read as data only
 WEIGHTS = Path(__file__).parent / "weights"  # so too
+HUB = "hf-hub:"  # in front of a name on the Hugging Face hub, as timm spells it
+CONFIG_FILE = "config.json"  # of a model there
 TOO_DEEP = "brackets within brackets, too deep to be read"
 MOST_VALUES, MOST_DIGITS = 100_000, 30  # of YAML that people write
 
@@ -125,8 +129,56 @@ def packaged() -> dict[str, Path]:
 
 
 def weights_file(name: str | Path) -> Path:
-    """Where weights are: a path, or, where nothing is there, those of the package by name."""
+    """Where weights are: a path; where nothing is there, those of the package by name, or a folder fetched from the hub
+    for hf-hub:OWNER/NAME.
+    """
+    if str(name).startswith(HUB) and not Path(name).exists():
+        return fetched(str(name), HUB_WEIGHTS)
     return Path(name) if Path(name).exists() else packaged().get(str(name), Path(name))
+
+
+def on_hub(name: str) -> tuple[str, str | None]:
+    """OWNER/NAME of a name on the Hugging Face hub, and what follows an @: a branch, tag or commit.
+
+    InputError for what is no such name.
+    """
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII) or "--" in repository or ".." in repository:
+        raise InputError(f"{name} is neither a folder nor a name on the Hugging Face hub, which is OWNER/NAME")
+    return repository, revision or None
+
+
+def fetched(name: str, weights: Sequence[str], revision: str | None = None) -> Path:
+    """The folder of a model on the Hugging Face hub, with its config.json and the first there is of these weights.
+
+    They are fetched once, and kept where the hub's own library keeps them. For a private one, the token is that of
+    HF_TOKEN, or of `hf auth login`. InputError where it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repository, said = on_hub(name)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each of its five tries
+    try:
+        folder = Path(hf_hub_download(repository, CONFIG_FILE, revision=revision or said)).parent
+        for file in weights:
+            try:
+                return Path(hf_hub_download(repository, file, revision=folder.name)).parent  # of the same commit
+            except LocalEntryNotFoundError:  # which is one of the next
+                raise
+            except EntryNotFoundError:
+                continue
+    except LocalEntryNotFoundError as error:
+        what = f"{repository} was not fetched before, and there is no way to the Hugging Face hub"
+        raise InputError(f"{what}: a folder of that name here, or a network, would work") from error
+    except RepositoryNotFoundError as error:  # also of one that asks to be agreed to
+        token = "HF_TOKEN of one who may read it" if os.environ.get("HF_TOKEN") else "HF_TOKEN in the environment"
+        raise InputError(
+            f"{repository} is not on the Hugging Face hub, or is not for everyone: another name, or {token}, would work"
+        ) from error
+    except Exception as error:  # the hub, the network and the file system each raise their own
+        raise InputError(f"cannot fetch {repository} from the Hugging Face hub: {first_line(error)}") from error
+    raise InputError(f"{repository} on the Hugging Face hub has no {' or '.join(weights)}, which is what is read")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

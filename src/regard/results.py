@@ -23,6 +23,7 @@ NO_JSON = (
     UnicodeDecodeError,
     RecursionError,
 )  # what msgspec raises of bytes that are not of a kind
+BACKBONE_FILE = "backbone.safetensors"  # of a pre-training
 MODEL_FILE = "model.safetensors"  # the weights of a whole segmentation, its backbone among the rest
 SETTINGS_FILE, RUN_FILE = "settings.json", "run.json"  # of a run: when it begins, and when it is finished
 REMEDY = "run the command that made it again: what was finished is kept"

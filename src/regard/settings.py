@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from regard.errors import InputError, unknown
-from regard.files import packaged, weights_file
+from regard.files import HUB, on_hub, packaged, weights_file
 
 FUSIONS = {
     "none": "regard.segmentation.fusions:NoFusion",
@@ -85,6 +85,7 @@ FOLDER = "folder"  # of `--groups`: the images of a folder belong together
 WEIGHT_FILES = (".pth", ".safetensors", ".ckpt", ".pt")
 
 S = TypeVar("S", bound="Settings")
+Ends = tuple[tuple[float, bool], tuple[float, bool]]  # of a range: numbers, and whether each is a percentage
 
 
 @cache
@@ -244,8 +245,8 @@ class Model(Settings):
 
     backbone: str = setting(
         MISSING,
-        "A timm model, a folder or file of `regard pretrain`, a folder of `regard segment`, or one that comes with the "
-        "package: scenes/vit, scenes/swin, scenes/resnet.",
+        "A timm model, a folder or file of `regard pretrain`, a folder of `regard segment`, hf-hub:OWNER/NAME with its "
+        "weights, or one that comes with the package: scenes/vit, scenes/swin, scenes/resnet.",
         common=True,
     )
     weights: str | None = setting(None, "A checkpoint file: Barlow Twins, DINO, torchvision or timm.", common=True)
@@ -259,12 +260,15 @@ class Model(Settings):
     def __post_init__(self) -> None:
         """InputError also for what is not there: said before data is read and torch imported."""
         super().__post_init__()
-        if not Path(self.backbone).exists() and self.backbone not in packaged():
+        if self.backbone.startswith(HUB):
+            on_hub(self.backbone)
+        elif not Path(self.backbone).exists() and self.backbone not in packaged():
             if self.backbone.startswith("scenes/"):
                 raise unknown("backbone", self.backbone, packaged())
             if "/" in self.backbone or self.backbone.endswith(WEIGHT_FILES):
                 raise InputError(
-                    f"{self.backbone}: there is no such file or folder of a backbone, and no such timm model"
+                    f"{self.backbone}: there is no such file or folder of a backbone, and no such timm model; one on "
+                    "the Hugging Face hub is hf-hub:OWNER/NAME"
                 )
             if self.backbone.split(".")[0] not in timm_models():
                 raise unknown("backbone", self.backbone, timm_models())
@@ -277,7 +281,7 @@ class ModelToTrain(Model):
     """The backbone, and the weights that it starts from."""
 
     backbone: str = setting(
-        "resnet50", "A timm model, or what `regard pretrain` made (its folder or file).", common=True
+        "resnet50", "A timm model, what `regard pretrain` made (its folder or file), or hf-hub:OWNER/NAME.", common=True
     )
 
 
@@ -295,12 +299,62 @@ class Reading(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bits(Settings):
-    """What 16-bit images hold."""
+class Values(Settings):
+    """What is read of images that do not say it."""
 
-    image_bits: int | None = setting(
-        None, "How many bits the values of 16-bit images use, such as 12: the upper 8 are kept; by default 16.", 8, 16
+    channels: tuple[int, ...] | None = setting(
+        None,
+        "Which channels are read: three, such as 3,2,1, for red, green and blue, or one, for grey. They count from 0; "
+        "where there are more than red, green, blue and alpha, this must be said.",
+        0,
+        2**16 - 1,
     )
+    range: str | None = setting(
+        None,
+        "Of images of more than 8 bits, the values that become black and white, such as 0,4095, or percentiles of each "
+        "channel of each image, such as 1%,99%. By default the upper 8 of 16 bits; of floats and 32 bits it must be "
+        "said.",
+    )
+    image_bits: int | None = None  # of what earlier versions wrote: 12 for range 0,4095
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_bits is not None:
+            object.__setattr__(self, "range", f"0,{2**self.image_bits - 1}")
+            object.__setattr__(self, "image_bits", None)
+        if self.channels is not None and len(self.channels) not in (1, 3):
+            raise InputError(f"{len(self.channels)} channels: take 3, for red, green and blue, or 1, for grey")
+        if ends := self.ends:
+            for (number, is_percent), word in zip(ends, str(self.range).split(","), strict=True):
+                if not math.isfinite(number) or (is_percent and not 0 <= number <= 100):
+                    raise InputError(f"range {self.range}: {word} is no number, nor a percentage from 0 to 100")
+            if ends[0][1] == ends[1][1] and ends[0] >= ends[1]:
+                raise InputError(f"range {self.range} is none: take the smaller one first")
+
+    @property
+    def ends(self) -> Ends | None:
+        """The two ends of the range, and of each whether it is a percentage."""
+        if self.range is None:
+            return None
+        try:
+            low, high = (
+                (float(word.strip().removesuffix("%")), word.strip().endswith("%")) for word in self.range.split(",")
+            )
+        except ValueError:
+            raise InputError(f"range should be LOW,HIGH, such as 0,4095 or 1%,99%, not {self.range}") from None
+        return low, high
+
+    @property
+    def values(self) -> "Values":
+        """These alone."""
+        return Values(channels=self.channels, range=self.range)
+
+    def over(self, other: "Values") -> "Values":
+        """These, and what they do not say as of the other."""
+        return Values(channels=self.channels or other.channels, range=self.range or other.range)
+
+
+AS_STORED = Values()
 
 
 def most_megapixels() -> float:
@@ -429,7 +483,7 @@ def check_average(average: str, epochs: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(Guidance, Bits):
+class PretrainSettings(Guidance, Values):
     """What a pre-training comes to: method, views, length."""
 
     method: str = setting("barlow_twins", "How it learns.", choices=METHODS, common=True)
@@ -567,7 +621,7 @@ class Grouping(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentSettings(Decoder, Guidance, Bits, Grouping):
+class SegmentSettings(Decoder, Guidance, Values, Grouping):
     """A training for segmentation."""
 
     size: int = setting(224, "Short side of the images in pixels.", 1, MOST_PIXELS, common=True)
@@ -785,7 +839,7 @@ class StudyOptions(Grouping):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionPictures(Bits):
+class AttentionPictures(Values):
     """What `regard attention` draws."""
 
     size: int = setting(224, "Short side that images are brought to, in pixels.", 1, MOST_PIXELS, common=True)
@@ -827,7 +881,7 @@ class AttentionPictures(Bits):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturePictures(Bits):
+class FeaturePictures(Values):
     """What `regard features` draws."""
 
     what: Literal["channels", "pca", "receptive_field"] = setting(
@@ -858,7 +912,7 @@ class FeaturePictures(Bits):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingPicture(Bits):
+class EmbeddingPicture(Values):
     """What `regard embed` draws."""
 
     method: Literal["pca", "tsne", "umap"] = setting(
@@ -874,7 +928,7 @@ class EmbeddingPicture(Bits):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(Bits, Grouping):
+class Scoring(Values, Grouping):
     """What `regard score` scores."""
 
     split: str | None = setting(
@@ -914,7 +968,7 @@ class Scoring(Bits, Grouping):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probing(Bits, Grouping):
+class Probing(Values, Grouping):
     """What `regard probe` answers from."""
 
     split: str | None = setting(
@@ -933,7 +987,7 @@ class Probing(Bits, Grouping):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurveyOptions(Reading, Bits):
+class SurveyOptions(Reading, Values):
     """How much of a data set `regard data info` looks at."""
 
     limit: int | None = setting(
@@ -946,7 +1000,7 @@ class SurveyOptions(Reading, Bits):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackOptions(Reading, Bits):
+class PackOptions(Reading, Values):
     """What `regard data pack` makes."""
 
     chunk_mb: int = setting(64, "Size of a file, in MB of 2**20 bytes.", 1, 1024, common=True)

@@ -12,6 +12,7 @@ from image_files import grid, in_palette, noise, save
 from regard.cli import main
 from regard.data.check import check
 from regard.data.source import open_source
+from regard.settings import Values
 
 
 def test_nothing_is_wrong_with_what_is_right(tree: Path) -> None:
@@ -160,30 +161,28 @@ def test_few_bits_of_16_are_noted_and_read_where_that_is_asked_for(tmp_path, cap
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     for i in range(3):
         save(tmp_path / f"data/{i}.png", values[i:])
-    note = "16-bit images use 12 bits at most, and their upper 8 of 16 are read, which is dark: --image_bits 12"
+    note = "16-bit images use 12 bits at most, and their upper 8 of 16 are read, which is dark: --range 0,4095"
     assert check(str(tmp_path / "data")).notes[0].startswith(note)
     main(["data", "info", str(tmp_path / "data")])
     assert note in capsys.readouterr().err
-    main(["data", "info", str(tmp_path / "data"), "--image_bits", "12"])
+    main(["data", "info", str(tmp_path / "data"), "--range", "0,4095"])
     assert "16-bit" not in capsys.readouterr().err
-    main(["data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--image_bits", "12"])
+    main(["data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--range", "0,4095"])
     packed = open_source(tmp_path / "pack")
     assert (packed.split("train").image(0)[..., 0] == values[int(packed.split("train").name(0)[0]) :] >> 4).all()
-    assert packed.at_bits(14).split("train").image(0).max() == 63
+    assert packed.read_as(Values(range="0,16383")).split("train").image(0).max() == 63
     assert check(str(tmp_path / "pack")).notes == ()
     capsys.readouterr()
-    said = fails(capsys, "data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--image_bits", "13")
-    assert "it differs in --image_bits" in said
-    said = fails(capsys, "data", "pack", str(tmp_path / "data"), str(tmp_path / "other"), "--image_bits", "11")
-    assert "holds the value 4095: --image_bits 12 would work" in said
+    said = fails(capsys, "data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--range", "0,8191")
+    assert "it differs in --range" in said
 
 
 def test_what_is_said_of_few_bits_works(tmp_path, capsys) -> None:
     values = np.arange(100, dtype=np.uint16).reshape(10, 10)
     save(tmp_path / "data/0.png", values)
     (note,) = check(str(tmp_path / "data")).notes
-    assert note.endswith("--image_bits 8 would use their range")
-    main(["data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--image_bits", "8"])
+    assert note.endswith("--range 0,255 would use theirs")
+    main(["data", "pack", str(tmp_path / "data"), str(tmp_path / "pack"), "--range", "0,255"])
     assert (open_source(tmp_path / "pack").split("train").image(0)[..., 0] == values).all()
 
 

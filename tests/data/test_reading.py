@@ -20,7 +20,7 @@ from regard.data.datasets.scenes import Scenes
 from regard.data.names import Legend, voc_palette
 from regard.data.reading import bits_in_use, decode_image, image_size, read_image
 from regard.data.reading_masks import read_labels, read_mask
-from regard.settings import BOUND, Reading
+from regard.settings import BOUND, Reading, Values
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -188,12 +188,6 @@ def test_16_bit_images_keep_their_upper_bits(tmp_path, suffix):
     assert (read_image(path) == 40000 // 256).all()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_32_bit_images_are_refused(tmp_path, dtype):
-    path = save(tmp_path / "a.tif", np.ones((4, 6), dtype))
-    refused(lambda: read_image(path), "a.tif", "8- or 16-bit")
-
-
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp"])
 def test_a_broken_image_is_named(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -310,10 +304,19 @@ def test_what_is_no_image_is_called_by_name(tmp_path, data, what):
     refused(lambda: read_image(tmp_path / "photo.jpg"), f"photo.jpg can't be read: {what}", "save it as JPEG or PNG")
 
 
-@pytest.mark.parametrize(("bands", "bits"), [(5, 8), (2, 16), (1, 64)])
-def test_a_tiff_of_other_bands_is_called_what_it_is(bands, bits):
-    said = f"a.tif is a TIFF of {bands} x {bits} bits: 1 or 3 bands of 8 or 16 bits would work"
-    refused(lambda: decode_image(tiff(bands, bits, 0), "a.tif"), said)
+@pytest.mark.parametrize(
+    ("bands", "bits", "said"),
+    [
+        (5, 8, "5 channels of 8-bit whole numbers: --channels 0,1,2, for example, would work"),
+        (2, 16, "2 channels of 16-bit whole numbers: --channels 0,1,2 --range LOW,HIGH (or 1%,99%), for example,"),
+        (1, 64, "a channel of 64-bit whole numbers: --range LOW,HIGH (or 1%,99%), for example, would work"),
+    ],
+)
+def test_a_tiff_of_other_bands_is_called_what_it_is(tmp_path, bands, bits, said):
+    (tmp_path / "a.tif").write_bytes(tiff(bands, bits, 0))
+    refused(partial(read_image, tmp_path / "a.tif"), f"a.tif holds {said}")
+    refused(partial(read_mask, tmp_path / "a.tif"), f"a.tif is a TIFF of {bands} channels of {bits}-bit whole numbers")
+    assert image_size(tmp_path / "a.tif") == (4, 6)
 
 
 def test_a_damaged_jpeg_is_no_image_and_a_padded_one_is(tmp_path):
@@ -386,15 +389,15 @@ def test_the_bits_in_use_are_those_that_are_said(tmp_path, suffix):
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     path = save(tmp_path / f"a.{suffix}", values)
     assert bits_in_use(path.read_bytes(), "") == 12
-    assert (read_image(path, 12)[..., 0] == values >> 4).all()
-    refused(partial(read_image, path, 11), "holds the value 4095: --image_bits 12 would work")
+    of_12 = Values(range="0,4095")
+    assert (read_image(path, of_12)[..., 0] == values >> 4).all()
     coloured = tmp_path / f"b.{suffix}"
     cv2.imwrite(str(coloured), np.stack([values] * 3, axis=-1))
     assert bits_in_use(coloured.read_bytes(), "") == 12
-    assert (read_image(coloured, 12) == values[..., None] >> 4).all()
+    assert (read_image(coloured, of_12) == values[..., None] >> 4).all()
     eight = save(tmp_path / f"c.{suffix}", values.astype(np.uint8))
     assert bits_in_use(eight.read_bytes(), "") is None
-    assert (read_image(eight, 12) == read_image(eight)).all()
+    assert (read_image(eight, of_12) == read_image(eight)).all()
 
 
 def test_images_are_the_callers_to_change(tmp_path):

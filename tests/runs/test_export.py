@@ -306,25 +306,6 @@ def test_without_a_network_pushing_is_one_line(run: Run, monkeypatch, tmp_path: 
     assert "hf_secret" not in str(error.value)
 
 
-def test_a_name_on_the_hub_is_pointed_out_and_not_fetched(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"from_pretrained\('owner/name'\)"):
-        load_run("owner/name")
-
-
-def test_a_model_on_the_hub_is_fetched_without_what_it_does_not_need(run: Run, tmp_path: Path, monkeypatch) -> None:
-    save_pretrained(run, tmp_path / "made")
-    asked = {}
-
-    def fetch(name, **options):
-        asked.update(name=name, **options)
-        return str(tmp_path / "made")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert from_pretrained("owner/name", revision="v1").classes == run.classes
-    assert asked == {"name": "owner/name", "revision": "v1", "allow_patterns": [MODEL_FILE, CONFIG_FILE]}
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

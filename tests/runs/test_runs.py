@@ -216,7 +216,7 @@ def test_16_bit_images_are_read_as_in_training(tmp_path) -> None:
     values = np.linspace(0, 4095, 96 * 96).reshape(96, 96).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     model = untrained_segmentation()
-    plain, told = (Run(model, description(model, **options)) for options in ({}, {"image_bits": 12}))
+    plain, told = (Run(model, description(model, **options)) for options in ({}, {"range": "0,4095"}))
     expected = told.predict((values >> 4).astype(np.uint8))
     for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
         assert np.array_equal(told.predict(image), expected)

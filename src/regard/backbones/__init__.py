@@ -28,7 +28,6 @@ from regard.backbones.convnet import ConvNet
 from regard.backbones.swin import Swin
 from regard.backbones.vit import POSITIONS, ViT, is_vit
 from regard.backbones.weights import (
-    BACKBONE_FILE,
     backbone_file,
     check_size,
     load_weights,
@@ -63,8 +62,9 @@ def build_backbone(
     """A backbone by name, or from what `regard pretrain` or `regard segment` made.
 
     name:         a timm model ("vit_small_patch16_224", "swin_tiny_patch4_window7_224", "resnet50", ...), or a run
-                  folder or `backbone.safetensors` of `regard pretrain`, or a folder of `regard segment`, or one of
-                  ours that come with the package ("scenes/vit"): these know their own name and options.
+                  folder or `backbone.safetensors` of `regard pretrain`, or a folder of `regard segment`, or one on the
+                  Hugging Face hub ("hf-hub:OWNER/NAME"), timm's or exported by regard, or one of ours that come with
+                  the package ("scenes/vit"): these know their own name and options, and have their weights.
     pretrained:   fetch timm's published weights for that name (needs a network, or timm's cache).
     weights:      a checkpoint file instead: Barlow Twins, DINO, torchvision, timm or ours; see `weights.py`. It is
                   taken to expect ImageNet's mean and standard deviation, unless it is ours and says otherwise.
@@ -82,10 +82,13 @@ def build_backbone(
     if description:
         file = backbone_file(given)
         check_size(file, lambda: from_description(description))
-        return _build(description["name"], False, weights or file, description["options"] | timm_options)
+        backbone = _build(description["name"], False, weights or given, description["options"] | timm_options)
+        if "by_timm" in description and DINOS.match(backbone.name):
+            backbone.prefer_dinos_positions()
+        return backbone
     if "/" in str(name) or str(name).endswith(WEIGHT_FILES):
         raise InputError(
-            f"{name} is neither a timm model, nor a run of regard pretrain or regard segment, nor a {BACKBONE_FILE}; "
+            f"{name} is neither a timm model, nor of regard pretrain or regard segment, nor a folder in timm's form; "
             "weights of another kind go with a model name: --backbone vit_small_patch16_224 --weights FILE"
         )
     if pretrained and weights:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from regard.backbones.checkpoints import State, read_state
 from regard.backbones.namings import NAMINGS, flat_chunks, foreign, part, place, renamed
 from regard.errors import InputError, first_line
+from regard.files import CONFIG_FILE, HUB_WEIGHTS, read_json
+from regard.results import BACKBONE_FILE as BACKBONE_FILE
 from regard.results import MODEL_FILE as MODEL_FILE
 from regard.say import say
-
-BACKBONE_FILE = "backbone.safetensors"
 
 # Parts of a checkpoint that are not the backbone: classifiers, and the heads that pre-training throws away.
 HEADS = re.compile(
@@ -45,26 +46,47 @@ def without_sources(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
-    """Name and timm options of a backbone that `regard` saved (file or run folder); None if it is not one.
+    """Name and timm options of a backbone that `regard` saved (file or run folder), or timm (folder); None for others.
 
     They name no other weights: see `without_sources`. Raises InputError for a damaged file.
     """
-    path = backbone_file(path)
-    if path.suffix != ".safetensors" or not path.is_file():
+    config, path = path / CONFIG_FILE, backbone_file(path)
+    if not path.is_file():
+        return None
+    text = None
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("regard")
+        except SafetensorError as error:
+            raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+    if not text and not config.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            text, tensors = (file.metadata() or {}).get("regard"), len(file.keys())
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
-    if not text:
-        return None
-    try:
-        return checked(json.loads(text), tensors)
+        found: Any = json.loads(text) if text else _timms(read_json(config))
+        return checked(found, len(_sizes(path))) if text or found else None
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} does not say in its metadata which backbone it holds ({first_line(error)}): make it again"
         ) from error
+
+
+def _timms(config: Any) -> dict[str, Any] | None:
+    """What timm's config.json describes; None where it is of something else."""
+    if not isinstance(config, dict) or "architecture" not in config:
+        return None
+    trained, options = config.get("pretrained_cfg") or config, dict(config.get("model_args") or {})
+    options.pop("num_classes", None)
+    tagged = f"{config['architecture']}.{trained.get('tag')}"  # by which it is known how positions were learned
+    statistics = {part: trained.get(part) for part in ("mean", "std")}
+    return {
+        "name": tagged if timm.models.is_model_pretrained(tagged) else config["architecture"],
+        "options": options,
+        "statistics": statistics if all(statistics.values()) else None,
+        "by_timm": True,
+    }
 
 
 def checked(description: dict[str, Any], tensors: int) -> dict[str, Any]:
@@ -96,15 +118,15 @@ def backbone_file(path: Path) -> Path:
     """The file itself, or the one of a run folder that holds its backbone: of a pre-training, or of a segmentation."""
     if not path.is_dir():
         return path
-    return next((file for name in (BACKBONE_FILE, MODEL_FILE) if (file := path / name).is_file()), path / BACKBONE_FILE)
+    names = (BACKBONE_FILE, MODEL_FILE, *HUB_WEIGHTS)
+    return next((file for name in names if (file := path / name).is_file()), path / BACKBONE_FILE)
 
 
 def check_size(path: Path, build: Callable[[], nn.Module]) -> None:
-    """InputError where the model that a description builds has more numbers than its safetensors file has: so a wrong
-    description takes no memory. What cannot be built without any is left to be built.
+    """InputError where the model that a description builds has more numbers than its file has: so a wrong description
+    takes no memory. What cannot be built without any is left to be built.
     """
-    with safe_open(path, framework="pt") as file:
-        there = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no dict)
+    there = sum(_sizes(path))
     described = 0.0
     try:
         with torch.device("meta"):
@@ -113,6 +135,14 @@ def check_size(path: Path, build: Callable[[], nn.Module]) -> None:
         described = math.inf if "overflow" in str(error) else described
     if described > there:
         raise InputError(f"{path} holds {there:,} numbers, and describes a model of {described:,.0f}: make it again")
+
+
+def _sizes(path: Path) -> list[int]:
+    """How many numbers each tensor of a file has."""
+    if path.suffix != ".safetensors":
+        return [value.numel() for value in read_state(path)[0].values()]
+    with safe_open(path, framework="pt") as file:
+        return [math.prod(file.get_slice(key).get_shape()) for key in file.keys()]  # noqa: SIM118 (no dict)
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:

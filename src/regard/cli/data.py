@@ -6,7 +6,7 @@ from typing import Any
 from regard.data.datasets import DATASETS
 from regard.errors import InputError
 from regard.say import console, say, shown
-from regard.settings import PackOptions, Reading, SurveyOptions
+from regard.settings import PackOptions, Reading, SurveyOptions, Values
 
 
 def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
@@ -21,7 +21,7 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
     from regard.data.survey import unused_bits
     from regard.files import write_json
 
-    opened = open_source(source).at_bits(survey.image_bits)
+    opened = open_source(source).read_as(survey.values)
     found = surveyed(opened, survey.limit)
     _sizes_table(found)
     if opened.classes:
@@ -47,7 +47,7 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
     return f"info.json and contact-sheet.png in {out}"
 
 
-def check(source: str, reading: Reading, out: str | None = None) -> str:
+def check(source: str, reading: Reading, values: Values, out: str | None = None) -> str:
     """Read every image and mask, and list all that is wrong; exit status 2 where anything is.
 
     Of a pack, the sums of its chunks come first, and where one is wrong, its images are not read.
@@ -63,7 +63,7 @@ def check(source: str, reading: Reading, out: str | None = None) -> str:
     from regard.data.check import check
     from regard.files import write_json
 
-    found = check(source)
+    found = check(source, values)
     what = found.unit
     if out:
         listed = [asdict(problem) for problem in found.problems]
@@ -138,7 +138,7 @@ def pack(source: str, to: str, packing: PackOptions) -> str:
     from regard.data.packs.store import is_remote
     from regard.data.source import open_source
 
-    opened = open_source(source).at_bits(packing.image_bits)
+    opened = open_source(source).read_as(packing.values)
     say(opened.describe())
     where, made, new = pack(opened, to, packing.chunk_mb, packing.on_bad_image)
     chunks = [chunk for of in made.splits.values() for chunk in of]

@@ -254,9 +254,9 @@ def command_line(command: Command, given: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _takes_several(commands: Commands) -> set[str]:
-    """The options that are lists and nothing else: `--images A B C`."""
-    found = set()
+def _takes_several(commands: Commands) -> dict[str, bool]:
+    """The options that are lists and nothing else, and whether of numbers: `--images A B C`, `--channels 3,2,1`."""
+    found = {}
     for command in commands.values():
         if isinstance(command, Mapping):
             continue
@@ -266,14 +266,15 @@ def _takes_several(commands: Commands) -> set[str]:
         for name, kind in kinds.items():
             parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
             if all(get_origin(part) in (list, tuple) for part in parts if part is not types.NoneType):
-                found.add(f"--{name}")
+                found[f"--{name}"] = not any(str in get_args(part) for part in parts)
     return found
 
 
 def _as_parsed(arguments: Sequence[str], commands: Commands) -> list[str]:
     """The arguments as jsonargparse takes them.
 
-    `--images A B C`, `--images=A`, once or often, as one JSON list. And files of options first, wherever they stand, as
+    `--images A B C`, `--images=A`, once or often, as one JSON list; `--range -1,1`, which begins as options do, as
+    `--range=-1,1`. And files of options first, wherever they stand, as
     the last of several values counts.
     """
     lists = _takes_several(commands)
@@ -295,10 +296,14 @@ def _as_parsed(arguments: Sequence[str], commands: Commands) -> list[str]:
         elif argument.startswith("--"):
             into = rest
             rest.append(argument)
+        elif into is rest and rest and re.fullmatch(r"--\w+", rest[-1]) and re.match(r"-[\d.]+%?,", argument):
+            rest[-1] += f"={argument}"
         else:
             into.append(argument)
     for name, values in given.items():
         is_json = len(values) == 1 and values[0].startswith("[")
+        if lists[name] and not is_json:
+            values = [part for value in values for part in value.split(",")]
         rest += [f"{name}={values[0] if is_json else json.dumps(values)}"]
     words = 2 if rest and isinstance(commands.get(rest[0]), Mapping) else 1
     return [*rest[:words], *files, *rest[words:]]

@@ -34,7 +34,7 @@ def probe(data: str, model: Model, probing: Probing, device: Device, out: str = 
     from regard.scoring.scorecard import check_folder
     from regard.studies.environment import commit, environment, shown_path
 
-    source = open_source(data, scenes_size=probing.size).at_bits(probing.image_bits)
+    source = open_source(data, scenes_size=probing.size).read_as(probing.values)
     splits = _splits(source, probing.split)
     (_, train), (split, scored) = ((name, Chosen(dataset, probing.limit)) for name, dataset in splits)
     check_folder(Path(out))

@@ -24,6 +24,7 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
     from regard.cli.common import built
     from regard.data.groups import group_numbers
     from regard.data.source import open_source, require_masks
+    from regard.files import weights_file
     from regard.runs.importance import importance
     from regard.runs.run import RUN_FILE, load_run
     from regard.scoring import scorecard
@@ -44,11 +45,11 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
         raise InputError(f"--importance needs a trained segmentation, and {name} is none: a folder of regard segment")
     else:
         backbone = built(model, scoring.seed).to(device.device).eval()
-        made = read_description(Path(name))
+        made = read_description(weights_file(name))
         origin = model.weights or ("timm's published" if model.pretrained else f"of {name}" if made else RANDOM)
 
     source = open_source(data, scenes_size=DINO_SIZE if scoring.protocol == "dino" else scoring.size or 224)
-    source = source.at_bits(scoring.image_bits or (run.description.settings.image_bits if run else None))
+    source = source.read_as(scoring.values.over(run.description.settings.values) if run else scoring.values)
     split = scoring.split or next(name for name in ("val", "test", "train") if name in source.splits)
     chosen = Chosen(source.split(split), scoring.limit, scoring.groups)
     rules = choose_protocol(scoring, backbone, chosen.classes)

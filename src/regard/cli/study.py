@@ -112,7 +112,7 @@ def _run(plan: "Plan", data: str, study: StudyOptions, computing: Computing, out
     from regard.studies.estimate import estimate, show
     from regard.studies.jobs import Where, default_jobs
 
-    source = open_source(data, scenes_size=plan.segment.size).at_bits(plan.segment.image_bits)
+    source = open_source(data, scenes_size=plan.segment.size).read_as(plan.segment.values)
     hardware = Hardware(
         accelerator=computing.accelerator, precision=computing.precision, bar=computing.bar, workers=study.workers
     )
@@ -157,7 +157,7 @@ def sweep(
 
     # what is wrong in the space is said before anything else is read
     given = read_space(sweeping.space) if sweeping.space else None
-    source = open_source(data, scenes_size=settings.size).at_bits(settings.image_bits)
+    source = open_source(data, scenes_size=settings.size).read_as(settings.values)
     space = given or default_space(built(model, seed), settings)
     hardware = Hardware(accelerator=computing.accelerator, precision=computing.precision, workers=sweeping.workers)
     check_readable(source, settings.largest)

@@ -111,7 +111,7 @@ def segment(
         raise InputError("a frozen backbone does not learn, at no rate: leave out --backbone_lr, or --freeze")
     check_said(settings)
     check_share(label_fraction)
-    source = open_source(data, scenes_size=settings.size)
+    source = open_source(data, scenes_size=settings.size).read_as(settings.values)
     require_masks(source)
     held_out = source.held_out
     crossed = held_out and settings.head == "ridge" and label_fraction == 1

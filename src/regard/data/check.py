@@ -19,6 +19,7 @@ from regard.data.source import Source, find_own, held_by, masks_of, open_source,
 from regard.data.survey import bits_of, unused_bits
 from regard.data.threads import in_threads
 from regard.errors import InputError
+from regard.settings import AS_STORED, Values
 
 # Of masks whose classes can't be made out: any value and any colour is as good as another, and 255 is void.
 ANY = Legend((), {**dict.fromkeys(range(VOID), 0), VOID: VOID}, {(0, 0, 0): 0}, others=0)
@@ -58,7 +59,7 @@ class Checked:
         return len({(problem.split, problem.name) for problem in self.problems if problem.name != TREE})
 
 
-def check(src: str) -> Checked:
+def check(src: str, values: Values = AS_STORED) -> Checked:
     """Read every image and mask of every split at `src`; shows a progress bar.
 
     Wrong are: an image or a mask that can't be read; a mask that is missing, has another size than its image, values
@@ -72,11 +73,11 @@ def check(src: str) -> Checked:
     Of a pack, the sums of its chunks come first, and where one is wrong, its images are not read.
     """
     try:
-        source = open_source(src)
+        source = open_source(src).read_as(values)
     except InputError:
         with suppress(InputError):
             found = find_own(unwrapped(Path(src).expanduser().resolve()))
-            if found and (checked := _check_unopened(found)).problems:
+            if found and (checked := _check_unopened(found, values)).problems:
                 return checked
         raise
     return _check_chunks(source) or check_source(source)
@@ -170,7 +171,7 @@ def _orphans(source: Source) -> list[Problem]:
     return [Problem(split_of(path), path, what) for path in found]
 
 
-def _check_unopened(found: Pairs) -> Checked:
+def _check_unopened(found: Pairs, values: Values) -> Checked:
     """Check a tree with masks, with the splits of `open_source`, where that has refused it."""
     try:
         legend, unclear = masks_of(found, missing_ok=True).legend, ""
@@ -180,7 +181,7 @@ def _check_unopened(found: Pairs) -> Checked:
     splits, _ = with_val(found.by_split(np.full(len(found.images), True)))
     number_of = {path: number for number, path in enumerate(found.images)}
     datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}
-    checked = check_source(Source("masks", str(found.root), datasets, words=found.words))
+    checked = check_source(Source("masks", str(found.root), datasets, words=found.words).read_as(values))
     if unclear and checked.problems and unclear not in {problem.what for problem in checked.problems}:
         return replace(checked, problems=(Problem(TREE, TREE, unclear), *checked.problems))
     return checked

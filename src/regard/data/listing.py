@@ -13,7 +13,7 @@ from regard.data.reading import readable
 from regard.results import RUN_FILE, SETTINGS_FILE
 from regard.say import say_once
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".dcm")
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw")  # pictures all the same, as of phones
 HELD_OUT = "no val, so val is a fixed fifth of the images for training"
 OF_RUNS = (SETTINGS_FILE, RUN_FILE)  # what a run wrote lies beside one of them

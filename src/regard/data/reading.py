@@ -9,7 +9,6 @@ import os
 import re
 import stat
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +18,7 @@ from typing import TypeGuard
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8, UInt16
+from jaxtyping import UInt8
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -32,8 +31,22 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from regard.data.rasters import (
+    DAMAGE,
+    DICM,
+    TIFFS,
+    Tiff,
+    as_bytes,
+    check_channels,
+    check_size,
+    dicom_size,
+    is_dicom,
+    read_dicom,
+    read_tiff,
+    tiff_of,
+)
 from regard.errors import InputError
-from regard.settings import most_megapixels
+from regard.settings import AS_STORED, Values
 
 File = io.BytesIO | io.BufferedReader
 Least = Callable[[tuple[int, int]], tuple[int, int]]
@@ -46,7 +59,7 @@ KINDS: dict[bytes, Callable[[File], ImageFile.ImageFile]] = {
     b"BM": BmpImagePlugin.BmpImageFile,
     b"GIF8": GifImagePlugin.GifImageFile,  # as there are in Oxford-IIIT Pet, named .jpg
     b"RIFF": WebPImagePlugin.WebPImageFile,
-    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    **dict.fromkeys(TIFFS, TiffImagePlugin.TiffImageFile),
 }
 # What libjpeg warns of in whole files, too: odd headers, and a few bytes too many, as cameras pad their pictures.
 HARMLESS = re.compile(r"Invalid SOS parameters|unknown JFIF|Unknown Adobe|bad ICC marker|(\d+) extraneous bytes before")
@@ -54,8 +67,6 @@ PADDING = 64, 0.01  # bytes, or a share of the file; more of it is what could no
 NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a smaller copy of another page, its transparency
 # Of EXIF's orientations, as OpenCV calls them; from 5 on, transposed first.
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
-# What Pillow raises of broken files.
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
 REMEDY = "save it as JPEG or PNG, or remove it"
 ANY_DEPTH = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 
@@ -63,14 +74,14 @@ ANY_DEPTH = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def read_image(path: str | Path, bits: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB in 0..255, turned upright as EXIF says; transparency is dropped; for `bits` see `decode_image`.
+def read_image(path: str | Path, values: Values = AS_STORED) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB in 0..255, turned upright as EXIF says; transparency is dropped; for `values` see `decode_image`.
 
     Raises InputError for a file that is missing, damaged, not an image, of several pages or frames, of more pixels than
-    `settings.Reading` allows, or of 32-bit values, whose range is unknown.
+    `settings.Reading` allows, or that does not say what is to be seen: see `rasters`.
     """
     with opened(path) as file:
-        return decode_image(file.read(), path, bits=bits)
+        return decode_image(file.read(), path, values=values)
 
 
 @contextmanager
@@ -87,7 +98,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def decode_image(
-    data: bytes, name: str | Path, least: Least | None = None, bits: int | None = None
+    data: bytes, name: str | Path, least: Least | None = None, values: Values = AS_STORED
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels that an image file of these bytes holds, as `read_image` gives them, with its errors for `name`.
 
@@ -98,26 +109,48 @@ def decode_image(
            value of a smooth photo by 0.15 of 255 in the mean, one of the built-in scenes (flat colours, sharp edges) by
            1.3, one of coloured noise by 6, and at an edge between colours by up to 60. All else comes whole and
            interpolated: other formats, JPEGs that EXIF turns, and those of CMYK.
-    bits:  how many of 16 are in use, of images that have 16; their upper 8 are kept. InputError for a value above.
+    values: those that are read; by default the upper 8 of 16 bits.
     """
     with readable(name):
         if data.startswith(JPEG) and (pixels := _decode_jpeg(data, name, least)) is not None:
-            return pixels
+            return _picked(pixels, values, name)
+        if is_dicom(data):
+            return _picked(read_dicom(data, name, values), values, name)
+        if tiff := _other_tiff(data, values):
+            return _rgb(turned(read_tiff(data, name, tiff, values), tiff.turn))
         image = header(io.BytesIO(data), name)
         check_pages(image, name)
-        if image.mode[0] in "IF" and not image.mode.startswith("I;16"):
-            raise InputError(f"{name} holds 32-bit values: 8- or 16-bit images would work")
         flags = cv2.IMREAD_ANYDEPTH if image.mode.startswith("I;16") else ANY_DEPTH  # grey stays so: half the time
         if _is_lossless_tiff(image):
             found = np.array(image)
+        elif _is_tiff(image) and image.mode == "RGBA" and _depth(image) == 8:  # OpenCV would darken it by its alpha
+            found = np.array(image.convert("RGB"))
         elif (found := imdecode(data, flags)) is not None:
             found = cv2.cvtColor(found, cv2.COLOR_BGR2RGB) if found.ndim == 3 else found
         else:  # what OpenCV can't read; Pillow also knows broken from unsupported
             rgb = np.array(image.convert("RGB"))
             found = turned(rgb, orientation(image))
         if found.dtype == np.uint16:
-            found = upper_bits(found, bits, name)
-        return found.astype(np.uint8, copy=False) if found.ndim == 3 else cv2.merge([found] * 3)
+            found = as_bytes(found, values.ends)
+        return _picked(found.astype(np.uint8, copy=False), values, name)
+
+
+def _picked(pixels: UInt8[np.ndarray, "h w *channels"], values: Values, name: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The chosen channels of RGB; of grey, which is all three of them."""
+    if values.channels is None:
+        return _rgb(pixels)
+    check_channels(values.channels, 3, name)
+    return _rgb(_rgb(pixels)[..., values.channels])
+
+
+def _rgb(pixels: UInt8[np.ndarray, "h w *channels"]) -> UInt8[np.ndarray, "h w 3"]:
+    return pixels if pixels.shape[2:] == (3,) else cv2.merge([pixels.reshape(pixels.shape[:2])] * 3)
+
+
+def _other_tiff(data: bytes, values: Values = AS_STORED) -> Tiff | None:
+    """What a TIFF says of itself that Pillow and OpenCV do not read, or not what is chosen of it; None of others."""
+    tiff = tiff_of(io.BytesIO(data)) if data.startswith(TIFFS) else None
+    return None if tiff is None or (tiff.usual and max(values.channels or (0,)) < 3) else tiff
 
 
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:
@@ -139,17 +172,12 @@ def _is_lossless_tiff(image: Image.Image) -> bool:
     return is_compressed and _is_tiff(image) and image.mode in ("L", "RGB") and _depth(image) == 8
 
 
-def upper_bits(values: UInt16[np.ndarray, "..."], bits: int | None, name: str | Path) -> UInt8[np.ndarray, "..."]:
-    """The upper 8 of the `bits` (None: 16) that 16-bit values use; InputError for one that takes more."""
-    if bits is not None and (used := int(values.max()).bit_length()) > bits:
-        raise InputError(f"{name} holds the value {values.max()}: --image_bits {used} would work")
-    return (values >> ((bits or 16) - 8)).astype(np.uint8)
-
-
 def bits_in_use(data: bytes, name: str | Path) -> int | None:
     """How many bits the values of an image use, if it has 16; None for others. InputError for a broken one."""
     with readable(name):
-        if data.startswith(JPEG) or _depth(header(io.BytesIO(data), name)) != 16:
+        if data.startswith(JPEG) or is_dicom(data) or _other_tiff(data):
+            return None
+        if _depth(header(io.BytesIO(data), name)) != 16:
             return None
         values = imdecode(data, ANY_DEPTH)
         return int(values.max()).bit_length() if values is not None and values.dtype == np.uint16 else None
@@ -207,35 +235,16 @@ def header(file: File, name: str | Path) -> Image.Image:
     try:
         image = kind(file)
     except DAMAGE as error:
-        if kind is TiffImagePlugin.TiffImageFile and (what := _kind_of_tiff(file, start)):
-            raise InputError(f"{name} is a TIFF of {what} bits: 1 or 3 bands of 8 or 16 bits would work") from error
+        if kind is TiffImagePlugin.TiffImageFile and (tiff := tiff_of(file)) and not tiff.usual:
+            what = f"{name} is a TIFF of {tiff.channels} channels of {tiff.kind}"
+            raise InputError(f"{what}: 1 or 3 of 8-bit whole numbers would work") from error
         raise InputError(f"{name} can't be read: not an image, or broken: {REMEDY}") from error
     check_size(*image.size, name)
     return image
 
 
-def _kind_of_tiff(file: File, start: bytes) -> str | None:
-    """Bands and bits of a TIFF that Pillow knows no mode for; None where not even its list of tags can be read."""
-    tags = TiffImagePlugin.ImageFileDirectory_v2(start[:16] if b"+" in start[:4] else start[:8])
-    try:
-        file.seek(tags.next)
-        tags.load(file)
-        bands, bits = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1), tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-    except DAMAGE:
-        return None
-    return f"{bands} x {' or '.join(map(str, sorted(set(bits))))}"
-
-
 def _is_tiff(image: Image.Image) -> TypeGuard[TiffImagePlugin.TiffImageFile]:
     return isinstance(image, TiffImagePlugin.TiffImageFile)
-
-
-def check_size(width: int, height: int, name: str | Path) -> None:
-    """InputError for more pixels than are read: memory is not taken at the word of whatever a header says."""
-    megapixels = width * height / 1e6
-    if megapixels > (most := most_megapixels()):
-        what = f"{name} is {width} x {height}, {megapixels:,.1f} megapixels, and {most:g} at most are read"
-        raise InputError(f"{what}: a smaller copy, or --max_megapixels {megapixels + 0.5:.0f}, would work")
 
 
 def check_pages(image: Image.Image, name: str | Path) -> None:
@@ -287,6 +296,14 @@ def turned(pixels: UInt8[np.ndarray, "h w *channels"], turn: int) -> UInt8[np.nd
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of the upright image, from its header alone."""
     with opened(path) as file:
+        start = file.read(DICM.stop)
+        if is_dicom(start):
+            return dicom_size(start + file.read(), path)
+        tiff = tiff_of(file) if start.startswith(TIFFS) else None
+        if tiff and not tiff.usual:
+            check_size(tiff.width, tiff.height, path)
+            return tiff.size
+        file.seek(0)
         # Only if the header has EXIF: Pillow decodes a whole PNG in search of it, and turns the size of a TIFF itself.
         image = header(file, path)
         width, height = image.size

@@ -98,8 +98,8 @@ def class_pixels(dataset: MaskDataset) -> Int64[np.ndarray, " classes"]:
 
 
 def bits_of(dataset: Dataset, i: int) -> int:
-    """How many bits the values of a 16-bit image use; 0 for other images, and where it was said how many to read."""
-    if not isinstance(dataset, Decoded) or dataset.bits is not None:
+    """How many bits the values of a 16-bit image use; 0 for other images, and where it was said which to read."""
+    if not isinstance(dataset, Decoded) or dataset.values.range is not None:
         return 0
     return bits_in_use(dataset.encoded(i), dataset.name(i)) or 0
 
@@ -107,7 +107,7 @@ def bits_of(dataset: Dataset, i: int) -> int:
 def unused_bits(bits: int) -> str:
     """What is said of 16-bit images that use so many bits at most; "" where they use all, or there are none."""
     what = f"16-bit images use {bits} bits at most, and their upper 8 of 16 are read, which is dark"
-    return f"{what}: --image_bits {max(bits, 8)} would use their range" if 0 < bits < 16 else ""
+    return f"{what}: --range 0,{2 ** max(bits, 8) - 1} would use theirs" if 0 < bits < 16 else ""
 
 
 def evenly(count: int, limit: int | None) -> list[int]:

@@ -46,7 +46,7 @@ def draw_attention(
     if animation.resolve() in {file.resolve() for file in files}:
         raise InputError(f"{animation} is one of the videos, and would be written over: choose another --out")
     total = count_pictures(files)
-    pictures = partial(read_pictures, files, partial(fed, size=chosen.size), chosen.image_bits)
+    pictures = partial(read_pictures, files, partial(fed, size=chosen.size), chosen.values)
     style = Style(chosen.what, chosen.mass, chosen.upsample)
     if chosen.animate:
         for _, read in islice(pictures(), 0, None, -(-total // SCALE_FRAMES)):

@@ -24,7 +24,7 @@ def draw_embedding(open_model: Callable[[], Backbone], data: str, chosen: Embedd
 
     Raises InputError for data that cannot be opened, and too few images for the method.
     """
-    source = open_source(data, scenes_size=chosen.size).at_bits(chosen.image_bits)
+    source = open_source(data, scenes_size=chosen.size).read_as(chosen.values)
     split = chosen.split or next(name for name in ("val", *source.splits) if name in source.splits)
     dataset = source.split(split)
     count = min(chosen.limit, len(dataset))

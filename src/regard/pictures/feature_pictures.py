@@ -102,7 +102,7 @@ def draw_receptive_fields(
 ) -> str:
     """receptive_field.png and .json: each level's field, averaged over the images."""
     count, fields, size = 0, {}, chosen.size
-    pictures = read_pictures(files, partial(centre_crop, size=size), chosen.image_bits)
+    pictures = read_pictures(files, partial(centre_crop, size=size), chosen.values)
     for _, read in track(pictures, "measuring", count_pictures(files), transient=True, console=console()):
         batch = as_batch(read(), model)
         for level in levels:
@@ -142,7 +142,7 @@ def _features(
     model: Backbone, files: dict[Path, Path], level: int, chosen: FeaturePictures, doing: str
 ) -> Iterator[tuple[Path, Picture, Float[Tensor, "channels h w"]]]:
     """For each image: its PNG, the image as fed, and its features at a level of the pyramid."""
-    pictures = read_pictures(files, partial(fed, size=chosen.size), chosen.image_bits)
+    pictures = read_pictures(files, partial(fed, size=chosen.size), chosen.values)
     for target, read in track(pictures, doing, count_pictures(files), transient=True, console=console()):
         image = read()
         with torch.inference_mode():

@@ -20,6 +20,7 @@ from regard.errors import naming
 from regard.pictures.draw import Picture
 from regard.pictures.targets import natural
 from regard.pictures.video import frame_count, is_video, read_video
+from regard.settings import Values
 
 
 def count_pictures(files: dict[Path, Path]) -> int:
@@ -28,12 +29,12 @@ def count_pictures(files: dict[Path, Path]) -> int:
 
 
 def read_pictures(
-    files: dict[Path, Path], fit: Callable[[Picture], Picture], bits: int | None
+    files: dict[Path, Path], fit: Callable[[Picture], Picture], values: Values
 ) -> Iterator[tuple[Path, Callable[[], Picture]]]:
     """For each image and each frame of a video, its PNG (those of clip.mp4 are clip/000000.png, ...) and what reads it.
 
     In natural order: frame2 is before frame10.
-    fit:  brings it to its size. bits: of 16-bit images, as of `decode_image`.
+    fit:  brings it to its size. values: which are read, as of `decode_image`.
     """
 
     def fitted(file: Path, read: Callable[[], Picture]) -> Picture:
@@ -46,7 +47,7 @@ def read_pictures(
             for number, read in enumerate(read_video(file)):
                 yield files[file].with_suffix("") / f"{number:06d}.png", partial(fitted, file, read)
         else:
-            yield files[file], partial(fitted, file, partial(read_image, file, bits))
+            yield files[file], partial(fitted, file, partial(read_image, file, values))
 
 
 def fed(image: Picture, size: int) -> Picture:

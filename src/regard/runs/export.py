@@ -1,7 +1,8 @@
-"""A trained segmentation in a form for others: an ONNX file, safetensors, or a folder for the Hugging Face hub.
+"""A trained segmentation in a form for others: an ONNX file, safetensors, or a folder for the Hugging Face hub; and a
+pre-trained backbone as such a folder.
 
-`run.load_run` reads each of them again. A folder is whole or not there, and holds nothing of the machine that trained
-it: see `exported.config`.
+`run.load_run` and `build_backbone` read each of them again. A folder is whole or not there, and holds nothing of the
+machine that trained it: see `exported.config`.
 """
 
 import json
@@ -13,13 +14,25 @@ from typing import Any
 
 from safetensors.torch import save
 
-from regard.backbones.weights import MODEL_FILE
+from regard.backbones import OURS, Backbone, build_backbone, parameters, save_backbone
+from regard.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from regard.backbones.weights import MODEL_FILE, without_sources
 from regard.errors import InputError
-from regard.files import on_disk, partial_of, write_whole
-from regard.results import LEAST_STRENGTH, HeadShares, ModelDescription, RunDescription, write_stored
+from regard.files import on_disk, partial_of, write_json, write_whole
+from regard.results import (
+    LEAST_STRENGTH,
+    HeadShares,
+    ModelDescription,
+    PretrainDescription,
+    RunDescription,
+    read_stored,
+    write_stored,
+)
 from regard.runs.exported import CONFIG_FILE, config
 from regard.runs.onnx import OPSET, OnnxModel, export_onnx
+from regard.runs.pretraining import PRETRAIN_FILE
 from regard.runs.run import Run
+from regard.settings import Values
 
 CARD_FILE = "README.md"
 
@@ -46,6 +59,93 @@ def save_pretrained(run: Run, folder: str | Path) -> None:
         (made / CARD_FILE).write_text(model_card(run), encoding="utf-8")
 
 
+def save_pretrained_backbone(run: Path, folder: str | Path) -> None:
+    """The backbone of a pre-training in timm's form, with a model card: `hf-hub:OWNER/NAME` of it is read by
+    `build_backbone`, and by timm itself where it is a model of timm's.
+    """
+    backbone, file = build_backbone(run), run / PRETRAIN_FILE
+    made_by = read_stored(file, PretrainDescription) if file.is_file() else None
+    with _new_folder(Path(folder)) as made:
+        save_backbone(backbone, made / MODEL_FILE)
+        write_json(made / CONFIG_FILE, timms_config(backbone))
+        (made / CARD_FILE).write_text(backbone_card(backbone, made_by), encoding="utf-8")
+
+
+def timms_config(backbone: Backbone) -> dict[str, Any]:
+    """What timm reads of a model on the hub. Without `architecture`, by which timm would take it, for one with entmax,
+    which timm does not have.
+    """
+    name, options = backbone.name.split(".")[0], without_sources({"options": backbone.options})["options"]
+    mean, std = backbone.statistics or (IMAGENET_MEAN, IMAGENET_STD)
+    kept = ("interpolation", "crop_pct", "fixed_input_size", "first_conv", "classifier")
+    size = options.get("img_size", backbone.model.pretrained_cfg["input_size"][1:])
+    trained = {key: value for key, value in backbone.model.pretrained_cfg.items() if key in kept and value is not None}
+    trained |= {"input_size": [3, *((size, size) if isinstance(size, int) else size)], "num_classes": 0}
+    config = {
+        "num_classes": 0,
+        "num_features": backbone.dim,
+        "model_args": {key: value for key, value in options.items() if key not in OURS},
+        "pretrained_cfg": trained | {"mean": list(mean), "std": list(std)},
+    }
+    return {"architecture": name, **config} if is_timms(backbone) else config
+
+
+def is_timms(backbone: Backbone) -> bool:
+    """Whether timm computes the same features: it knows no entmax."""
+    return backbone.options.get("attention", "softmax") == "softmax"
+
+
+def backbone_card(backbone: Backbone, made_by: PretrainDescription | None) -> str:
+    """README.md for the hub: what it is, how it was made, how to load it. The licence is left to its owner."""
+    name, how, scores = backbone.name, "", ""
+    if made_by:
+        scores = ", ".join(f"{key} {value:.1f} %" for key, value in made_by.final.items() if value)
+        if settings := made_by.settings:
+            how = f"Pre-trained by {settings.method}, {settings.epochs} epochs of {made_by.images:,} images."
+    size = timms_config(backbone)["pretrained_cfg"]["input_size"][1:]
+    timms = [
+        "As one of timm's:",
+        "",
+        "```python",
+        "import timm",
+        "",
+        'model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)',
+        "```",
+    ]
+    if backbone.options.get("positions") == "dino":
+        timms[0] += f" (at {size[0]} x {size[1]} pixels the same; elsewhere timm resamples positions in another way)"
+    return "\n".join(
+        [
+            "---",
+            "library_name: regard" if not is_timms(backbone) else "library_name: timm",
+            "pipeline_tag: image-feature-extraction",
+            "tags: [self-supervised-learning, timm, regard]",
+            "---",
+            "",
+            f"# {name}, pre-trained with regard",
+            "",
+            f"{parameters(backbone):,} parameters, for images of about {size[0]} x {size[1]} pixels. {how} "
+            f"{scores and f'Scores: {scores}.'} No licence is stated: ask the owner before you use it.",
+            "",
+            "## Use",
+            "",
+            "```python",
+            "import regard",
+            "import torch",
+            "from regard.backbones import normalize",
+            "",
+            'backbone = regard.build_backbone("hf-hub:OWNER/NAME").eval()  # or this folder',
+            f"images = normalize(torch.zeros(1, 3, {size[0]}, {size[1]}, dtype=torch.uint8))  # RGB, 0..255",
+            f"features = backbone(images{', attention=True' if backbone.heads else ''})",
+            "features.pyramid[-1].shape  # (1, channels, height, width)",
+            "```",
+            "",
+            *(timms if is_timms(backbone) else ["timm cannot load it: its attention is entmax, which timm lacks."]),
+            "",
+        ]
+    )
+
+
 def model_card(run: Run) -> str:
     """README.md for the hub: what it is, how to load it, its classes, its scores. The licence is left to its owner."""
     description, scores = run.description, []
@@ -67,7 +167,7 @@ def model_card(run: Run) -> str:
         "",
         f"Backbone {description.backbone['name']}, fusion {settings.fusion}, head {settings.head}, refiner "
         f"{settings.refiner}{_strength(description)}; images are fed with "
-        f"a short side of {run.size} pixels. No licence is stated: ask the owner before you use it.",
+        f"a short side of {run.size} pixels{_chosen(settings)}. No licence is stated: ask the owner before you use it.",
         "",
         "## Use",
         "",
@@ -89,6 +189,13 @@ def model_card(run: Run) -> str:
         *classes,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _chosen(settings: Values) -> str:
+    """What is read of images, where that was chosen."""
+    channels = ",".join(map(str, settings.channels or ()))
+    said = [f"of channels {channels}"] * bool(channels) + [f"in the range {settings.range}"] * bool(settings.range)
+    return "".join(f", {part}" for part in said)
 
 
 def _strength(description: ModelDescription) -> str:

@@ -8,6 +8,7 @@ import lightning as L
 
 from regard.data.datasets.base import Dataset
 from regard.results import Origin
+from regard.settings import AS_STORED, Values
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Cache:
     folder: Path
     content: str
 
-    def content_at(self, bits: int | None) -> str:
-        """The content, where 16-bit images are taken to use so many."""
-        return self.content if bits is None else f"{self.content}, {bits} bits"
+    def content_of(self, values: Values) -> str:
+        """The content, where these values of the images are read."""
+        return self.content if values == AS_STORED else f"{self.content}, {values.channels}, {values.range}"
 
 
 @dataclass(frozen=True)

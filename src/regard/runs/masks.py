@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rich.progress import track
 
+from regard.data.rasters import ground_of
 from regard.data.reading import header, opened
 from regard.data.source import Source
 from regard.errors import InputError, naming
@@ -23,6 +27,7 @@ from regard.say import console, say
 from regard.segmentation.inference import BATCH, Inference, classes_at, probabilities_at
 
 SOFTWARE = ("Software", "regard")  # a text in our masks, by which they are told from those of people
+SOFTWARE_TAG = 305  # the same in a TIFF
 OVERLAY, PROBABILITIES = "-overlay.png", ".npz"  # endings of what is written beside NAME.png
 
 
@@ -38,6 +43,7 @@ def segment_files(
     """Write the mask of every image that can be read, and what is wanted `also`; returns how many there are.
 
     NAME.png:         class indices, with the classes' colours as palette, at the image's own size.
+    NAME.tif:         in its place, of a GeoTIFF: with its reference system and transform.
     NAME.json:        in its place, where there are `outlines` to write it.
     NAME-overlay.png: the image with these colours over it, and lines around regions.
     NAME.npz:         probabilities, float16 (classes, h, w), and classes, their names.
@@ -49,14 +55,14 @@ def segment_files(
     it where a mask would be written over that isn't of an earlier call.
     """
     run.check_alone()
-    made_by = PngInfo()
-    made_by.add_text(*SOFTWARE)
+    grounds = {file: _ground(file) for file in files} if outlines is None else {}
+    files = {file: to.with_suffix(".tif") if grounds.get(file) else to for file, to in files.items()}
     if other := next((to for to in files.values() if outlines is None and not _may_write(to)), None):
         raise InputError(f"{other} was not made by `regard predict`: choose another --out, or move it away")
     unread: list[InputError] = []
     for file, to in track(files.items(), "segmenting", transient=True, console=console()):
         try:
-            pixels = read_pixels(file, run.description.settings.image_bits)
+            pixels = read_pixels(file, run.description.settings.values)
             with naming(file):
                 passes, size = run.passes(pixels, inference, batch_size), pixels.shape[:2]
         except InputError as error:
@@ -75,7 +81,7 @@ def segment_files(
         if outlines is None:
             indexed = Image.fromarray(mask).convert("P")
             indexed.putpalette(run.palette.flatten().tolist())
-            write_whole(to, lambda png, indexed=indexed: indexed.save(png, format="PNG", pnginfo=made_by))
+            write_whole(to, partial(_save, indexed, grounds[file]))
         else:
             outlines.write(file, to, mask)
     if outlines is not None and outlines.pixels:
@@ -93,13 +99,33 @@ def segment_files(
     return len(files)
 
 
+def _ground(file: Path) -> ImageFileDirectory_v2 | None:
+    """`rasters.ground_of`; None also where the file can't be read, as that is said when it is."""
+    with suppress(InputError), opened(file) as image:
+        return ground_of(image)
+    return None
+
+
+def _save(mask: Image.Image, ground: ImageFileDirectory_v2 | None, to: BinaryIO) -> None:
+    """As a PNG, or, where it is known where its pixels are on the ground, as a GeoTIFF; with our text in it."""
+    key, value = SOFTWARE
+    if ground is None:
+        made_by = PngInfo()
+        made_by.add_text(key, value)
+        mask.save(to, format="PNG", pnginfo=made_by)
+    else:
+        ground[SOFTWARE_TAG] = value
+        mask.save(to, format="TIFF", tiffinfo=ground, compression="tiff_adobe_deflate")
+
+
 def _may_write(mask: Path) -> bool:
     """Whether there is no file yet, or one that `segment_files` wrote."""
     if not mask.exists():
         return True
     with suppress(InputError), opened(mask) as file:
         key, value = SOFTWARE
-        return header(file, mask).info.get(key) == value
+        image = header(file, mask)
+        return (image.info.get(key) or getattr(image, "tag_v2", {}).get(SOFTWARE_TAG)) == value
     return False
 
 

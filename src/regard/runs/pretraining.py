@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from regard.attention.guidance import check_guidance
 from regard.backbones import Backbone, describe, save_backbone
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.datasets.base import Chunked, Dataset, LabelDataset, Source, at_bits
+from regard.data.datasets.base import Chunked, Dataset, LabelDataset, Source, read_as
 from regard.data.datasets.folders import ClassFolders
 from regard.data.listing import held_out
 from regard.data.loading.modules import PretrainData
@@ -65,12 +65,12 @@ def pretrain_run(
     check_pretraining(settings, hardware, len(dataset))
     method = check_options(settings)
     L.seed_everything(seed, verbose=False)
-    dataset = at_bits(dataset, settings.image_bits)
+    dataset = read_as(dataset, settings.values)
     classes = len(dataset.classes) if isinstance(dataset, LabelDataset) else 0
     if watch.on_bad_image == "skip":
         dataset = SkipUnreadable(dataset, out / SKIPPED_FILE)
     queries = None if watch.knn_every == 0 and not method.labelled else extras.queries
-    queries = queries and at_bits(queries, settings.image_bits)
+    queries = queries and read_as(queries, settings.values)
     if queries and watch.on_bad_image == "skip":
         queries = SkipUnreadable(queries, out / SKIPPED_QUERIES_FILE)
     module = build_method(backbone, settings, classes)

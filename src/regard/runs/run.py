@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from regard.backbones import device_of, from_description
 from regard.backbones.weights import MODEL_FILE, check_finite, check_size, checked
-from regard.data.datasets.base import Dataset, MaskDataset, at_bits
+from regard.data.datasets.base import Dataset, MaskDataset, read_as
 from regard.data.loading.augment import short_side
 from regard.data.loading.modules import loading
 from regard.data.loading.samples import images_of
@@ -45,7 +45,7 @@ from regard.results import (
     MaskScores,
     ModelDescription,
 )
-from regard.runs.exported import check_run, read_description
+from regard.runs.exported import find_run, read_description
 from regard.runs.onnx import read_onnx
 from regard.runs.pixels import ImageLike, read_pixels
 from regard.say import console
@@ -78,12 +78,12 @@ class Run:
 
     def predict(self, image: ImageLike, inference: Inference = WHOLE) -> UInt8[np.ndarray, "h w"]:
         """Class indices at the image's own size. What an image may be: see `read_pixels`."""
-        pixels = read_pixels(image, self.description.settings.image_bits)
+        pixels = read_pixels(image, self.description.settings.values)
         return classes_at(self.passes(pixels, inference), pixels.shape[:2]).to(torch.uint8).cpu().numpy()
 
     def probabilities(self, image: ImageLike, inference: Inference = WHOLE) -> Float32[np.ndarray, "classes h w"]:
         """The probability of each class at each pixel, at the image's own size; over the classes they sum to 1."""
-        pixels = read_pixels(image, self.description.settings.image_bits)
+        pixels = read_pixels(image, self.description.settings.values)
         return probabilities_at(self.passes(pixels, inference), pixels.shape[:2]).cpu().numpy()
 
     def passes(
@@ -95,9 +95,9 @@ class Run:
         return [logits[0] for logits in run_passes(self.model, scaled, len(self.classes), inference, batch_size)]
 
     def seen(self, dataset: MaskDataset) -> MaskDataset:
-        """The dataset as the run is to see it: with its bits, and for a control with another image for each."""
+        """The dataset as the run is to see it: with its values, and for a control with another image for each."""
         settings = self.description.settings
-        dataset = at_bits(dataset, settings.image_bits)
+        dataset = read_as(dataset, settings.values)
         return WithOthers(dataset, settings.groups) if settings.maps == "other" else dataset
 
     def check_alone(self) -> None:
@@ -201,16 +201,16 @@ class Evaluation:
     bins: Float[np.ndarray, "bins 3"]
 
 
-def load_run(path: str | Path, device: str | None = None) -> Run:
+def load_run(path: str | Path, device: str | None = None, revision: str | None = None) -> Run:
     """A trained segmentation, ready to predict; InputError when there is none. No code is run from what is read.
 
-    path:   a folder that `regard segment` or `regard compare` made, or what `regard export` made of one: a folder, or
-            a .onnx file, which onnxruntime runs. For a Hugging Face id: `hub.from_pretrained`.
+    path:   a folder that `regard segment` or `regard compare` made, or what `regard export` made of one: a folder, a
+            .onnx file, which onnxruntime runs, or OWNER/NAME on the Hugging Face hub: see `find_run`.
     device: "cpu", "cuda", ...; by default a GPU where there is one. onnxruntime chooses its own.
+    revision: of one on the hub: a branch, tag or commit.
     """
-    path = Path(path)
+    path = find_run(path, revision)
     try:
-        check_run(path)
         if path.suffix == ".onnx":
             return Run(*read_onnx(path))
         description = read_description(path)

@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from regard.backbones import Backbone, describe, parameters
 from regard.backbones.weights import MODEL_FILE
-from regard.data.datasets.base import MaskDataset, at_bits
+from regard.data.datasets.base import MaskDataset, read_as
 from regard.data.loading.augment import TrainTransform
 from regard.data.loading.modules import SegmentationData
 from regard.data.loading.wrapped import WithOthers
@@ -69,7 +69,7 @@ def segment_run(
     check_settings(settings, backbone, cached=extras.cache is not None, grouped=True)
     assert val is not None or settings.head == "ridge", "a training chooses its epoch on val"
     check_hardware(settings, hardware, len(train), cached=extras.cache is not None)
-    train, val = at_bits(train, settings.image_bits), val and at_bits(val, settings.image_bits)
+    train, val = read_as(train, settings.values), val and read_as(val, settings.values)
     classes = len(train.classes)
     kept = None
     if settings.layers is not None or settings.heads_kept is not None:
@@ -153,7 +153,7 @@ def _train(
     data = SegmentationData(train, val, transform, settings.batch_size, hardware.workers, seed, settings.accumulate)
     if cache is not None:
         model.to(hardware.device)
-        content = cache.content_at(settings.image_bits)
+        content = cache.content_of(settings.values)
         crops = settings.cache_crops or 1
         data = cached_data(cache.folder, model, data, crops, content, hardware.autocast, hardware.bar)
     best = Best(
@@ -204,7 +204,7 @@ def _solve(
     started = time.perf_counter()
     prepare(model, hardware)
     model.to(hardware.device).eval()
-    cache = extras.cache and replace(extras.cache, content=extras.cache.content_at(settings.image_bits))
+    cache = extras.cache and replace(extras.cache, content=extras.cache.content_of(settings.values))
     images = Images(model, settings.size, hardware, cache)
     out.mkdir(parents=True, exist_ok=True)
     solved, crossed = solve_head(model, images, train, settings, out, crossed=val is None)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from regard.attention.reading import HeadReader
 from regard.backbones import device_of, eval_mode
-from regard.data.datasets.base import Dataset, MaskDataset, at_bits
+from regard.data.datasets.base import Dataset, MaskDataset, read_as
 from regard.data.loading.augment import centre_crop, resize, short_side
 from regard.data.survey import evenly
 from regard.pictures.contact_sheet import prediction_sheet
@@ -62,7 +62,7 @@ class PredictionSnapshots(L.Callback):
 
     def __init__(self, folder: Path, dataset: MaskDataset, settings: SegmentSettings) -> None:
         self.folder, self.size = folder, settings.size
-        self.dataset = at_bits(dataset, settings.image_bits)
+        self.dataset = read_as(dataset, settings.values)
         self.epochs = max(1, settings.epochs // 10)
 
     def on_validation_end(self, trainer, pl_module) -> None:

@@ -237,7 +237,7 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
     run, scored = load_run(folder, study.hardware.device), splits[scored_split(splits)]
     cache, settings = _cache(study, configuration), run.description.settings
     if cache:
-        content = cache.content_at(settings.image_bits)
+        content = cache.content_of(settings.values)
         counts = cached_counts(cache.folder, run, scored, content, study.hardware.workers, study.hardware.bar)
     else:
         counts = run.evaluate(scored)

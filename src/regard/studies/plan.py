@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from regard.backbones import Backbone, build_backbone
+from regard.backbones.weights import backbone_file
 from regard.data.loading.wrapped import check_share
 from regard.errors import InputError, unknown
 from regard.files import weights_file
@@ -179,7 +180,7 @@ def plain(value: Any) -> Any:
 
 def _stamp(path: str) -> tuple[int, int]:
     """Size and time of a file of weights; it is not read."""
-    status = weights_file(path).stat()
+    status = backbone_file(weights_file(path)).stat()
     return status.st_size, status.st_mtime_ns
 
 
@@ -247,7 +248,7 @@ def check_plan(plan: Plan) -> None:
             raise unknown(f"backbone of pretrainings.{key}", choice.backbone, plan.backbones)
         if (choice.settings is None) == (choice.weights is None):
             raise InputError(f"pretrainings.{key} needs either a method, or weights: FILE")
-        if choice.weights and not weights_file(choice.weights).is_file():
+        if choice.weights and not weights_file(choice.weights).exists():
             raise InputError(f"pretrainings.{key}: no file at {choice.weights}")
         if choice.settings:
             within(f"pretrainings.{key}", check_options, choice.settings)

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from regard.data.listing import HELD_OUT
 from regard.data.reading import Least
 from regard.errors import unknown
+from regard.settings import AS_STORED, Values
 
 
 @runtime_checkable
@@ -44,9 +45,9 @@ class LabelDataset(Dataset, Protocol):
 
 @runtime_checkable
 class Decoded(Protocol):
-    """Of a dataset whose images are decoded from files. bits: of 16-bit ones, how many are in use; None for all."""
+    """Of a dataset whose images are decoded from files. values: of these, that are read."""
 
-    bits: int | None
+    values: Values
 
     def decoded(self, i: int, least: Least | None = None) -> UInt8[np.ndarray, "h w 3"]: ...  # noqa: D102
     def encoded(self, i: int) -> bytes: ...  # noqa: D102
@@ -55,16 +56,16 @@ class Decoded(Protocol):
 D = TypeVar("D", bound=Dataset)
 
 
-def at_bits(dataset: D, bits: int | None) -> D:
-    """The dataset with 16-bit images that use so many; itself for None, and where images are drawn."""
-    if bits is None:
+def read_as(dataset: D, values: Values) -> D:
+    """The dataset with these values of its images, where it holds files; what they do not say is as it says itself."""
+    if values == AS_STORED:
         return dataset
     if isinstance(dataset, Decoded):
         part: Any = copy.copy(dataset)
-        part.bits = bits
+        part.values = values.over(dataset.values)
         return part
     around: Any = dataset  # maybe around another one
-    return cast(D, around.at_bits(bits) if hasattr(around, "at_bits") else dataset)
+    return cast(D, around.read_as(values) if hasattr(around, "read_as") else dataset)
 
 
 def image_file(dataset: Dataset, i: int) -> bytes:
@@ -129,9 +130,10 @@ class Source:
         """The images of a split to learn from without masks: those that have none, too."""
         return self.every.get(split) or self.split(split)
 
-    def at_bits(self, bits: int | None) -> "Source":
-        """The source with 16-bit images that use so many; None for what it says itself."""
-        splits, every = ({name: at_bits(of, bits) for name, of in parts.items()} for parts in (self.splits, self.every))
+    def read_as(self, values: Values) -> "Source":
+        """The source with these values of its images; what they do not say is as it says itself."""
+        both = (self.splits, self.every)
+        splits, every = ({name: read_as(of, values) for name, of in parts.items()} for parts in both)
         return replace(self, splits=splits, every=every)
 
     def describe(self) -> str:

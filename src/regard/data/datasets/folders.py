@@ -17,6 +17,7 @@ from regard.data.listing import IMAGE_SUFFIXES, list_images, subfolders
 from regard.data.names import VOID, voc_palette
 from regard.data.reading import Least, decode_image, opened
 from regard.errors import InputError
+from regard.settings import AS_STORED, Values
 
 Images = TypeVar("Images", bound="ImageFolder")
 
@@ -26,7 +27,7 @@ class ImageFolder:
 
     classes: tuple[str, ...] = ()
     ignore_index: int = VOID
-    bits: int | None = None  # of 16-bit images, how many are in use
+    values: Values = AS_STORED  # of its images, that are read
     of_each: tuple[str, ...] = ("paths",)  # the attributes that hold something of each image
 
     def __init__(self, root: str | Path, paths: Sequence[str] | None = None):
@@ -67,7 +68,7 @@ class ImageFolder:
 
     def decoded(self, i: int, least: Least | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """As `image`, or fewer pixels of it where `least` says that they are enough: see `decode_image`."""
-        return decode_image(self.encoded(i), self.root / self.paths[i], least, self.bits)
+        return decode_image(self.encoded(i), self.root / self.paths[i], least, self.values)
 
     def encoded(self, i: int) -> bytes:
         """The file of image `i` as it is, not decoded; InputError where it can't be read."""

@@ -8,10 +8,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from regard.data.datasets.base import Chunked, Dataset, LabelDataset, MaskDataset, at_bits
+from regard.data.datasets.base import Chunked, Dataset, LabelDataset, MaskDataset, read_as
 from regard.data.groups import groups_of
 from regard.data.loading.draws import LABELS, draws
 from regard.errors import InputError
+from regard.settings import Values
 
 Read = TypeVar("Read")
 Around = TypeVar("Around", bound="_Around")
@@ -32,10 +33,10 @@ class _Around:
         """The name of image `i`, for people."""
         return self.dataset.name(i)
 
-    def at_bits(self: Around, bits: int) -> Around:
-        """The same, with 16-bit images of which so many are in use."""
+    def read_as(self: Around, values: Values) -> Around:
+        """As of the dataset."""
         part = copy.copy(self)
-        part.dataset = at_bits(self.dataset, bits)
+        part.dataset = read_as(self.dataset, values)
         return part
 
 
@@ -47,9 +48,9 @@ class Cached(_Around):
         self._kept: dict[tuple[str, int], np.ndarray] = {}
         self._free = limit
 
-    def at_bits(self, bits: int) -> "Cached":
+    def read_as(self, values: Values) -> "Cached":
         """As of the dataset; what is kept is read again."""
-        return Cached(at_bits(self.dataset, bits), self._free + sum(array.nbytes for array in self._kept.values()))
+        return Cached(read_as(self.dataset, values), self._free + sum(array.nbytes for array in self._kept.values()))
 
     def image(self, i: int) -> np.ndarray:
         """Image `i`, RGB in 0..255."""

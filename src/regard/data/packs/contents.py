@@ -20,6 +20,7 @@ from regard.data.names import Byte
 from regard.data.packs.store import Store
 from regard.errors import InputError
 from regard.results import NO_JSON
+from regard.settings import Values
 
 VERSION = 3
 PACK_FILE, UNFINISHED_FILE = "regard.json", "packing.json"
@@ -51,9 +52,17 @@ class Contents(Struct, frozen=True, forbid_unknown_fields=True):
     content: str
     splits: dict[Annotated[str, Meta(pattern=r"\A\w+\Z")], tuple[Chunk, ...]]
     version: Literal[3] = VERSION
-    image_bits: Annotated[int, Meta(ge=8, le=16)] | msgspec.UnsetType = msgspec.UNSET  # of 16-bit images, if not 16
+    channels: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # of `settings.Values`, where they are said
+    range: str | msgspec.UnsetType = msgspec.UNSET
+    image_bits: Annotated[int, Meta(ge=8, le=16)] | msgspec.UnsetType = msgspec.UNSET  # what was range 0,4095 for 12
+
+    @property
+    def values(self) -> Values:
+        """Which are read of its images."""
+        return Values(channels=self.channels or None, range=self.range or None, image_bits=self.image_bits or None)
 
     def __post_init__(self) -> None:
+        assert self.values  # which raises ValueError where there are none such
         if len(self.palette) != len(self.classes):
             raise ValueError("the palette has another length than the classes")
 

@@ -18,6 +18,7 @@ from regard.data.packs.contents import FIELDS, PACK_FILE, Chunk, Contents, finis
 from regard.data.packs.store import Store, is_remote
 from regard.data.reading import Least, decode_image, header, imdecode, readable
 from regard.errors import InputError
+from regard.settings import Values
 
 AHEAD = 2  # chunks that are fetched ahead where a split is read in order
 
@@ -31,7 +32,7 @@ class Packed:
         self.store, self.split, self.parts = store, split, contents.splits[split]
         self.classes: tuple[str, ...] = contents.classes
         self.ignore_index: int = contents.ignore_index
-        self.bits: int | None = contents.image_bits or None
+        self.values: Values = contents.values
         self.palette: UInt8[np.ndarray, "classes 3"] = np.array(contents.palette, np.uint8).reshape(-1, 3)
         self.chunks: tuple[int, ...] = tuple(part.images for part in self.parts)
         self._ends = np.cumsum(self.chunks)
@@ -54,7 +55,7 @@ class Packed:
 
     def decoded(self, i: int, least: Least | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """As `image`, or fewer pixels of it where `least` says that they are enough: see `decode_image`."""
-        return decode_image(self.encoded(i), f"{self.store.shown}/{self.split}: {self.name(i)}", least, self.bits)
+        return decode_image(self.encoded(i), f"{self.store.shown}/{self.split}: {self.name(i)}", least, self.values)
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Begin to fetch these chunks, in the background, where they are remote."""

@@ -27,6 +27,7 @@ from regard.data.source import check_beside, fingerprint
 from regard.data.threads import in_threads
 from regard.errors import InputError
 from regard.say import say
+from regard.settings import AS_STORED
 
 CHUNK_MB = 64  # of a chunk, by default
 LOCK_FILE = ".packing.lock"  # while a pack is written
@@ -50,6 +51,7 @@ def pack(
     written to; and where another call writes to the same folder (in a bucket that is not noticed).
     """
     with _target(source, to) as store:
+        values = next((of.values for of in source.splits.values() if isinstance(of, Decoded)), AS_STORED)
         plan = Contents(
             kind="masks" if source.has_masks else "labels" if source.has_labels else "images",
             classes=tuple(source.classes),
@@ -58,8 +60,8 @@ def pack(
             chunk_mb=chunk_mb,
             content=fingerprint(source),
             splits=dict.fromkeys(source.splits, ()),
-            image_bits=next((of.bits for of in source.splits.values() if isinstance(of, Decoded)), None)
-            or msgspec.UNSET,
+            channels=values.channels or msgspec.UNSET,
+            range=values.range or msgspec.UNSET,
         )
         whole = finished(store)
         splits, new = _kept(store, plan, whole or unfinished(store)), whole is None
@@ -109,7 +111,7 @@ def _kept(store: Store, plan: Contents, there: Contents | None) -> dict[str, tup
         store.put(msgspec.json.encode(plan), UNFINISHED_FILE)  # so that a folder with chunks is known for what it is
         return dict(plan.splits)
     if msgspec.structs.replace(there, splits=plan.splits) != plan:
-        options = (name for name in ("chunk_mb", "image_bits") if getattr(there, name) != getattr(plan, name))
+        options = (name for name in ("chunk_mb", "channels", "range") if getattr(there, name) != getattr(plan, name))
         differs = next((f"--{name}" for name in options), "its files")
         what = f"{store.shown} holds a pack of other content or settings (it differs in {differs})"
         raise InputError(f"{what}: another folder would work, or this one emptied")
@@ -155,7 +157,7 @@ def _record(dataset: Dataset, i: int) -> bytes | InputError:
     try:
         fields = [image_file(dataset, i)]
         if isinstance(dataset, Decoded):
-            decode_image(fields[0], dataset.name(i), bits=dataset.bits)  # to see that it can be
+            decode_image(fields[0], dataset.name(i), values=dataset.values)  # to see that it can be
         if isinstance(dataset, MaskDataset):
             fields.append(cv2.imencode(".png", dataset.mask(i))[1].tobytes())
         elif isinstance(dataset, LabelDataset):
