@@ -71,10 +71,7 @@ def as_bytes(
         return (values >> 8).astype(np.uint8)
     known = np.isfinite(values) if missing is None else np.isfinite(values) & ~missing
     low, high = (_end(values, known, *end) for end in ends)
-    if values.dtype == np.uint16:
-        scaled = _table(low, high)[values]
-    else:
-        scaled = _scaled(values, low, high)
+    scaled = _table(low, high)[values] if values.dtype == np.uint16 else _scaled(values, low, high)
     return scaled if known.all() else np.where(known, scaled, np.uint8(0))
 
 
