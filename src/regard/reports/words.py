@@ -53,6 +53,16 @@ def plain(value: Any) -> str:
     return {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
+def minus(a: str, b: str) -> str:
+    """A difference of two configurations; what both names end with is said once: ("x · 10%", "y · 10%") -> 'x minus y
+    · 10%'."""
+    one, two = a.split(" · "), b.split(" · ")
+    same = 0
+    while same < min(len(one), len(two)) - 1 and one[-1 - same] == two[-1 - same]:
+        same += 1
+    return f"{' · '.join(one[: len(one) - same])} minus {b}"
+
+
 def spaced(name: str) -> str:
     """A key as words: label_fraction -> 'label fraction'."""
     return name.replace("_", " ")
