@@ -341,7 +341,10 @@ def test_heads_beside_an_image_are_those_that_know_most_and_a_shared_backbone_is
         example.attention[best] = replace(example.attention[last], heads=[*example.attention[last].heads])
         assert shared(example, scored)[0][0] == [best, last]
     example = results.examples[0]
-    assert telling(example, scored) == (best, [2, 0, 3 if others else 1])  # of two that know as much, the better configuration
+    assert telling(example, scored) == (
+        best,
+        [2, 0, 3 if others else 1],
+    )  # of two that know as much, the better configuration
     page = write(results)
     assert f'alt="Attention of head 2 of {best} on val/00003"' in page
     assert "block 3, head 2, 0.200 bits" in page
@@ -398,7 +401,8 @@ def test_in_a_browser(results, tmp_path, chromium):
         assert names()[-1].startswith("always")
 
     dialog = chromium.find_element(By.TAG_NAME, "dialog")
-    for selector, words in ((".example .zoom", "Image val/00003"), (".heads .zoom", "Attention of block 3, head 0 of bt-swin")):
+    head = "Attention of block 3, head 0 of bt-swin"
+    for selector, words in ((".example .zoom", "Image val/00003"), (".heads .zoom", head)):
         assert not dialog.is_displayed()
         chromium.find_element(By.CSS_SELECTOR, selector).send_keys(Keys.ENTER)
         assert dialog.is_displayed()

@@ -17,7 +17,7 @@ from regard.pictures.explorer import write_explorer
 from regard.pictures.panels import Style, head_pictures, heads_mosaic
 from regard.pictures.reading import as_batch, count_pictures, fed, read_pictures
 from regard.pictures.targets import outputs
-from regard.say import console
+from regard.say import console, counted
 from regard.settings import AttentionPictures
 
 SCALE_FRAMES = 32  # frames that the colours of an animation are scaled by: evenly spaced, since each costs a forward
@@ -72,9 +72,9 @@ def draw_attention(
         beside = f"; {len(named)} of them in {page}"
     if chosen.animate:
         made = write_animation(animation, (picture for _, picture in mosaics()), chosen.fps)
-        return f"{made} frames in {animation}: {said}{beside}"
+        return f"{counted(made, 'frame')} in {animation}: {said}{beside}"
     made = 0
     for target, picture in mosaics():
         save_png(target, picture)
         made += 1
-    return f"{made} mosaics in {out}: {said}{beside}"
+    return f"{counted(made, 'mosaic')} in {out}: {said}{beside}"

@@ -18,8 +18,9 @@ from markupsafe import Markup, escape
 
 from regard.evaluation.statistics import holm
 from regard.reports.arranged import Family, Shown, VariedAxis
-from regard.reports.words import counted, listed, percent, plain, points, spaced
+from regard.reports.words import listed, percent, plain, points, spaced
 from regard.results import Difference, Value
+from regard.say import counted
 
 Titles = Mapping[str, str]  # the name of each configuration -> its name in full
 

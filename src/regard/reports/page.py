@@ -6,7 +6,8 @@ from typing import Any
 
 from regard.pictures.pages import fill
 from regard.reports.arranged import mean
-from regard.reports.words import counted, duration, minus, percent, plain, points, short, spaced
+from regard.reports.words import duration, minus, percent, plain, points, short, spaced
+from regard.say import counted
 
 RESULTS_FILE = "results.json"
 

@@ -32,11 +32,6 @@ def short(value: int) -> str:
     return f"{value:g}"
 
 
-def counted(count: int, one: str, many: str) -> str:
-    """(1, "class", "classes") -> '1 class', 3 -> '3 classes'."""
-    return f"{count} {one if count == 1 else many}"
-
-
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Names in a sentence, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

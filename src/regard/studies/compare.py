@@ -44,7 +44,7 @@ from regard.runs.feature_cache import cached_counts
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, Run, load_run, summary
 from regard.runs.segmenting import segment_run
-from regard.say import say
+from regard.say import counted, say
 from regard.scoring.cell_scores import head_scores
 from regard.settings import Hardware
 from regard.studies.environment import commit, environment
@@ -77,7 +77,9 @@ def compare(
     tasks = tasks_of(study)
     with _claimed(study):
         say(source.describe(), "data")
-        made_of = f"{len(plan.configurations)} configurations x {len(plan.seeds)} seeds ({plan.name})"
+        made_of = (
+            f"{counted(len(plan.configurations), 'configuration')} x {counted(len(plan.seeds), 'seed')} ({plan.name})"
+        )
         say(f"{made_of}, into {out}", plan.kind)
         if "test" not in source.splits:
             say("no test split: scores are those on val, which also chose each epoch", "note")
@@ -205,8 +207,7 @@ def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
             reason = f"published weights {choice.published} could not be fetched: {error}"
         else:
             return _keep(folder, made, f"published weights: timm {choice.published}")
-    epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}"
-    origin = f"pre-trained here: {epochs} of {len(train)} images, without labels"
+    origin = f"pre-trained here: {counted(settings.epochs, 'epoch')} of {len(train)} images, without labels"
     origin += f" ({reason})" if reason else ""
     torch.manual_seed(seed)
     extras = Extras(title, Origin(said=origin))
