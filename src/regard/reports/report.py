@@ -116,13 +116,17 @@ def render(a: Arranged, charts: dict[str, list[Chart]], pages: Mapping[str, str]
 
 
 def heat(head: Sequence[Sequence[float | None]]) -> str:
-    """One head's map, scaled to its own maximum, in magma, one pixel a position, grey where missing."""
+    """One head's map, scaled to its own maximum, in magma, one pixel a position, grey where missing; the less there is,
+    the more of the image below is to be seen.
+    """
     weights = np.array(head, dtype=np.float64)  # None reads as NaN
     missing = np.isnan(weights)
     weights[missing] = 0
-    colours = np.round(255 * colormaps["magma"](weights / max(weights.max(), 1e-12))[..., :3]).astype(np.uint8)
-    colours[missing] = GREY
-    return data_uri(colours)
+    share = weights / max(weights.max(), 1e-12)
+    colours = colormaps["magma"](share)
+    colours[missing, :3] = GREY / 255
+    colours[..., 3] = 0.35 + 0.35 * share
+    return data_uri(np.round(255 * colours).astype(np.uint8))
 
 
 def telling(example: Example, scored: Sequence[Shown]) -> tuple[str, list[int]] | None:
