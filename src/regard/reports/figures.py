@@ -212,12 +212,11 @@ def axis_lines(axis: VariedAxis, lines: Sequence[Line]) -> Figure:
     is_log = bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
     for index, line in enumerate(lines):
         color, beside = COLOURS[index], (index - (len(lines) - 1) / 2) / 60  # so that whiskers do not hide each other
-        if is_log:
-            at = [value * (max(numbers) / min(numbers)) ** beside for value, _ in line.points]
-        elif numbers:
-            at = [value + (max(numbers) - min(numbers)) * beside for value, _ in line.points]
-        else:
-            at = [values.index(value) + 5 * beside for value, _ in line.points]
+        at = [float(values.index(value)) + 5 * beside for value, _ in line.points]
+        if numbers:
+            low, high = min(numbers), max(numbers)
+            own = [value for value, _ in line.points if not isinstance(value, str)]
+            at = [x * (high / low) ** beside if is_log else x + (high - low) * beside for x in own]
         mious = [c.miou for _, c in line.points if c.miou]
         means = [100 * m.mean for m in mious]
         limits = [[100 * (m.mean - m.low) for m in mious], [100 * (m.high - m.mean) for m in mious]]
