@@ -141,7 +141,7 @@ def plausible_results(size=64):
                 maps = rng.gamma(0.6, size=(heads, grid, grid))
                 maps /= maps.sum((1, 2), keepdims=True)
                 kind = "cls" if grid == 8 else "pooled"
-                attention[c["name"]] = {"kind": kind, "level": 3, "heads": maps.tolist()}
+                attention[c["name"]] = {"kind": kind, "block": 3, "heads": maps.tolist()}
         examples.append(
             {
                 "name": name,

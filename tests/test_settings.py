@@ -153,7 +153,7 @@ def test_a_new_setting_is_one_line(tmp_path: Path) -> None:
     assert text.count(line) == 1
     settings.write_text(text.replace(line, f'    novelty: float = setting(0.25, "How new it is.", 0, 1)\n{line}'))
     (tmp_path / "config.yaml").write_text("novelty: 0.5")
-    (tmp_path / "study.yaml").write_text("segment: {novelty: 0.5}")
+    (tmp_path / "study.yaml").write_text("preset: tiny\nsegment: {novelty: 0.5}")
     (tmp_path / "space.yaml").write_text("novelty: [0.25, 0.5]")
     script = f"""
 import json

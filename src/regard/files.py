@@ -101,7 +101,7 @@ def read_json(path: Path, kind: Any = Any) -> Any:
     """Read a JSON file; InputError when it is not whole, or no `kind`, such as `list[int]`."""
     text = read_text(path)
     try:
-        return msgspec.convert(json.loads(text), kind)
+        return msgspec.convert(json.loads(text), kind, str_keys=True)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise InputError(f"cannot read {path}: {_why(error)}") from error
 

@@ -4,6 +4,7 @@
 A number that is not finite, of a run that diverged, is written as null and reads as None. Scores are shares in [0, 1].
 """
 
+import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -298,11 +299,23 @@ class EvaluationResult(FullScores):
 
 
 @dataclass(kw_only=True)
+class CellHeads:
+    """Scores of the attention heads that a decoder could read.
+
+    means:           over all of them, by the keys of `HeadCorrelation.score`.
+    beyond_position: block -> of each head in order, `HeadRow.information_beyond_position`.
+    """
+
+    means: dict[str, float | None]
+    beyond_position: dict[int, list[float | None]]
+
+
+@dataclass(kw_only=True)
 class CellResult(MaskScores):
-    """`cell.json` of a study. heads: scores of the attention heads; None of a convnet, or where lost, and why."""
+    """`cell.json` of a study. heads: None of a convnet, or where lost, and why."""
 
     schema: int = VERSION
-    heads: dict[str, float | None] | None = None
+    heads: CellHeads | None = None
     heads_lost: str | None = None
 
 
@@ -417,8 +430,8 @@ class MeanMiou:
 class ConfigurationResult:
     """A configuration with its trainings. at: where it lies on the axes of the study.
 
-    What comes of no training is None where none is finished. Times are of a forward pass; the memory is the peak of a
-    training.
+    What comes of no training is None where none is finished. Times are of a forward pass: the median, and the shortest
+    and the longest; the memory is the peak of a training.
     """
 
     name: str
@@ -434,6 +447,7 @@ class ConfigurationResult:
     parameters: int | None
     milliseconds_per_image: float | None
     images_per_second: float | None
+    milliseconds_range: tuple[float, float] | None = None
     peak_memory_mb: float | None
     miou: MeanMiou | None
     runs: list[RunResult]
@@ -518,15 +532,27 @@ class Prediction:
 
 @dataclass(kw_only=True)
 class HeadMaps:
-    """Attention of one image at a level of the pyramid: heads x height x width."""
+    """Attention of one image in a block: heads x height x width.
+
+    block: None in files from before it was told.
+    beyond_position: of each head, `HeadRow.information_beyond_position` over images of the study; empty where lost.
+    """
 
     kind: str
-    level: int
+    block: int | None = None
     heads: list[list[list[float | None]]]
+    beyond_position: list[float | None] = field(default_factory=list)
+
+    @property
+    def knows(self) -> float:
+        """Of the head that knows most beyond position; -inf where none was scored."""
+        return max((bits for bits in self.beyond_position if bits is not None), default=-math.inf)
 
     def __post_init__(self) -> None:
         if len({(len(head), len(row)) for head in self.heads for row in head}) != 1:
             raise ValueError("attention should be heads of one size, height x width")
+        if self.beyond_position and len(self.beyond_position) != len(self.heads):
+            raise ValueError("every head, or none, should have a score")
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,11 @@ def say_once(line: str) -> None:
     say(line)
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """(1, "class", "classes") -> '1 class', 3 -> '3 classes'; many: `one` with an s where nothing else is said."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def shown(text: str) -> str:
     """What comes from files and their names as one line that no terminal obeys: control characters are written out."""
     return _written_out(text, CONTROL)

@@ -869,7 +869,8 @@ class AttentionPictures(Values):
     animate: Literal["gif", "mp4"] | None = setting(
         None,
         "Instead of one mosaic per image, all of them in order as one attention.gif or .mp4; the colours of a head are "
-        "then scaled by its maximum over (32 evenly spaced) frames.",
+        "then scaled by its maximum over (32 evenly spaced) frames. Photos of another shape than the first are cropped "
+        "to it.",
         common=True,
     )
     fps: int = setting(10, "Frames of the animation per second.", 1, 240)
@@ -921,7 +922,9 @@ class EmbeddingPicture(Values):
         common=True,
     )
     split: str | None = setting(None, "train, val or test; by default val where there is one, else train.", common=True)
-    limit: int = setting(2000, "Images at most: evenly spaced ones.", 1, MOST_IMAGES, common=True)
+    limit: int | None = setting(
+        None, "Images at most, evenly spaced; by default all, up to 10,000.", 1, MOST_IMAGES, common=True
+    )
     size: int = setting(224, "Side of the middle squares of the images, in pixels.", 1, MOST_PIXELS, common=True)
     batch_size: int = setting(32, "Images at a time.", 1)
     seed: int = setting(0, "Of t-SNE and UMAP.", 0, MOST_SEED)

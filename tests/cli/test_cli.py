@@ -267,7 +267,7 @@ def test_the_package_names_its_public_api() -> None:
         ("compare --data scenes --seeds 0", "seeds 0 is out of bounds"),
         ("segment --data scenes --size 32 --out /proc/x --backbone resnet18", "/proc/x"),
         ("compare --data scenes --preset huge", "unknown preset 'huge'"),
-        ("compare --data scenes --size 50", "take a multiple of 32, such as 32 or 64"),
+        ("compare --data scenes --size 50", "size 50 is no multiple of every patch (swin 16, vit 8): take 48 or 64"),
         ("evaluate --run nothing --data scenes", "holds no finished segmentation"),
         ("attention --backbone resnet18 --images .", "no attention maps"),
         ("report nothing", "results.json"),

@@ -18,6 +18,7 @@ CLASSES = [f"[red]{number}[/x]'\"<b>\x1b[31m{'c' * 160}" for number in range(len
 VIT = ["--backbone", "vit_tiny_patch16_224", "--backbone_options", json.dumps(SMALLEST_VIT)]
 SMALL = ["--size", "32", "--batch_size", "4", "--workers", "0", "--seed", "0"]
 STUDY = f"""
+preset: tiny
 size: 32
 seeds: 1
 backbones: {{tiny: {{label: "[red]tiny[/x]", name: vit_tiny_patch16_224, options: {json.dumps(SMALLEST_VIT)}}}}}

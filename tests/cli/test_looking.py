@@ -1,7 +1,9 @@
 """`regard attention`, `features` and `embed` as a user meets them, over images, folders and videos."""
 
+import base64
 import csv
 import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -95,6 +97,10 @@ def test_a_folder_becomes_a_gif_in_the_order_of_its_numbers(images, tmp_path, ca
             assert shown.shape[1] == expected.shape[1]
             first_row = slice(22, 50), slice(60, 76)  # within the image, which no scale of colours changes
             assert abs(shown[first_row] - expected[first_row]).mean() < 6
+    Image.fromarray(Scenes(1, size=80).image(0)[:50]).save(images / "frame11.png")  # of another shape
+    main(["attention", *VIT, "--images", str(images), *options, "--animate", "gif"])
+    with Image.open(out / "attention.gif") as gif:
+        assert (gif.n_frames, gif.size) == (4, (expected.shape[1], expected.shape[0]))
 
 
 def test_a_video_is_drawn_frame_by_frame_and_gives_as_many_frames_back(tmp_path, capsys) -> None:
@@ -230,13 +236,35 @@ def test_class_folders_are_embedded_with_their_classes(tmp_path, capsys) -> None
     arguments = ["embed", *VIT, "--data", str(data), "--out", str(tmp_path / "out")]
     main([*arguments, "--method", "pca"])
     assert "10 images by PCA" in capsys.readouterr().out
-    assert files(tmp_path / "out") == ["embedding.csv", "embedding.png"]
+    assert files(tmp_path / "out") == ["embedding.csv", "embedding.html", "embedding.png"]
     found = rows(tmp_path / "out")
     assert [row["class"] for row in found] == ["cat"] * 6 + ["dog"] * 4
     assert len({(row["x"], row["y"]) for row in found}) == 10
     main([*arguments, "--limit", "5", "--batch_size", "2"])
     names = ["cat/0.png", "cat/2.png", "cat/4.png", "dog/6.png", "dog/8.png"]
     assert [row["name"] for row in rows(tmp_path / "out")] == names
+
+
+def test_the_map_of_images_holds_each_image_at_its_place_in_the_sheet(tmp_path, capsys, monkeypatch) -> None:
+    data, out = class_folders(tmp_path / "data", {"cat": 6, "<b>&": 4}), tmp_path / "out"
+    arguments = ["embed", *VIT, "--data", str(data), "--out", str(out), "--method", "pca"]
+    main(arguments)
+    page = (out / "embedding.html").read_text()
+    facts = json.loads(page.partition('id="facts">')[2].partition("</script>")[0])
+    assert facts["names"] == [row["name"] for row in rows(out)]
+    assert [facts["classes"][label] for label in facts["labels"]] == [row["class"] for row in rows(out)]
+    sheet = Image.open(io.BytesIO(base64.b64decode(page.partition("base64,")[2].partition('"')[0])))
+    assert (facts["columns"], facts["side"], sheet.size) == (4, 48, (192, 192))
+    place = np.asarray(sheet)[48:96, 96:144].astype(float)  # row 1, column 2
+    opened = [Image.open(data / name).convert("RGB").resize((48, 48)) for name in facts["names"]]
+    assert np.argmin([abs(place - np.asarray(image)).mean() for image in opened]) == 6
+    monkeypatch.setattr("regard.pictures.embedding.MOST", 8)
+    main(arguments)
+    said = capsys.readouterr()
+    assert "8 of 10 images, evenly spaced" in said.err
+    main([*arguments, "--limit", "9"])
+    assert "too many for a page" in capsys.readouterr().out
+    assert files(out) == ["embedding.csv", "embedding.png"]
 
 
 def test_images_without_classes_are_embedded_too(images, tmp_path) -> None:

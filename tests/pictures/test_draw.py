@@ -25,6 +25,7 @@ from regard.pictures.draw import (
     titled,
 )
 from regard.pictures.panels import Style, head_pictures, heads_mosaic
+from regard.pictures.reading import covering
 
 RANDOM = np.random.default_rng(0)
 
@@ -71,13 +72,23 @@ def test_colours_are_relative_to_the_top_and_end_there() -> None:
 
 
 def test_an_overlay_keeps_the_size_and_shows_both() -> None:
-    image, cells = picture(13, 22), RANDOM.random((2, 3)).astype(np.float32)
-    drawn = overlay(image, cells, 8)
+    """The image the more, the less a head looks there: at 0 the heat map has half of its opacity."""
+    image, cells = np.full((13, 22, 3), 200, np.uint8), np.array([[0, 0, 0], [0, 1, 0]], np.float32)
+    drawn = overlay(image, cells, 8, opacity=0.6)
     assert drawn.shape == image.shape
-    assert (overlay(image, cells, 8, opacity=1.0) == heat_map(cells, (13, 22), 8)).all()
-    grey = overlay(image, cells, 8, opacity=0.0)
-    assert (grey[..., 0] == grey[..., 1]).all()
-    assert not (drawn == grey).all()
+    assert (drawn[0, 0] == (0.3 * COLOURS[0] + 0.7 * 200).astype(int)).all()
+    assert (drawn[8, 8] == (0.6 * COLOURS[255] + 0.4 * 200).astype(int)).all()
+    assert (overlay(image, cells, 8, opacity=0.0) == image).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "part"),
+    [((4, 6), np.s_[:, :]), ((4, 2), np.s_[:, 2:4]), ((2, 6), np.s_[1:3, :])],
+)
+def test_an_image_covers_a_frame_without_bars(size, part) -> None:
+    image = picture(4, 6)
+    assert (covering(image, size) == image[part]).all()
+    assert covering(picture(7, 5), (8, 12)).shape == (8, 12, 3)
 
 
 @pytest.mark.parametrize("mass", [60, 90])

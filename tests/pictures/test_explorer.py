@@ -144,6 +144,9 @@ def test_what_is_kept_is_what_the_backbone_computed(tmp_path, make):
             assert found.kind == page.facts["kind"]
             weights, affinity = found.weights[0].numpy(), found.affinity[0].numpy()
             np.testing.assert_allclose(page.map(i, b, weights.shape), weights, rtol=1e-6)
+            tokens = [] if found.prefix is None else found.prefix[0].T.tolist()
+            assert page.facts["images"][i]["tokens"][b] == pytest.approx(np.array(tokens))
+            assert page.facts["tokens"] == ["CLS"][: len(tokens)]
             roots = 255 * np.sqrt(affinity / affinity.max(-1, keepdims=True))
             assert np.abs(page.roots(i, b, affinity.shape) - roots).max() <= 0.5001
             assert not page.affinity(i, b, affinity.shape)[affinity == 0].any()
@@ -471,8 +474,9 @@ def test_the_heat_map_is_what_draw_draws(opened):
                 y,
             )
         )
-        heat = 0.65 * COLOURS[int(255 * weights[row, column] / weights.max())]
-        grey = (pixel - heat) / 0.35  # what is left is the image, in grey
+        step = int(255 * weights[row, column] / weights.max())
+        share = 0.65 * (0.5 + step / 510)
+        grey = (pixel - share * COLOURS[step]) / (1 - share)  # what is left is the image, in grey
         assert np.ptp(grey) < 6
         assert -6 < grey.mean() < 261
 
@@ -494,7 +498,13 @@ def test_scores_of_what_is_shown(opened):
             f"{100 * bits(row) / 6:.1f}%",
             f"{100 * naive_mask(row, 0.6).mean():.1f}%",
             f"{np.mean(others):.3f}",
+            "–",  # on CLS: of a patch's row it is not kept
         ]
+    opened.browser.find_element("id", "picture").send_keys("\ue00c")  # Escape
+    opened.until("status", "^Head 0, cls map")
+    (on_cls,) = opened.content.facts["images"][0]["tokens"][-1]
+    cells = opened.browser.find_elements("css selector", "tbody td:last-child")
+    assert [cell.text for cell in cells] == [f"{100 * share:.1f}%" for share in on_cls]
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def test_figures_are_whole_the_same_each_time_and_hold_their_names_as_text(resul
     results.correlations[0].members[1] = results.correlations[2].members[1] = evil
     grid = varied(results, {"label_fraction": [0.01, 0.1, 1.0], "../odd axis": ["a", "b"]})
     losses = {"loss-barlow-twins-resnet", "loss-barlow-twins-swin"}
-    heads = {"heads-information-pooled", "heads-information-cls", "heads-entropy-pooled"}
+    heads = {"heads-information-pooled", "heads-entropy-pooled"}
     for study, names in (
         (results, {"miou", "differences", "curves"} | losses | heads),
         (grid, {"miou", "curves", "axis-label-fraction", "axis-odd-axis"} | losses),

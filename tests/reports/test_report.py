@@ -15,7 +15,7 @@ from plausible import difference, only, varied
 from regard.errors import InputError
 from regard.reports.arranged import arrange
 from regard.reports.figures import draw
-from regard.reports.report import heat, render, write_report
+from regard.reports.report import heat, render, shared, telling, write_report
 from regard.reports.words import percent
 from regard.results import FailedPart, Limits, write_stored
 
@@ -120,11 +120,11 @@ def alone(r):
         (reversed_lead(0.01), ["no difference shown: +3.0 points, interval −1.0"]),
         (reversed_lead(-0.01), ["is shown: +3.0 points, interval +1.0"]),
         (unfinished, ["not complete", "No score yet for bt-resnet50.", "bt-swin has 2 of 3 seeds"]),
-        (on_a_gpu, ["in float32, in batches of 8, on &lt;b&gt;H200&lt;/b&gt;.", "<small>peak, MB</small>"]),
+        (on_a_gpu, ["in float32, in batches of 8, on &lt;b&gt;H200&lt;/b&gt;:", "<small>peak, MB</small>"]),
         (
             over_images_alone,
             [
-                "the interval is 95%, over images and seeds; of bt-resnet50: 95%, over images.",
+                "below it the interval, 95%, over images and seeds; of bt-resnet50: 95%, over images.",
                 "The interval (95%, over images and seeds; of bt-resnet50: 95%, over images) also",
                 "interval: 95%, over images and seeds; over images alone where a pair has one seed in common",
             ],
@@ -133,7 +133,7 @@ def alone(r):
             with_pooled_seeds,
             ["Seeds pooled</span> <small>interval, points", ">−0.4 to +2.4</td>", "So no verdict follows"],
         ),
-        (alone, ["<title>one: 1 configuration on scenes", "<h1>1 way to segment scenes</h1>"]),
+        (alone, ["<title>one: 1 configuration –", "<h1>one: 1 configuration</h1>"]),
         (
             lambda r: r.configurations[0].runs.__delitem__(slice(1, None)),
             ['class="banner few" role="note">One seed (bt'],
@@ -157,7 +157,7 @@ def test_a_page_says_what_holds_for_its_study_and_not_for_another(results, chang
 
 def test_words_of_the_usual_case_are_left_out_where_they_do_not_hold(results) -> None:
     page = write(results)
-    assert "in batches of 8, on the CPU." in page
+    assert "in batches of 8, on the CPU:" in page
     assert "The axis does not start at 0." in page
     results.configurations[0].miou.low = 0.0
     for c in results.configurations[:2]:
@@ -213,8 +213,8 @@ def test_what_varies_has_a_column_and_what_does_not_is_said_once(results) -> Non
         table = page[page.index('class="sortable results"') :]
         return re.findall(r"<button[^>]*><span>([^<]*)", table[: table.index("</thead>")])
 
-    page, costs = write(results), ["Training", "Size", "Time", "Speed"]
-    varies = ["Configuration", "Backbone", "Weights", "Fusion", "mIoU", "Interval", "Pixels"]
+    page, costs = write(results), ["Training", "Size", "Time"]
+    varies = ["Configuration", "mIoU", "Backbone", "Fusion", "Pixels"]
     assert headings(page) == [*varies, *costs]
     assert "The same in all: head segformer." in page
     first = results.configurations[0]
@@ -233,7 +233,7 @@ def test_what_failed_is_named_first(results) -> None:
     page = write(results)
     assert page.index("14 parts of this study failed") < page.index("came first")
     assert "<strong>cell 13</strong>: InputError: &lt;i&gt;no&lt;/i&gt; space" in page
-    assert '<summary class="more">2 more</summary>' in page
+    assert "<summary>2 more</summary>" in page
     results.failed = results.failed[:1]
     assert "1 part of this study failed" in write(results)
 
@@ -250,7 +250,7 @@ def test_every_axis_has_a_chart_with_what_it_did(results) -> None:
 
 def test_each_family_of_heads_has_a_chart(results) -> None:
     page = without_charts(write(results))
-    assert page.count('<figure class="correlation">') == 3
+    assert page.count('<figure class="correlation">') == 2  # in the third, two configurations: any line fits
     assert "It is one of 3 that were looked at" in page
     assert "bt-resnet50" not in page[page.index('id="heads"') : page.index('id="examples"')]  # a convnet has none
 
@@ -287,13 +287,10 @@ def test_thirty_configurations_are_folded_and_the_page_stays_light(results) -> N
     many.settings = {f"setting {i}": f"{i}" for i in range(20)}
     page = write(many)
     assert "<summary>Table of all pairs: 435</summary>" in page
-    assert '<details><summary class="more">18 more</summary>' in page  # learning curves
+    assert "<details><summary>18 more</summary>" in page  # learning curves
     assert "<summary>Predictions of 30 configurations, and their errors</summary>" in page
     assert len(page) < 5e6
-    folds = re.findall(r"<summary( class=\"more\")?>([^<]*)<", page)  # on paper, "more" loses its heading
-    assert {bool(re.match(r"\d+ more", words)) == bool(more) for more, words in folds} == {True}
-    assert {"All 20", "18 more"} <= {words for _, words in folds}
-    assert re.findall(r"(\S*summary\S*) { display: none; }", page[: page.index("</style>")]) == ["summary.more"]
+    assert {"All 20", "18 more"} <= set(re.findall(r"<summary>([^<]*)<", page))
 
 
 def test_the_report_and_all_beside_it_are_made_from_the_json_alone(results, tmp_path) -> None:
@@ -332,12 +329,36 @@ def test_commits_that_trained_are_listed_where_they_differ(results) -> None:
     assert f"<li>abc1234: {len(runs) - 2} runs (bt-resnet50, seed 2; " in repeat
 
 
+def test_heads_beside_an_image_are_those_that_know_most_and_a_shared_backbone_is_drawn_once(results) -> None:
+    """Not the sharpest: a head that looks at one corner of every image is sharp, and knows nothing."""
+    example, scored = results.examples[0], arrange(results).scored
+    best, *_, last = (c.name for c in scored if c.name in example.attention)
+    assert telling(example, scored) == (best, [0, 1, 2])
+    assert "as none was scored" in write(results)
+    others = len(example.attention[last].heads) - 3
+    example.attention[last].beyond_position = [0.01, None, 0.2, *[-0.1] * others]
+    for example in results.examples:
+        example.attention[best] = replace(example.attention[last], heads=[*example.attention[last].heads])
+        assert shared(example, scored)[0][0] == [best, last]
+    example = results.examples[0]
+    assert telling(example, scored) == (
+        best,
+        [2, 0, 3 if others else 1],
+    )  # of two that know as much, the better configuration
+    page = write(results)
+    assert f'alt="Attention of head 2 of {best} on val/00003"' in page
+    assert "block 3, head 2, 0.200 bits" in page
+    assert "as none was scored" not in page
+    drawn = page[page.index('id="attention"') :]
+    assert drawn[: drawn.index("</details>")].count('class="source"') == len(example.attention) - 1
+
+
 def test_an_attention_value_that_is_missing_is_grey(results) -> None:
     assert "Grey positions have no value." not in write(results)
     results.examples[0].attention["bt-swin"].heads[0][0][0] = None
     assert "Grey positions have no value." in write(results)
     pixels = Image.open(io.BytesIO(base64.b64decode(heat([[None, 1.0], [0.5, 0.0]]).partition(",")[2])))
-    assert np.asarray(pixels)[0, 0].tolist() == [128, 128, 128]
+    assert np.asarray(pixels)[0, 0, :3].tolist() == [128, 128, 128]
     known = Image.open(io.BytesIO(base64.b64decode(heat([[0.0, 1.0], [0.5, 0.0]]).partition(",")[2])))
     np.testing.assert_array_equal(np.asarray(pixels)[:, 1], np.asarray(known)[:, 1])
     heat([[None]])  # none known: no warning, no division by 0
@@ -361,7 +382,7 @@ def test_in_a_browser(results, tmp_path, chromium):
     chromium.get((tmp_path / "report.html").as_uri())
 
     def column():
-        cells = chromium.find_elements(By.CSS_SELECTOR, ".results tbody td:nth-child(5)")
+        cells = chromium.find_elements(By.CSS_SELECTOR, ".results tbody td:nth-child(2)")
         return [float(cell.get_attribute("data-value")) for cell in cells]
 
     def names():
@@ -374,15 +395,14 @@ def test_in_a_browser(results, tmp_path, chromium):
     assert header.get_attribute("aria-sort") == "ascending"
     header.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
     assert column() == sorted(column(), reverse=True)
-    interval = chromium.find_element(
-        By.XPATH, "//table[contains(@class, 'results')]//th[.//span[text()='Interval']]//button"
-    )
+    size = chromium.find_element(By.XPATH, "//table[contains(@class, 'results')]//th[.//span[text()='Size']]//button")
     for _ in range(2):  # whichever the order, a missing value comes last
-        interval.click()
+        size.click()
         assert names()[-1].startswith("always")
 
     dialog = chromium.find_element(By.TAG_NAME, "dialog")
-    for selector, words in ((".example .zoom", "Image val/00003"), (".heads .zoom", "Attention of head 0 of bt-swin")):
+    head = "Attention of block 3, head 0 of bt-swin"
+    for selector, words in ((".example .zoom", "Image val/00003"), (".heads .zoom", head)):
         assert not dialog.is_displayed()
         chromium.find_element(By.CSS_SELECTOR, selector).send_keys(Keys.ENTER)
         assert dialog.is_displayed()
@@ -447,11 +467,10 @@ def test_on_a4_paper_nothing_is_cut_off(results, tmp_path, chromium):
     set_width(chromium, 720)
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
-        chromium.execute_script("dispatchEvent(new Event('beforeprint'))")
         assert width_of_page(chromium) <= 720
-        names = [s for s in chromium.find_elements(By.TAG_NAME, "summary") if s.text.startswith(("val/", "All 20"))]
-        assert len(names) == 1 + len(results.examples)
-        assert all(name.is_displayed() for name in names)
+        folds = chromium.find_elements(By.TAG_NAME, "details")
+        assert {fold.is_displayed() for fold in folds if fold.get_attribute("open") is None} == {False}
+        assert {fold.is_displayed() for fold in folds if fold.get_attribute("open")} == {True}
     finally:
         chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
         chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

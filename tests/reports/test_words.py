@@ -3,7 +3,8 @@
 import pytest
 
 from regard.reports.arranged import mean
-from regard.reports.words import counted, duration, percent, plain, points, short
+from regard.reports.words import duration, minus, percent, plain, points, short
+from regard.say import counted
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,8 @@ from regard.reports.words import counted, duration, percent, plain, points, shor
         (short, {950: "950", 24100: "24.1 k", 1234567: "1.23 M", 2_100_000_000: "2.1 G"}),
         (short, {999: "999", 999_400: "999 k", 999_700: "1 M", 999_600_000: "1 G"}),
         (lambda n: counted(n, "class", "classes"), {0: "0 classes", 1: "1 class", 2: "2 classes"}),
+        (lambda pair: minus(*pair), {("x · 1%", "y · 1%"): "x minus y · 1%", ("a · c", "a · b"): "a · c minus a · b"}),
+        (lambda pair: minus(*pair), {("a · c", "a · b · c"): "a minus a · b · c", ("a", "a"): "a minus a"}),
         (plain, {None: "–", True: "yes", 0.5: "0.5", (1, None): "1, –", (): "–"}),
         (mean, {(1.0, None, 2.0): 1.5, (None,): None, (): None}),
     ],

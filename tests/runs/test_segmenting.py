@@ -31,6 +31,8 @@ from regard.runs.run import RUN_FILE, load_run, summary
 from regard.runs.segmenting import segment_run
 from regard.segmentation.model import SegmentationModel
 from regard.segmentation.task import SegmentationTask
+from regard.settings import SegmentSettings
+from regard.training import trainer
 from small_runs import HARDWARE, SETTINGS, TRAIN, VAL, VIT, cut, forward_passes, same, values, vit
 
 
@@ -418,3 +420,16 @@ def test_a_cache_needs_a_frozen_backbone_and_room(tmp_path, monkeypatch) -> None
     with pytest.raises(InputError, match=r"0\.0 GB are free in .*cache: take fewer --cache_crops"):
         cached(tmp_path / "out", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_the_bar_shows_the_loss_and_the_last_score(tmp_path, monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr(
+        trainer._Progress, "on_train_batch_end", lambda bar, *about: shown.append(bar.get_metrics(*about[:2]))
+    )
+    settings = SegmentSettings(size=32, epochs=2, batch_size=4, head="linear")
+    made = segment_run(
+        Scenes(8, size=32), Scenes(2, size=32, seed=1), resnet(), settings, tmp_path, 3, replace(HARDWARE, bar=True)
+    )
+    assert [sorted(one) for one in shown] == [["loss"]] * 2 + [["loss", "mIoU"]] * 2
+    assert shown[-1]["mIoU"] == f"{100 * made.curve[0].val_miou:.1f}%"

@@ -20,7 +20,8 @@ from untrained import description, untrained_segmentation
 
 
 def scores_of(run: Run, data, images: int = 64):
-    return head_scores(run.model.backbone, data, run.model.head.levels, run.size, images)
+    found = head_scores(run.model.backbone, data, run.model.head.levels, run.size, images)
+    return found and found.means
 
 
 def run_of(head: str, sharpness: float = 20.0, size: int = 32, **head_options) -> Run:

@@ -179,6 +179,7 @@ def test_dino_in_mixed_precision_is_read_once_per_optimizer_step(tmp_path) -> No
     monitor = CollapseMonitor(said.append, every=2)
     train(dino(), tmp_path, [monitor, Pictures(tmp_path, 1)], epochs=1, precision="bf16-mixed", accumulate=2)
     assert said == []
+    assert not list(tmp_path.glob("cross-correlation-*"))  # DINO's dimensions are to agree over images, not views
     assert [point["step"] for point in monitor.points] == [2, 4]
     for point in monitor.points:
         assert 0 < point["teacher_entropy"] <= point["mean_teacher_entropy"] <= point["ln_K"]

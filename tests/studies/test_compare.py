@@ -460,7 +460,7 @@ def test_the_command_line_plans_and_reports(tmp_path, monkeypatch, capsys) -> No
 
     monkeypatch.setattr("regard.data.source.open_source", few)
     (tmp_path / "study.yaml").write_text(
-        "size: 32\nseeds: 1\nsegment: {epochs: 1, head_options: {width: 8}}\n"
+        "preset: tiny\nsize: 32\nseeds: 1\nsegment: {epochs: 1, head_options: {width: 8}}\n"
         "configurations: {a: {backbone: resnet}, b: {backbone: vit}}\nquestions: [[b, a]]\n"
     )
     out = tmp_path / "out"

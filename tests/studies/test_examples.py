@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import TINY_VIT, VIT
+from regard.backbones import build_backbone
 from regard.runs.run import Run
-from regard.studies.examples import WRONG, add_run, choose_examples, choose_images, error_map
+from regard.segmentation.model import SegmentationModel
+from regard.studies.examples import WRONG, _attention, add_run, choose_examples, choose_images, error_map
+from untrained import description
 
 
 def by_reason(chosen):
@@ -132,6 +136,17 @@ def test_an_example_has_the_picture_the_truth_and_each_prediction_with_its_error
         np.testing.assert_array_equal(_pixels(example.truth), Stripes.palette[Stripes().mask(i)])
         assert (_pixels(example.image) == 20 * i).all()
         assert example.predictions["always a"].miou == pytest.approx(per_image["always a"][i])
+
+
+def test_attention_is_of_the_block_with_the_head_that_knows_most() -> None:
+    """Where none was scored, of the last one."""
+    model = SegmentationModel(build_backbone(VIT, **TINY_VIT), 2, "none", "linear")
+    run, image = Run(model, description(model, size=32)), Stripes().image(1).repeat(8, axis=0).repeat(4, axis=1)
+    assert model.backbone.blocks == (0, 1, 2, 3)
+    for scores, block in (({}, 3), ({0: [0.1, 0.4, -0.2], 2: [None, 0.5, 0.1], 3: [0.2, 0.2, 0.2]}, 2)):
+        found = _attention(run, image, scores)
+        assert (found.block, found.beyond_position) == (block, scores.get(block, []))
+        assert np.array(found.heads).sum(axis=(1, 2)) == pytest.approx([1, 1, 1], abs=1e-3)
 
 
 def _pixels(uri):

@@ -2,19 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 from regard.errors import InputError
-from regard.settings import PRESETS, PretrainSettings
+from regard.settings import PRESETS, PretrainSettings, SegmentSettings
 from regard.studies.plan import Configuration, PretrainingChoice, check_plan, spread
 from regard.studies.plan_file import read_plan
 from regard.studies.presets import preset
 
 
-def written(folder: Path, text: str) -> Path:
+def written(folder: Path, text: str, start: str = "preset: tiny\n") -> Path:
     path = folder / "study.yaml"
-    path.write_text(text)
+    path.write_text(start + dedent(text))
     return path
 
 
@@ -69,9 +70,9 @@ def test_a_file_changes_what_it_says_and_nothing_else(tmp_path) -> None:
 
 def test_the_note_of_a_preset_is_said_of_its_backbones_alone(tmp_path) -> None:
     assert "Preset tiny" in read_plan(written(tmp_path, "configurations: {bt-swin: {}}")).note
-    own = "backbones: {b: {name: resnet10t}}\nconfigurations: {mine: {backbone: b}}\nquestions: []"
+    own = "backbones: {b: {name: resnet10t}}\nconfigurations: {mine: {backbone: b}}\nquestions: []\n"
     assert read_plan(written(tmp_path, own)).note == ""
-    assert read_plan(written(tmp_path, f"{own}\nnote: mine")).note == "mine"
+    assert read_plan(written(tmp_path, f"{own}note: mine")).note == "mine"
 
 
 def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None:
@@ -96,9 +97,6 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
         ("segment: {head_options: {width: 1000000000}}", "width of head segformer 1,000,000,000 is out of bounds"),
         ("pretrainings: {barlow_twins-swin: {method_options: {widths: [8, -1]}}}", "widths of barlow_twins should be"),
         ("seeds: 0", "are not different numbers from 0"),
-        ("preset: huge", "unknown preset 'huge'"),
-        ("- a", "should hold keys with values"),
-        ("a: [", "is not YAML"),
         ("backbones: {x: {nam: resnet18}}", "backbones.x: unknown key 'nam': did you mean 'name'?"),
         ("backbones: {x: {label: A}}", "backbones.x: it has no name"),
         ("pretrainings: {x: {method: dino}}", "pretrainings.x: it has no backbone"),
@@ -143,6 +141,41 @@ def test_without_configurations_a_file_has_those_of_its_preset(tmp_path) -> None
 def test_a_wrong_file_is_one_line(text, line, tmp_path) -> None:
     with pytest.raises(InputError) as error:
         check_plan(read_plan(written(tmp_path, text)))
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+PATCH_14 = {"img_size": 56, "patch_size": 14, "embed_dim": 12, "depth": 4, "num_heads": 3}
+OWN = f"""
+    backbones: {{vit: {{name: vit_tiny_patch16_224, options: {PATCH_14}}}, cnn: {{name: resnet10t}}}}
+    pretrainings: {{mine: {{backbone: vit, method: dino}}}}
+    configurations: {{a: {{pretraining: mine}}, b: {{backbone: cnn}}}}
+"""
+
+
+def test_a_file_without_a_preset_inherits_nothing(tmp_path) -> None:
+    plan = read_plan(written(tmp_path, f"size: 224\n{dedent(OWN)}", start=""))
+    assert plan.segment == SegmentSettings(size=224)
+    assert plan.pretrainings["mine"].settings == PretrainSettings(method="dino", size=224, local_size=98)  # of 14
+    assert (plan.note, plan.questions, {*plan.backbones}) == ("", (), {"vit", "cnn"})
+    check_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("- a", "should hold keys with values"),
+        ("a: [", "is not YAML"),
+        ("preset: huge", "unknown preset 'huge'"),
+        ("seeds: 1", "it compares nothing: give it configurations, or those of a preset (tiny, small, full)"),
+        ("configurations: {bt-swin: {}}", "it needs a backbone"),
+        (f"size: 64\n{dedent(OWN)}", "size 64 is no multiple of every patch (vit 14): take 56 or 70"),
+        (f"size: 10\n{dedent(OWN)}", "size 10 is no multiple of every patch (vit 14): take 14"),
+    ],
+)
+def test_a_wrong_file_without_a_preset_is_one_line(text, line, tmp_path) -> None:
+    with pytest.raises(InputError) as error:
+        check_plan(read_plan(written(tmp_path, text, start="")))
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -41,7 +41,7 @@ def embed(data: str, model: Model, picture: EmbeddingPicture, device: Device, ou
     Args:
         data: `scenes`, a path or a pack's URL; classes are those of class folders, or of most pixels of a mask, not
             counting void and, where there is something else, `background`.
-        out: Folder for embedding.png and embedding.csv.
+        out: Folder for embedding.html, which shows the image under the pointer, embedding.png and embedding.csv.
     """
     from regard.cli.common import opened
     from regard.pictures.embedding import draw_embedding

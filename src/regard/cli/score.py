@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regard.errors import InputError
-from regard.say import console, say
+from regard.say import console, counted, say
 from regard.settings import Device, Model, Scoring
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def score(data: str, model: Model, scoring: Scoring, device: Device, out: str = 
     _print_tables(report)
     scorecard.write_scores(report, Path(out))
     heads = sum(len(block.heads) - 1 for block in report.given.blocks)
-    return f"scores of {heads} heads in {out}: scores.json, heads.png"
+    return f"scores of {counted(heads, 'head')} in {out}: scores.json, heads.png"
 
 
 COLUMNS = {  # heading -> score, factor, digits; what else there is, is in scores.csv

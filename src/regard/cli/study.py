@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from regard.cli.parser import command_line
 from regard.errors import TrainingStopped
-from regard.say import say
+from regard.say import counted, say
 from regard.settings import (
     AttentionPictures,
     Computing,
@@ -125,8 +125,8 @@ def _run(plan: "Plan", data: str, study: StudyOptions, computing: Computing, out
     report, failures = run(source, plan, out, where, hardware, command)
     if failures:
         raise TrainingStopped(
-            f"{len(failures)} parts failed, the first: {failures[0].name}: {failures[0].error} (tracebacks in "
-            f"{out / 'failures'}); the rest is in {report}"
+            f"{counted(len(failures), 'part')} failed, the first: {failures[0].name}: {failures[0].error} "
+            f"(tracebacks in {out / 'failures'}); the rest is in {report}"
         )
     return f"open {report} for the {'comparison' if plan.kind == 'compare' else 'ablation'}"
 

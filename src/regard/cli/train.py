@@ -7,7 +7,7 @@ from typing import Literal
 
 from regard.errors import InputError
 from regard.results import LEAST_STRENGTH
-from regard.say import is_first_process, say
+from regard.say import counted, is_first_process, say
 from regard.settings import Hardware, ModelToTrain, PretrainSettings, SegmentSettings, Watch
 
 FEW = 10  # images: a score of fewer is no more than a hint
@@ -56,7 +56,7 @@ def pretrain(
         extras = Extras(queries=queries)
         made = pretrain_run(train, backbone, settings, folder, seed, hardware, watch, extras)
     if made.skipped:
-        say(f"{len(made.skipped)} images could not be read: they are named in {out}/pretrain.json")
+        say(f"{counted(len(made.skipped), 'image')} could not be read: see {out}/pretrain.json")
     scores = ", ".join(f"{name} {score:.1f}%" for name, score in made.final.items())
     reached = f" ({scores})" if scores else ""
     return f"pre-trained backbone in {out}{reached}: regard segment --backbone {shlex.quote(out)} --data ..."
@@ -168,7 +168,7 @@ def segment(
             more = (
                 ", held out; head ridge, with all labels of a folder, is cross-validated over all" if held_out else ""
             )
-            say(f"the score rests on {count} image{'s' * (count > 1)}{more}")
+            say(f"the score rests on {counted(count, 'image')}{more}")
         if settings.maps == "other":  # a control has no answer for an image alone
             return line
         save_png(Path(out) / SHEET, prediction_sheet(run.seen(splits["val"]), run.predict))

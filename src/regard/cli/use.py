@@ -7,7 +7,7 @@ from regard.errors import InputError
 from regard.files import HUB
 from regard.pictures.targets import check_apart, outputs
 from regard.runs.exported import find_run, is_backbone
-from regard.say import say
+from regard.say import counted, say
 from regard.settings import Batches, Device, Inference, LoadedBatches, MaskPictures, OnnxOptions
 
 
@@ -90,14 +90,16 @@ def predict(
 
     loaded = load_run(place, device.device)
     also = [OVERLAY] * drawing.overlay + [PROBABILITIES] * drawing.probabilities
-    ending, what = (".png", "masks") if drawing.format == "png" else (".json", "JSONs of polygons")
+    ending, what = (".png", ("mask", "masks"))
+    if drawing.format == "labelme":
+        ending, what = ".json", ("JSON of polygons", "JSONs of polygons")
     files, outlines = outputs(images, out, also, videos=False, ending=ending), None
     if drawing.overlay:
         check_apart(files)
     if drawing.format == "labelme":
         files, outlines = not_by_hand(files), Outlines(loaded.classes)
     made = segment_files(loaded, files, inference, also, drawing.opacity, batches.batch_size, outlines)
-    return f"{made} {what} in {out}"
+    return f"{counted(made, *what)} in {out}"
 
 
 def export(

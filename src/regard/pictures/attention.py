@@ -15,9 +15,9 @@ from regard.pictures.animation import check_animation, write_animation
 from regard.pictures.draw import Picture, save_png
 from regard.pictures.explorer import write_explorer
 from regard.pictures.panels import Style, head_pictures, heads_mosaic
-from regard.pictures.reading import as_batch, count_pictures, fed, read_pictures
+from regard.pictures.reading import as_batch, count_pictures, covering, fed, read_pictures
 from regard.pictures.targets import outputs
-from regard.say import console
+from regard.say import console, counted
 from regard.settings import AttentionPictures
 
 SCALE_FRAMES = 32  # frames that the colours of an animation are scaled by: evenly spaced, since each costs a forward
@@ -46,7 +46,8 @@ def draw_attention(
     if animation.resolve() in {file.resolve() for file in files}:
         raise InputError(f"{animation} is one of the videos, and would be written over: choose another --out")
     total = count_pictures(files)
-    pictures = partial(read_pictures, files, partial(fed, size=chosen.size), chosen.values)
+    fit = _OfOneSize(chosen.size) if chosen.animate else partial(fed, size=chosen.size)
+    pictures = partial(read_pictures, files, fit, chosen.values)
     style = Style(chosen.what, chosen.mass, chosen.upsample)
     if chosen.animate:
         for _, read in islice(pictures(), 0, None, -(-total // SCALE_FRAMES)):
@@ -72,9 +73,21 @@ def draw_attention(
         beside = f"; {len(named)} of them in {page}"
     if chosen.animate:
         made = write_animation(animation, (picture for _, picture in mosaics()), chosen.fps)
-        return f"{made} frames in {animation}: {said}{beside}"
+        return f"{counted(made, 'frame')} in {animation}: {said}{beside}"
     made = 0
     for target, picture in mosaics():
         save_png(target, picture)
         made += 1
-    return f"{made} mosaics in {out}: {said}{beside}"
+    return f"{counted(made, 'mosaic')} in {out}: {said}{beside}"
+
+
+class _OfOneSize:
+    """Brings the frames of an animation to the size of the first one that it is given."""
+
+    def __init__(self, short: int) -> None:
+        self.short = short
+        self.size: tuple[int, int] | None = None
+
+    def __call__(self, image: Picture) -> Picture:
+        self.size = self.size or fed(image, self.short).shape[:2]
+        return covering(image, self.size)

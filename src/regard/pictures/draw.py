@@ -56,9 +56,7 @@ def heat_map(
     upsample: Upsample = "nearest",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """One head's map in colours, from 0 (black) to `top` and above (yellow); its own maximum by default."""
-    top = float(weights.max()) if top is None else top
-    share = np.clip(enlarge(weights, size, stride, upsample) / max(top, 1e-12), 0, 1)
-    return COLOURS[(255 * share).astype(np.uint8)]
+    return COLOURS[_steps(weights, size, stride, top, upsample)]
 
 
 def overlay(
@@ -69,9 +67,22 @@ def overlay(
     upsample: Upsample = "nearest",
     opacity: float = 0.65,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """`heat_map` over the image in grey."""
-    heat = heat_map(weights, image.shape[:2], stride, top, upsample)
-    return cv2.addWeighted(heat, opacity, _grey(image), 1 - opacity, 0).astype(np.uint8, copy=False)
+    """`heat_map` over the image in grey: `opacity` at the top, and half of it at 0, where the image is to be seen."""
+    steps = _steps(weights, image.shape[:2], stride, top, upsample)
+    heat = opacity * (0.5 + steps[..., None].astype(np.float32) / 510)
+    return (heat * COLOURS[steps] + (1 - heat) * _grey(image)).astype(np.uint8)
+
+
+def _steps(
+    weights: Float[np.ndarray, "rows columns"],
+    size: tuple[int, int],
+    stride: int,
+    top: float | None,
+    upsample: Upsample,
+) -> UInt8[np.ndarray, "height width"]:
+    """Of `COLOURS`, for each pixel."""
+    top = float(weights.max()) if top is None else top
+    return (255 * np.clip(enlarge(weights, size, stride, upsample) / max(top, 1e-12), 0, 1)).astype(np.uint8)
 
 
 def pixel_mask(

@@ -27,6 +27,7 @@ from regard.pictures.reading import as_batch
 
 TEMPLATE = Path(__file__).with_name("explorer.html.jinja")
 FEWEST_LEVELS = 16  # of a row's 256 at first; with fewer, a row is no longer what the model computed
+TOKENS = {True: ["CLS", "registers"], False: ["registers"]}  # that are no patches, with a CLS token or without
 READINGS: dict[Kind, str] = {
     "cls": "cls: how much the CLS token attends to each patch.",
     "pooled": "pooled: how much the average patch's query would attend to each patch.",
@@ -63,12 +64,15 @@ def write_explorer(
     kind, chosen = backbone.asked_kind(kind or True), backbone.chosen_blocks(blocks)
     sources: list[str] = []
     maps: list[str] = []
+    tokens: list[list[list[list[float]]]] = []  # image, block, token that is no patch, head
     codes = _Codes()
     for number, (_, image) in enumerate(images, start=1):
         sources.append(data_uri(image, "jpeg"))
-        for weights, affinity in _read(backbone, image, kind, chosen):
+        tokens.append([])
+        for weights, affinity, beside in _read(backbone, image, kind, chosen):
             maps.append(_packed(weights))
             codes.add(affinity)
+            tokens[-1].append(beside)
         while (size := sum(map(len, [*sources, *maps, *codes.packed]))) > limit:
             if codes.levels == FEWEST_LEVELS:
                 raise _too_large(size / number, len(images), limit)
@@ -78,7 +82,11 @@ def write_explorer(
         "kind": kind,
         "depth": len(backbone.block_heads),
         "mass": mass,
-        "images": [{"name": _text(name), "size": image.shape[:2]} for name, image in images],
+        "images": [
+            {"name": _text(name), "size": image.shape[:2], "tokens": beside}
+            for (name, image), beside in zip(images, tokens, strict=True)
+        ],
+        "tokens": TOKENS["cls" in backbone.kinds][: len(tokens[0][0])],
         "blocks": [
             {"number": b, "heads": backbone.block_heads[b], "stride": backbone.block_strides[b]} for b in chosen
         ],
@@ -115,15 +123,20 @@ class _Codes:
 
 def _read(
     backbone: Backbone, image: Picture, kind: Kind, blocks: Sequence[int]
-) -> Iterator[tuple[Float[np.ndarray, "heads rows columns"], Float[np.ndarray, "heads n n"]]]:
-    """Maps and affinity of one image, a block after the other."""
+) -> Iterator[tuple[Float[np.ndarray, "heads rows columns"], Float[np.ndarray, "heads n n"], list[list[float]]]]:
+    """Maps and affinity of one image, a block after the other; and what each head gives to CLS, and to registers."""
     with torch.inference_mode():
         maps = backbone(as_batch(image, backbone), attention=kind, affinity=True, blocks=blocks).attention
     for attention in maps:
         assert attention.affinity is not None  # it was asked for
         if not attention.affinity.isfinite().all():
             raise InputError(f"the attention of {backbone.name} is not finite: take weights that did not diverge")
-        yield attention.weights[0].float().cpu().numpy(), attention.affinity[0].float().cpu().numpy()
+        beside: list[list[float]] = []
+        if attention.prefix is not None:
+            first = int("cls" in backbone.kinds)  # the others are registers
+            parts = attention.prefix[0].float().split([first, attention.prefix.shape[-1] - first], dim=-1)
+            beside = [part.sum(-1).tolist() for part in parts if part.shape[-1]]
+        yield attention.weights[0].float().cpu().numpy(), attention.affinity[0].float().cpu().numpy(), beside
 
 
 def _packed(values: np.ndarray) -> str:

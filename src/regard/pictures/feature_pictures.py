@@ -34,7 +34,7 @@ from regard.pictures.draw import (
 )
 from regard.pictures.reading import as_batch, count_pictures, fed, read_pictures
 from regard.pictures.targets import outputs
-from regard.say import console
+from regard.say import console, counted
 from regard.settings import FeaturePictures
 
 TOKENS = 50_000  # that components are fitted on: 77 MB of a ViT-S
@@ -73,7 +73,7 @@ def draw_channels(model: Backbone, files: dict[Path, Path], out: Path, level: in
         bar = ("a channel's minimum", CHANNEL_COLOURS, "maximum")
         save_png(target, mosaic(rows, [""] * len(rows), [], caption, bar))
         count += 1
-    return f"channels of level {level} of {model.name} for {count} images, in {out}"
+    return f"channels of level {level} of {model.name} for {counted(count, 'image')}, in {out}"
 
 
 def draw_components(model: Backbone, files: dict[Path, Path], out: Path, level: int, chosen: FeaturePictures) -> str:
@@ -94,7 +94,7 @@ def draw_components(model: Backbone, files: dict[Path, Path], out: Path, level: 
         painted = cells.repeat(stride, axis=0).repeat(stride, axis=1)[: image.shape[0], : image.shape[1]]
         save_png(target, mosaic([[image, painted]], [""], [], caption))
         count += 1
-    return f"{count} images in the colours of three components ({shares} of the variance), in {out}"
+    return f"{counted(count, 'image')} in the colours of three components ({shares} of the variance), in {out}"
 
 
 def draw_receptive_fields(
@@ -122,8 +122,9 @@ def draw_receptive_fields(
         roots.append(with_circles(heat_map(root, (size, size), 1, 1.0), middle(field), radii))
         logarithms.append(heat_map(decades, (size, size), 1, 1.0))
         titles.append(f"level {level}: {radii[0]:.0f}, {radii[1]:.0f} px")
-    caption = f"{model.name}: effective receptive field of the middle position over {count} images of {size} x {size}. "
-    caption += "Above, square roots, with circles that hold 50% and 95% and have the radii of the titles; below, "
+    over = f"{counted(count, 'image')} of {size} x {size}"
+    caption = f"{model.name}: effective receptive field of the middle position over {over}. Above, square roots, with "
+    caption += "circles that hold 50% and 95% and have the radii of the titles; below, "
     caption += "logarithms, from 1/10,000 of the maximum."
     picture = mosaic([roots, logarithms], ["root", "log"], titles, caption, ("0", COLOURS, "maximum"))
     save_png(out / "receptive_field.png", picture)

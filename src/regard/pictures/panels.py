@@ -37,14 +37,13 @@ class Style:
 
 
 def heads_mosaic(image: Picture, maps: Sequence[BlockMaps], style: Style, caption: str) -> Picture:
-    """The image, and a row of pictures per block, each head below its number; caption: what was read, and of what."""
+    """A row per block: the image, and its heads below their numbers; caption: what was read, and of what."""
     heads = list(dict.fromkeys(head for found in maps for head in found.heads))
     rows: list[list[Picture | None]] = []
     for found in maps:
         cells = heads_cells(image, found, style)
         of_head = dict(zip(found.heads, cells, strict=True)) if heads else {}
-        rows.append([None, *([of_head.get(head) for head in heads] or cells)])
-    rows[0][0] = image
+        rows.append([image, *([of_head.get(head) for head in heads] or cells)])
     bar = None
     if style.what == "mask":
         caption += f"; in colours the patches that hold {100 * style.mass:g}% of a head's attention"

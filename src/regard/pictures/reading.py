@@ -55,6 +55,14 @@ def fed(image: Picture, size: int) -> Picture:
     return resize(image, short_side(image.shape[:2], size))
 
 
+def covering(image: Picture, size: tuple[int, int]) -> Picture:
+    """The middle of an image, as much of it as fills (height, width): without bars, and not drawn out of shape."""
+    factor = max(side / of for side, of in zip(size, image.shape[:2], strict=True))
+    height, width = (max(side, round(of * factor)) for side, of in zip(size, image.shape[:2], strict=True))
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return resize(image, (height, width))[top : top + size[0], left : left + size[1]]
+
+
 def as_batch(image: Picture, model: Backbone) -> Float[Tensor, "1 3 h w"]:
     """One image, normalised, on the backbone's device."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

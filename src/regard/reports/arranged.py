@@ -12,6 +12,7 @@ from regard.reports.words import plain, spaced
 from regard.results import LEAST_STRENGTH, ConfigurationResult, Difference, HeadCorrelation, StudyResults, Value
 
 COLOURS = 12  # of configurations and lines: --c0 to --c11 in page.html.jinja; they repeat
+LEAST_DIFFERENT = 3  # scores of heads that mIoU is drawn against
 LINES = 8  # of an axis in a chart; more are drawn in another one
 COLUMNS = (
     "backbone",
@@ -109,6 +110,16 @@ class Family:
     found: HeadCorrelation
     members: list[Shown]
     dots: list[tuple[float, float, Shown]]
+
+    @property
+    def different(self) -> int:
+        """How many head scores there are among the configurations; equal up to rounding is one backbone, shared."""
+        return len({f"{c.mean_heads[self.found.score]:.9g}" for c in self.members})
+
+    @property
+    def tells(self) -> bool:
+        """Whether there is anything to correlate: with two different scores, any line fits."""
+        return self.different >= LEAST_DIFFERENT
 
 
 @dataclass

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from regard.files import write_whole
 from regard.reports.arranged import Arranged, Curve, Family, Line, Shown, VariedAxis, is_numeric
-from regard.reports.words import percent, plain, points, spaced
+from regard.reports.words import minus, percent, plain, points, spaced
 from regard.results import Difference, Majority, PretrainingResult
 
 # Okabe and Ito's, and four more. The page has them as --c0 to --c11, some of them lighter where it is dark.
@@ -33,7 +33,7 @@ ON_THE_PAGE = {"#000000": "currentColor", "#ffffff": "var(--bg)"} | {c: f"var(--
 GREY = "#808080"  # seen on white and on black alike
 DPI = 200  # of the PNGs: 7.2 inches are 1440 pixels
 ROWS, PANELS = 24, 12  # in a figure; more are drawn in another one
-NAME = 44  # letters of a name in a line
+NAME = 46  # letters of a name in a line
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar is a dollar
@@ -117,7 +117,7 @@ def _figures(a: Arranged) -> Iterator[tuple[str, str, str, Figure]]:
         words = "; ".join(f"{c.title}: mIoU {percent(c.score)}%" for c in some)
         yield "results", f"miou{number}", words, intervals(some, a.results.majority if a.majority_is_near else None)
     for number, some in _parts(a.asked, PANELS):
-        words = "; ".join(f"{a.titles[d.a]} minus {a.titles[d.b]}: {points(d.mean)} points" for d in some)
+        words = "; ".join(f"{minus(a.titles[d.a], a.titles[d.b])}: {points(d.mean)} points" for d in some)
         yield "differences", f"differences{number}", words, differences(some, a)
     for number, some in _parts([c for c in a.scored if any(c.curves)], PANELS):
         yield "curves", f"curves{number}", "Validation mIoU in percent by epoch", curves(some, a.scored[:PANELS])
@@ -130,7 +130,7 @@ def _figures(a: Arranged) -> Iterator[tuple[str, str, str, Figure]]:
         if p.curve:
             yield f"loss {p.name}", f"loss-{p.name}", f"Loss of {p.name} by step", loss(p)
     for number, family in enumerate(a.families):
-        if family.dots:
+        if family.tells:
             found = family.found
             name, words = f"heads-{found.score}-{found.kind}", f"mIoU in percent against {found.words} ({found.kind})"
             yield f"heads {number}", name, words, beside_miou(family)
@@ -160,7 +160,7 @@ def intervals(scored: Sequence[Shown], majority: Majority | None) -> Figure:
 
 def differences(asked: Sequence[Difference], a: Arranged) -> Figure:
     """The differences that were asked for, with their intervals; hollow where none is shown."""
-    names = [f"{a.titles[d.a]} minus {a.titles[d.b]}" for d in asked]
+    names = [minus(a.titles[d.a], a.titles[d.b]) for d in asked]
     said = ["difference shown" if d.is_shown else "no difference shown" for d in asked]
     limits = [f"{points(d.mean)} ({points(d.low)} to {points(d.high)})" for d in asked]
     figure, axes = _rows(names, [f"{two}\n{one}" for one, two in zip(said, limits, strict=True)])
@@ -209,9 +209,14 @@ def axis_lines(axis: VariedAxis, lines: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(4.8, 2.9 + 0.16 * len(lines)), layout="constrained")
     axes, values = figure.add_subplot(), axis.values
     numbers = [value for value in values if not isinstance(value, str)] if is_numeric(values) else []
+    is_log = bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
     for index, line in enumerate(lines):
-        color, beside = COLOURS[index], (index - (len(lines) - 1) / 2) * 0.08  # so that whiskers do not hide each other
-        at = [value if numbers else values.index(value) + beside for value, _ in line.points]
+        color, beside = COLOURS[index], (index - (len(lines) - 1) / 2) / 60  # so that whiskers do not hide each other
+        at = [float(values.index(value)) + 5 * beside for value, _ in line.points]
+        if numbers:
+            low, high = min(numbers), max(numbers)
+            own = [value for value, _ in line.points if not isinstance(value, str)]
+            at = [x * (high / low) ** beside if is_log else x + (high - low) * beside for x in own]
         mious = [c.miou for _, c in line.points if c.miou]
         means = [100 * m.mean for m in mious]
         limits = [[100 * (m.mean - m.low) for m in mious], [100 * (m.high - m.mean) for m in mious]]
@@ -219,7 +224,6 @@ def axis_lines(axis: VariedAxis, lines: Sequence[Line]) -> Figure:
         axes.plot(*zip(*seeds, strict=True), "o", color=color, alpha=0.35, markersize=4)
         style = "o-" if numbers else "o:"
         axes.errorbar(at, means, limits, fmt=style, color=color, capsize=2, label=_label(line.label))
-    is_log = bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
     if is_log:
         axes.set_xscale("log")
     if numbers:

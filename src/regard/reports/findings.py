@@ -18,8 +18,9 @@ from markupsafe import Markup, escape
 
 from regard.evaluation.statistics import holm
 from regard.reports.arranged import Family, Shown, VariedAxis
-from regard.reports.words import counted, listed, percent, plain, points, spaced
+from regard.reports.words import listed, percent, plain, points, spaced
 from regard.results import Difference, Value
+from regard.say import counted
 
 Titles = Mapping[str, str]  # the name of each configuration -> its name in full
 
@@ -194,11 +195,9 @@ def correlation(family: Family, looked: int) -> str:
     """
     found, members = family.found, family.members
     of = counted(len(found.members), "configuration", "configurations")
-    values = [c.mean_heads[found.score] for c in members]
-    different = len({f"{value:.9g}" for value in values})  # equal up to rounding: one backbone, shared
-    if different < len(members):
-        of += f" with {counted(different, 'different head score', 'different head scores')}"
-    if found.r is None or found.low is None or found.high is None:
+    if family.different < len(members):
+        of += f" with {counted(family.different, 'different head score', 'different head scores')}"
+    if not family.tells or found.r is None or found.low is None or found.high is None:
         return f"No correlation to speak of: {of}, too few or too alike."
     text = f"r = {found.r:.2f} over {of}, 95% interval {found.low:.2f} to {found.high:.2f}".replace("-", "−")
     if found.low <= 0 <= found.high:

@@ -7,6 +7,7 @@ Scores and intervals come from the JSON; `arranged` puts them in order, `finding
 
 import base64
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import unescape
@@ -21,17 +22,17 @@ from regard.errors import InputError
 from regard.files import write_whole
 from regard.pictures.pages import data_uri
 from regard.reports import findings
-from regard.reports.arranged import Arranged, arrange
+from regard.reports.arranged import Arranged, Shown, arrange
 from regard.reports.figures import Chart, draw, write_charts
 from regard.reports.page import RESULTS_FILE
 from regard.reports.page import render as render_page
 from regard.reports.tables import table_csv, table_latex
-from regard.results import LEAST_STRENGTH, StudyResults, read_stored
+from regard.results import LEAST_STRENGTH, Example, HeadMaps, StudyResults, read_stored
 
 SHOWN_CLASSES = 24  # more are folded away, the most frequent ones first
 SHOWN = 12  # configurations or answers in a row; more are folded away
 SHOWN_EXAMPLES = 3  # images; the others are folded away
-SHARPEST = 3  # heads beside an image
+BESIDE = 3  # heads beside an image
 SAME = {
     "backbone": "backbone",
     "pretraining": "weights",
@@ -78,7 +79,7 @@ def render(a: Arranged, charts: dict[str, list[Chart]], pages: Mapping[str, str]
     if len(classes) > SHOWN_CLASSES:
         classes.sort(key=lambda k: -shares[k])
     maps = [head for e in r.examples for found in e.attention.values() for head in found.heads]
-    costs = ("peak_memory_mb", "milliseconds_per_image", "images_per_second")
+    costs = ("peak_memory_mb", "milliseconds_per_image")
     alike = {word: getattr(scored[0], key) or "random" for key, word in SAME.items() if scored and key not in varying}
     same = [pair for pair in alike.items() if pair != ("refiner", "none")]
     equal_labels = all(len({c.label_fraction for c in family.members}) < 2 for family in a.families)
@@ -102,7 +103,7 @@ def render(a: Arranged, charts: dict[str, list[Chart]], pages: Mapping[str, str]
         "following": findings.following(scored, r.differences),
         "effects": {axis.name: findings.axis_effect(axis, r.differences) for axis in a.axes},
         "head_scores": list(dict.fromkeys(key for c in scored for key in c.mean_heads)),
-        "sentences": [findings.correlation(family, len(a.families)) for family in a.families],
+        "heads_known": any(maps.beyond_position for e in r.examples for maps in e.attention.values()),
         "most_labels": "label_fraction" in varying and equal_labels,
         "fused": any(c.strength is not None for c in scored),
         "refined": any(c.refiner_strength is not None for c in scored),
@@ -110,29 +111,48 @@ def render(a: Arranged, charts: dict[str, list[Chart]], pages: Mapping[str, str]
         "pages": pages,
         "attention_gaps": any(None in row for head in maps for row in head),
     }
-    filters = (findings.answer, findings.caution, findings.verdict, heat, sharpest, under)
+    filters = (findings.answer, findings.caution, findings.correlation, findings.verdict, heat, telling, shared, under)
     return render_page("report.html.jinja", values, {function.__name__: function for function in filters})
 
 
 def heat(head: Sequence[Sequence[float | None]]) -> str:
-    """One head's map, scaled to its own maximum, in magma, one pixel a position, grey where missing."""
+    """One head's map, scaled to its own maximum, in magma, one pixel a position, grey where missing; the less there is,
+    the more of the image below is to be seen.
+    """
     weights = np.array(head, dtype=np.float64)  # None reads as NaN
     missing = np.isnan(weights)
     weights[missing] = 0
-    colours = np.round(255 * colormaps["magma"](weights / max(weights.max(), 1e-12))[..., :3]).astype(np.uint8)
-    colours[missing] = GREY
-    return data_uri(colours)
+    share = weights / max(weights.max(), 1e-12)
+    colours = colormaps["magma"](share)
+    colours[missing, :3] = GREY / 255
+    colours[..., 3] = 0.35 + 0.35 * share
+    return data_uri(np.round(255 * colours).astype(np.uint8))
 
 
-def sharpest(heads: Sequence[Sequence[Sequence[float | None]]]) -> list[tuple[int, Sequence[Sequence[float | None]]]]:
-    """The heads whose maps have the least entropy, with their numbers; missing positions count as 0."""
+def telling(example: Example, scored: Sequence[Shown]) -> tuple[str, list[int]] | None:
+    """Whose heads stand beside an image, and which: those that know most of its classes beyond position.
 
-    def entropy(head: Sequence[Sequence[float | None]]) -> float:
-        weights = np.nan_to_num(np.array(head, dtype=np.float64))
-        shares = weights / max(weights.sum(), 1e-12)
-        return float(-(shares * np.log(np.maximum(shares, 1e-12))).sum())
+    Not the sharpest: a head that looks at one corner, whatever the image, is sharp. Where no head was scored they are
+    the first ones of the first configuration with attention; None where there is none.
+    """
+    looking = [c.name for c in scored if c.name in example.attention]
+    if not looking:
+        return None
+    name = max(looking, key=lambda name: example.attention[name].knows)
+    maps = example.attention[name]
+    bits = [-math.inf if known is None else known for known in maps.beyond_position]
+    order = sorted(range(len(maps.heads)), key=lambda head: -bits[head] if bits else 0)
+    return name, order[:BESIDE]
 
-    return sorted(enumerate(heads), key=lambda numbered: entropy(numbered[1]))[:SHARPEST]
+
+def shared(example: Example, scored: Sequence[Shown]) -> list[tuple[list[str], HeadMaps]]:
+    """The different maps of an example, best configuration first, each with all that have it: they share a backbone."""
+    found: list[tuple[list[str], HeadMaps]] = []
+    for name in (c.name for c in scored if c.name in example.attention):
+        maps = example.attention[name]
+        names = next((names for names, seen in found if seen == maps), None)
+        found.append(([name], maps)) if names is None else names.append(name)
+    return found
 
 
 def under(picture: str) -> str:

@@ -32,11 +32,6 @@ def short(value: int) -> str:
     return f"{value:g}"
 
 
-def counted(count: int, one: str, many: str) -> str:
-    """(1, "class", "classes") -> '1 class', 3 -> '3 classes'."""
-    return f"{count} {one if count == 1 else many}"
-
-
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Names in a sentence, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -51,6 +46,16 @@ def plain(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
         return str(int(value))
     return {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def minus(a: str, b: str) -> str:
+    """A difference of two configurations; what both names end with is said once: ("x · 10%", "y · 10%") -> 'x minus y
+    · 10%'."""
+    one, two = a.split(" · "), b.split(" · ")
+    same = 0
+    while same < min(len(one), len(two)) - 1 and one[-1 - same] == two[-1 - same]:
+        same += 1
+    return f"{' · '.join(one[: len(one) - same])} minus {b}"
 
 
 def spaced(name: str) -> str:

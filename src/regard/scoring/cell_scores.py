@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from regard.backbones import Backbone
 from regard.data.datasets.base import MaskDataset
 from regard.data.loading.wrapped import Cached
-from regard.results import HeadRow
+from regard.results import CellHeads, HeadRow
 from regard.scoring.chosen import Chosen
 from regard.scoring.protocol import choose_protocol
 from regard.scoring.score import score_heads
@@ -29,8 +29,8 @@ def head_scores(
     size: int,
     images: int = 64,
     groups: str | None = None,
-) -> dict[str, float] | None:
-    """Means over all attention heads of these levels of the pyramid: those that a decoder could read.
+) -> CellHeads | None:
+    """Scores of the attention heads of these levels of the pyramid, those that a decoder could read; their means are
 
     information:     bits about the class at a pixel; beyond_position: bits about it where its place is known already.
                      Both are corrected for their bias, so that they can be below 0.
@@ -44,10 +44,17 @@ def head_scores(
     """
     if not backbone.heads:
         return None
-    rows = [row for level in score_levels(backbone, dataset, levels, size, images, groups) for row in level]
+    found = score_levels(backbone, dataset, levels, size, images, groups)
+    rows = [row for level in found for row in level]
     scores = {name: [getattr(row, score) for row in rows] for name, score in MEANS.items()}
     known = {name: [value for value in values if value is not None] for name, values in scores.items()}
-    return {name: sum(values) / len(values) for name, values in known.items() if values}
+    return CellHeads(
+        means={name: sum(values) / len(values) for name, values in known.items() if values},
+        beyond_position={
+            backbone.blocks[i]: [row.information_beyond_position for row in level]
+            for i, level in zip(levels, found, strict=True)
+        },
+    )
 
 
 def score_levels(

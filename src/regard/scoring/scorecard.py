@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib import colormaps
@@ -92,7 +93,7 @@ def write_scores(report: ScoreReport, out: Path) -> None:
     for weights, block, row in rows(report):
         about = [weights, report.protocol.kind, block.block, block.stride, row.head]
         writer.writerow([*about, *(getattr(row, name) for name in names)])
-    _save(heat_maps(report), out / "heads.png")
+    _save(head_table(report), out / "heads.png")
     if {"jaccard", "information_beyond_position"} <= set(names):
         _save(scatter(report), out / "information.png")
     else:
@@ -105,35 +106,36 @@ def _save(figure: Figure, path: Path) -> None:
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def heat_maps(report: ScoreReport) -> Figure:
-    """One heat map per score: blocks down, heads across, their mean map last."""
-    blocks, there = report.given.blocks, set(present(report))
-    scores = [score for score in SCORES if score in there]
-    most = max(len(block.heads) for block in blocks)  # heads and the mean
-    across = min(len(scores), 4)
-    down = -(-len(scores) // across)
-    width, height = max(3.2, 0.42 * most + 1.2), max(1.9, 0.3 * len(blocks) + 1.0)
-    figure = Figure((across * width, down * height + 0.4), layout="constrained")
-    for number, score in enumerate(scores):
-        values = np.full((len(blocks), most), np.nan)
-        for row, block in enumerate(blocks):
-            found = np.array([getattr(head, score) for head in block.heads], dtype=np.float64)  # None is NaN
-            values[row, : len(found) - 1], values[row, -1] = found[:-1], found[-1]
-        axes = figure.add_subplot(down, across, number + 1)
-        axes.set_facecolor("0.85")  # where there is no such head
-        axes.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                ink = "black" if value > middle else "white"
-                axes.text(column, row, f"{value:z.3f}", ha="center", va="center", fontsize=6, color=ink)
-        axes.set_title(SCORES[score], fontsize=9)
-        axes.set_xticks(range(most), [*map(str, range(most - 1)), "mean"], fontsize=7)
-        axes.set_yticks(range(len(blocks)), [str(block.block) for block in blocks], fontsize=7)
-        axes.set_xlabel("head", fontsize=7)
-        axes.set_ylabel("block", fontsize=7)
-    figure.suptitle(_title(report), fontsize=9)
+def head_table(report: ScoreReport) -> Figure:
+    """A row for each head, and for the mean map of its block in grey; a column for each score, with a bar from 0."""
+    listed = [(block.block, row) for block in report.given.blocks for row in block.heads]
+    scores, places = [score for score in SCORES if score in present(report)], range(len(listed))
+    figure = Figure((1.3 * len(scores) + 1.2, 0.19 * len(listed) + 1.3), layout="constrained")
+    for axes, score in zip(figure.subplots(1, len(scores), sharey=True, squeeze=False)[0], scores, strict=True):
+        values = np.array([getattr(row, score) for _, row in listed], dtype=np.float64)  # None is NaN: no bar
+        colours = ["0.7" if row.head == "mean" else "tab:blue" for _, row in listed]
+        axes.barh(places, values, 0.75, color=colours, alpha=0.6)
+        low, high = (float(end(values, initial=0, where=np.isfinite(values))) for end in (np.min, np.max))
+        axes.set_xlim(low, max(low + 2 * (high - low), 1e-9))  # the right half is for the numbers
+        for place, value in zip(places, values, strict=True):
+            number = f"{value:z.3f}" if np.isfinite(value) else "–"
+            axes.text(1, place, number, ha="right", va="center", fontsize=7, transform=axes.get_yaxis_transform())
+        axes.axvline(0, color="0.5", linewidth=0.7)
+        axes.set_title(fill(SCORES[score], 16), fontsize=8, loc="left")
+        axes.set_xticks([])
+        axes.set_yticks(places, [f"block {block}, {_head(row)}" for block, row in listed], fontsize=7)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_ylim(len(listed) - 0.5, -0.5)
+        for place in places:
+            if listed[place][1].head == "mean" and place < places[-1]:
+                axes.axhline(place + 0.5, color="0.8", linewidth=0.7)
+    figure.suptitle(_title(report), fontsize=9, x=0.01, ha="left")
     return figure
+
+
+def _head(row: HeadRow) -> str:
+    return "mean map" if row.head == "mean" else f"head {row.head}"
 
 
 def scatter(report: ScoreReport) -> Figure:

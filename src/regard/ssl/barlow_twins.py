@@ -125,6 +125,8 @@ class BarlowTwins(Pretraining):
     warmup:    share of the steps before the rate peaks (10 of 1000 epochs as published); it ends at 0.001 of the peak.
     """
 
+    correlates = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -44,13 +44,14 @@ class Pretraining(L.LightningModule):
     (`evaluation.probes.knn`, k = 20 or all of the bank).
 
     labelled: whether it learns from labels, which then come after the views of a batch.
+    correlates: whether it makes the embeddings of two views agree dimension by dimension.
     averages: whether it keeps an average of the weights of its own.
     guidance: terms on the attention maps that are added to the loss. With `consistency`, batches say where the views
               are in their images: (batch, views, 5) comes after the views.
     """
 
     backbone: Backbone
-    labelled = averages = False
+    labelled = averages = correlates = False
     guidance: Guidance = Guidance()
 
     @classmethod

@@ -230,8 +230,8 @@ class Pictures(L.Callback):
     """Saves pictures into `folder`, on rank zero, and sends them to TensorBoard and Weights & Biases where in use.
 
     views.png:                     at the start, the views of the first eight images: images across, views down.
-    cross-correlation-epoch-N.png: every `epochs` epochs and after the last, of the epoch's last batch; not for a
-                                   method without two views.
+    cross-correlation-epoch-N.png: every `epochs` epochs and after the last, of the epoch's last batch; of methods
+                                   that correlate.
     """
 
     def __init__(self, folder: Path, epochs: int) -> None:
@@ -245,7 +245,7 @@ class Pictures(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """What came of it."""
         outputs, epoch = cast(dict[str, Any], outputs), trainer.current_epoch + 1
-        if trainer.is_last_batch and picture_due(trainer, self.epochs) and "embeddings" in outputs:
+        if trainer.is_last_batch and picture_due(trainer, self.epochs) and pl_module.correlates:
             z1, z2 = outputs["embeddings"]
             picture = correlation_map(cross_correlation(z1, z2).cpu().numpy(), len(z1), epoch)
             keep_picture(trainer, self.folder, "cross-correlation", f"-epoch-{epoch}", picture)
@@ -270,17 +270,21 @@ def correlation_map(c: Float[np.ndarray, "dim dim"], batch: int, epoch: int) -> 
     """
     diagonal = c.diagonal()
     rest = math.sqrt(max(0.0, float((c**2).sum() - (diagonal**2).sum())) / max(1, c.size - len(c)))
-    figure = Figure(figsize=(5.6, 4.8), dpi=120, layout="constrained")  # not pyplot's, which are global
+    # Small, so that its words can be read where the picture is: 360 pixels wide in a report. Not pyplot's, which are
+    # global.
+    figure = Figure(figsize=(3.6, 3.5), dpi=187, layout="constrained")
     axes = figure.subplots()
     drawn = axes.imshow(c, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.set_title(
         f"Cross-correlation, epoch {epoch}, {batch} images\n"
-        f"diagonal: mean {diagonal.mean():.2f}; the rest: RMS {rest:.2f} (by chance: {batch**-0.5:.2f})",
-        fontsize=10,
+        f"diagonal: mean {diagonal.mean():.2f}; the rest: RMS {rest:.2f}\n"
+        f"(by chance: {batch**-0.5:.2f})",
+        fontsize=9,
     )
-    axes.set_xlabel("dimension of view 2's embedding")
-    axes.set_ylabel("dimension of view 1's embedding")
-    figure.colorbar(drawn, label="correlation", ticks=[-1, -0.5, 0, 0.5, 1], fraction=0.046, pad=0.03)
+    axes.set_xlabel("dimension of view 2's embedding", fontsize=9)
+    axes.set_ylabel("dimension of view 1's embedding", fontsize=9)
+    axes.tick_params(labelsize=9)
+    figure.colorbar(drawn, ticks=[-1, 0, 1], fraction=0.046, pad=0.03)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

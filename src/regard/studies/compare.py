@@ -20,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,13 @@ from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted
 from regard.files import read_json, write_json, write_whole
 from regard.reports.report import RESULTS_FILE, write_report
-from regard.results import VERSION, CellResult, Origin, PretrainDescription, write_stored
+from regard.results import VERSION, CellHeads, CellResult, Origin, PretrainDescription, write_stored
 from regard.runs.extras import Cache, Extras
 from regard.runs.feature_cache import cached_counts
 from regard.runs.pretraining import PRETRAIN_FILE, pretrain_run
 from regard.runs.run import RUN_FILE, Run, load_run, summary
 from regard.runs.segmenting import segment_run
-from regard.say import say
+from regard.say import counted, say
 from regard.scoring.cell_scores import head_scores
 from regard.settings import Hardware
 from regard.studies.environment import commit, environment
@@ -77,7 +77,9 @@ def compare(
     tasks = tasks_of(study)
     with _claimed(study):
         say(source.describe(), "data")
-        made_of = f"{len(plan.configurations)} configurations x {len(plan.seeds)} seeds ({plan.name})"
+        made_of = (
+            f"{counted(len(plan.configurations), 'configuration')} x {counted(len(plan.seeds), 'seed')} ({plan.name})"
+        )
         say(f"{made_of}, into {out}", plan.kind)
         if "test" not in source.splits:
             say("no test split: scores are those on val, which also chose each epoch", "note")
@@ -205,8 +207,7 @@ def _pretrain(study: Study, title: str, name: str, seed: int) -> str:
             reason = f"published weights {choice.published} could not be fetched: {error}"
         else:
             return _keep(folder, made, f"published weights: timm {choice.published}")
-    epochs = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}"
-    origin = f"pre-trained here: {epochs} of {len(train)} images, without labels"
+    origin = f"pre-trained here: {counted(settings.epochs, 'epoch')} of {len(train)} images, without labels"
     origin += f" ({reason})" if reason else ""
     torch.manual_seed(seed)
     extras = Extras(title, Origin(said=origin))
@@ -251,7 +252,7 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
     return f"mIoU {100 * cell.miou:.1f}%"
 
 
-def _head_scores(study: Study, run: Run, scored: MaskDataset) -> dict[str, float | None] | None:
+def _head_scores(study: Study, run: Run, scored: MaskDataset) -> CellHeads | None:
     """`scoring.cell_scores.head_scores`; of a frozen backbone once for all cells."""
     backbone, levels = run.model.backbone, run.model.head.levels
     about = json.dumps([weights_digest(backbone), list(levels), run.size, study.plan.groups])
@@ -259,12 +260,12 @@ def _head_scores(study: Study, run: Run, scored: MaskDataset) -> dict[str, float
     frozen = run.description.settings.freeze
     with suppress(InputError):  # damaged: computed again
         if frozen and file.is_file():
-            return read_json(file, dict[str, float | None] | None)
+            return read_json(file, CellHeads | None)
     found = head_scores(backbone, scored, levels, run.size, groups=study.plan.groups)
     if frozen:
         file.parent.mkdir(exist_ok=True)
-        write_json(file, found)
-    return None if found is None else {**found}
+        write_json(file, asdict(found) if found else None)
+    return found
 
 
 def _train(study: Study, title: str, configuration: Configuration, seed: int) -> None:

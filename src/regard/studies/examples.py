@@ -18,7 +18,7 @@ from regard.runs.run import Run
 
 PICTURES = 2  # of each sort
 LONGEST = 320  # pixels of a picture's longer side: a report with all of them stays under a few MB
-SMALLEST_GRID = 7  # attention is drawn at the coarsest level whose grid has at least this many rows and columns
+SMALLEST_GRID = 7  # attention is drawn on the coarsest grid of at least this many rows and columns
 WRONG = (214, 0, 60)  # the colour of wrong pixels, RGB; told from pale grey with any colour vision
 PALE = 150  # the grey of what is black in the image; white stays white
 
@@ -68,9 +68,16 @@ def choose_images(
     return [(why, index) for why, indices in sorts.items() for index in indices]
 
 
-def add_run(examples: Mapping[int, Example], dataset: MaskDataset, name: str, run: Run) -> None:
+def add_run(
+    examples: Mapping[int, Example],
+    dataset: MaskDataset,
+    name: str,
+    run: Run,
+    beyond_position: Mapping[int, list[float | None]] = {},
+) -> None:
     """Add the prediction of a configuration for every example, its errors and what its heads look at.
 
+    beyond_position: of the run's heads by block, see `results.CellHeads`.
     Of a control that sees another image's maps there is none: a picture of it would say nothing.
     """
     if run.description.settings.maps == "other":
@@ -87,7 +94,7 @@ def add_run(examples: Mapping[int, Example], dataset: MaskDataset, name: str, ru
             miou=scores(counts).miou if counts.sum() else None,
         )
         if run.model.backbone.heads:
-            example.attention[name] = _attention(run, image)
+            example.attention[name] = _attention(run, image, beyond_position)
 
 
 def error_map(
@@ -105,14 +112,28 @@ def error_map(
 
 
 @torch.inference_mode()
-def _attention(run: Run, image: UInt8[np.ndarray, "h w 3"]) -> HeadMaps:
+def _attention(
+    run: Run, image: UInt8[np.ndarray, "h w 3"], beyond_position: Mapping[int, list[float | None]]
+) -> HeadMaps:
+    """Of the blocks with the coarsest grid that is not too small, the one with the head that knows most beyond
+    position; the last one where none was scored.
+    """
     small = resize(image, short_side(image.shape[:2], run.size))
     batch = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))).unsqueeze(0).to(device_of(run.model))
     maps = run.model.backbone(normalize(batch), attention=True).attention
-    large = [level for level, a in enumerate(maps) if min(a.weights.shape[-2:]) >= SMALLEST_GRID]
-    level = large[-1] if large else 0
-    heads = np.round(maps[level].weights[0].cpu().numpy().astype(np.float64), 6)
-    return HeadMaps(kind=maps[level].kind, level=level, heads=heads.tolist())
+    grids = [tuple(a.weights.shape[-2:]) for a in maps]
+    grid = next((grid for grid in reversed(grids) if min(grid) >= SMALLEST_GRID), grids[0])
+    drawn = [
+        HeadMaps(
+            kind=a.kind,
+            block=block,
+            heads=np.round(a.weights[0].cpu().numpy().astype(np.float64), 6).tolist(),
+            beyond_position=beyond_position.get(block, []),
+        )
+        for block, a in zip(run.model.backbone.blocks, maps, strict=True)
+        if a.weights.shape[-2:] == grid
+    ]
+    return max(reversed(drawn), key=lambda found: found.knows)
 
 
 def colour(mask: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "classes 3"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -92,7 +92,7 @@ class _Cells:
                 train_seconds=run.seconds,
                 best_epoch=run.best_epoch,
                 curve=run.curve,
-                heads=cell.heads,
+                heads=cell.heads.means if cell.heads else None,
                 commit=run.origin.commit,
                 fused=run.head_weights,
                 refined=run.refined,
@@ -126,7 +126,8 @@ def gather(study: Study, command: str, failures: Sequence[Failure], complete: bo
         run = load_run(cell.folders[0], study.hardware.device)
         milliseconds[name] = milliseconds_per_image(run, short_side(first, run.size))
         kinds[name] = run.model.backbone.kind
-        add_run(examples, splits[split], name, run)
+        heads = cell.cells[0].heads
+        add_run(examples, splits[split], name, run, heads.beyond_position if heads else {})
     truth = next(iter(finished.values())).matrices[0].sum(axis=1)
     root, every = shown_path(source.root), [run for cell in finished.values() for run in cell.runs]
     configurations = [_configuration(plan, c, cells[c.name], milliseconds.get(c.name)) for c in plan.configurations]
@@ -202,7 +203,9 @@ def _iou(matrix: Matrix) -> list[float | None]:
     return [float(iou) if pixels else None for iou, pixels in zip(scores(matrix).iou, truth, strict=True)]
 
 
-def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: float | None) -> ConfigurationResult:
+def _configuration(
+    plan: Plan, c: Configuration, cells: _Cells, times: tuple[float, float, float] | None
+) -> ConfigurationResult:
     settings = plan.settings(c)
     return ConfigurationResult(
         name=c.name,
@@ -216,8 +219,9 @@ def _configuration(plan: Plan, c: Configuration, cells: _Cells, milliseconds: fl
         frozen=settings.freeze,
         at={axis: _shown(value) for axis, value in c.at.items()},
         parameters=cells.runs[0].parameters if cells.runs else None,
-        milliseconds_per_image=milliseconds,
-        images_per_second=1000 / milliseconds if milliseconds else None,
+        milliseconds_per_image=times[0] if times else None,
+        images_per_second=1000 / times[0] if times else None,
+        milliseconds_range=times[1:] if times else None,
         peak_memory_mb=cells.peak_memory(),
         miou=_interval(plan, c, cells.scored) if cells.runs else None,
         runs=cells.results() if cells.runs else [],
@@ -272,7 +276,7 @@ def _pretraining(study: Study, name: str, seed: int, made: PretrainDescription) 
 def _data_uri(picture: Path) -> str:
     """A chart, small: it is noise to a PNG, and a study may have many."""
     chart, buffer = Image.open(picture, formats=("PNG",)).convert("RGB"), io.BytesIO()
-    chart.thumbnail((480, 480))
+    chart.thumbnail((720, 720))  # twice as wide as it is shown
     chart.quantize(64).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 

@@ -6,6 +6,7 @@ and `compare.compare` runs it.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -257,13 +258,28 @@ def check_plan(plan: Plan) -> None:
         if key not in plan.backbones:
             raise unknown("backbone", key, plan.backbones)
     built = {key: within(f"backbones.{key}", plan.backbones[key].build) for key in used}
+    sizes: dict[int, dict[str, Backbone]] = {}
     for c in plan.configurations:
         within(f"configuration {c.name!r}", _check_configuration, plan, c, built[c.backbone])
+        sizes.setdefault(plan.settings(c).size, {})[c.backbone] = built[c.backbone]
+    for size, seen_by in sizes.items():
+        _check_size(size, seen_by)
     same: dict[str, str] = {}
     for c in plan.configurations:
         other = same.setdefault(plan.cell_key(_canonical(plan, c, built[c.backbone])), c.name)
         if other != c.name:
             raise InputError(f"configurations {other!r} and {c.name!r} are the same in all but name: leave out one")
+
+
+def _check_size(size: int, backbones: Mapping[str, Backbone]) -> None:
+    """InputError for a short side of images that a transformer among those that see it would pad."""
+    patches = {key: max(backbone.strides) for key, backbone in backbones.items() if backbone.heads}
+    whole = math.lcm(*patches.values())
+    if size % whole:
+        said = ", ".join(f"{key} {patch}" for key, patch in patches.items())
+        below = size - size % whole
+        fit = f"{below} or {below + whole}" if below else str(whole)
+        raise InputError(f"size {size} is no multiple of every patch ({said}): take {fit}")
 
 
 def _canonical(plan: Plan, c: Configuration, backbone: Backbone) -> Configuration:

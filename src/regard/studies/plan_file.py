@@ -1,13 +1,14 @@
 """A plan as a YAML file: what it departs from, and one line for whatever is wrong in it."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from regard.errors import InputError, unknown
 from regard.files import read_text, read_yaml, recipe
-from regard.settings import MOST_SEEDS, PretrainSettings, SegmentSettings, changed, typed
+from regard.settings import MOST_SEEDS, PRESETS, PretrainSettings, SegmentSettings, changed, typed
 from regard.studies.plan import BackboneChoice, Configuration, Plan, PretrainingChoice, spread, within
 from regard.studies.presets import preset
 
@@ -35,7 +36,8 @@ def read_plan(path: str | Path) -> Plan:
     """The plan that a YAML file or a recipe describes; see docs/studies.md for an example with everything in it.
 
     What the file does not say is taken from its `preset`, and an entry of the same name changes only what it says.
-    Without `configurations`, the preset's.
+    Without `configurations`, the preset's. A file without a preset inherits nothing: what it does not say is as
+    `settings` has it.
 
     Raises InputError, with the file's name, for what is no YAML, an unknown key (and names the nearest), or a value of
     the wrong type.
@@ -51,13 +53,19 @@ def _plan(found: dict[str, Any], stem: str) -> Plan:
         if value is None:
             raise InputError(f"{key} is empty: give it a value, or leave it out")
     found = {key: typed(key, KEYS[key], value) for key, value in found.items()}
-    base = preset(found.get("preset", "tiny"), found.get("size"))
+    if "preset" in found:
+        base = preset(found["preset"], found.get("size"))
+    elif "configurations" in found:
+        base = Plan("", {}, {}, SegmentSettings(size=found.get("size", SegmentSettings.size)), ())
+    else:
+        raise InputError(f"it compares nothing: give it configurations, or those of a preset ({', '.join(PRESETS)})")
     backbones = dict(base.backbones)
     for key, given in found.get("backbones", {}).items():
         backbones[key] = within(f"backbones.{key}", _backbone, key, backbones.get(key), given)
     pretrainings = dict(base.pretrainings)
     for key, given in found.get("pretrainings", {}).items():
-        pretrainings[key] = within(f"pretrainings.{key}", _pretraining, pretrainings.get(key), given, base.segment.size)
+        base_of = pretrainings.get(key)
+        pretrainings[key] = within(f"pretrainings.{key}", _pretraining, base_of, given, base.segment.size, backbones)
     segment = within("segment", changed, base.segment, found.get("segment", {}))
     theirs = {c.name: c for c in base.configurations}
     configurations = tuple(
@@ -104,7 +112,9 @@ def _backbone(key: str, base: BackboneChoice | None, given: dict[str, Any]) -> B
     return replace(base or BackboneChoice(given.get("label", key), given["name"]), **given)
 
 
-def _pretraining(base: PretrainingChoice | None, given: dict[str, Any], size: int) -> PretrainingChoice:
+def _pretraining(
+    base: PretrainingChoice | None, given: dict[str, Any], size: int, backbones: Mapping[str, BackboneChoice]
+) -> PretrainingChoice:
     """size: of the study's images, for a pre-training that does not say its own; local views in DINO's proportion."""
     ours = [f.name for f in fields(PretrainingChoice) if f.name != "settings"]
     _known("key", given, [*ours, *(f.name for f in fields(PretrainSettings))])
@@ -116,13 +126,22 @@ def _pretraining(base: PretrainingChoice | None, given: dict[str, Any], size: in
     if "weights" in given and not settings:
         choice = replace(choice, settings=None, published=None)
     elif settings:
-        start = choice.settings or PretrainSettings(size=size, local_size=max(32, round(size * 96 / 224 / 32) * 32))
+        start = choice.settings or PretrainSettings(size=size, local_size=_local(size, backbones.get(choice.backbone)))
         if settings.get("method", start.method) != start.method:
             settings.setdefault("method_options", {})  # the others are of another method
         elif isinstance(settings.get("method_options"), dict):
             settings["method_options"] = dict(start.method_options) | settings["method_options"]
         choice = replace(choice, settings=changed(start, settings))
     return replace(choice, **{key: typed(key, str | None, value) for key, value in rest.items()})
+
+
+def _local(size: int, backbone: BackboneChoice | None) -> int:
+    """The side of local views: 96 / 224 of the images', in whole patches, and about 32 pixels at least."""
+    patch = 32
+    if backbone:
+        with suppress(InputError):  # `check_plan` says what is wrong with it
+            patch = max(backbone.build().strides)
+    return max(-(-32 // patch), round(size * 96 / 224 / patch)) * patch
 
 
 def _configuration(
@@ -149,7 +168,7 @@ def _configuration(
         weights = given.get("pretraining")
         if weights is None:
             raise InputError(
-                "it needs a backbone, or a pretraining that has one (no preset knows a configuration so named)"
+                "it needs a backbone, or a pretraining that has one (no preset that the file names knows it)"
             )
         if weights not in pretrainings:
             raise unknown("pretraining", weights, pretrainings)

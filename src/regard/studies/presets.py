@@ -55,16 +55,14 @@ QUESTIONS = (
 def preset(name: str, size: int | None = None) -> Plan:
     """The plan of this name, baselines and all.
 
-    size: another short side of the images; InputError for what is no multiple of 32, and for an unknown name.
+    size: another short side of the images; what suits the backbones is for `check_plan` to say, as of 32 on all that
+          can be built. InputError for less, and for an unknown name.
     """
     plan = find("preset", name, PRESETS)
     if size is None:
         return plan()
-    if size < 32 or size % 32:
-        below = max(32, size - size % 32)
-        raise InputError(
-            f"size {size} does not suit every backbone: take a multiple of 32, such as {below} or {below + 32}"
-        )
+    if size < 32:
+        raise InputError(f"size {size} is too small for the preset's backbones: take 32 or more")
     return plan(size)
 
 

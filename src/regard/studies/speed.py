@@ -10,8 +10,11 @@ from regard.runs.run import Run
 
 
 @torch.inference_mode()
-def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repeats: int = 7) -> float | None:
-    """Median time of a forward pass over a batch of (height, width) images, per image, after one to warm up.
+def milliseconds_per_image(
+    run: Run, size: tuple[int, int], batch: int = 8, repeats: int = 7
+) -> tuple[float, float, float] | None:
+    """Median, shortest and longest time of a forward pass over a batch of (height, width) images, per image, after one
+    to warm up.
 
     In float32. None where the batch does not fit into the memory of the GPU.
     """
@@ -29,4 +32,5 @@ def milliseconds_per_image(run: Run, size: tuple[int, int], batch: int = 8, repe
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    return float(np.median(times[1:])) * 1000 / batch
+    middle, low, high = 1000 / batch * np.quantile(times[1:], (0.5, 0, 1))
+    return float(middle), float(low), float(high)

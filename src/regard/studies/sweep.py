@@ -23,7 +23,7 @@ from regard.reports.sweep_report import RESULTS_FILE, write_sweep_report
 from regard.results import SweepResults, write_stored
 from regard.runs.extras import Extras
 from regard.runs.segmenting import segment_run
-from regard.say import say
+from regard.say import counted, say
 from regard.settings import SegmentSettings, changed
 from regard.studies.jobs import run_all
 from regard.studies.space import check_space
@@ -51,7 +51,7 @@ def run_sweep(sweep: Sweep, trials: int, jobs: int = 1, command: str = "regard.s
     book.check_hope()
     say(sweep.source.describe(), "data")
     on = f"scored on {len(splits['val'])} images of val, into {sweep.out}"
-    say(f"{trials} trials of {', '.join(sweep.space.varied)}, {on}", "sweep")
+    say(f"{counted(trials, 'trial')} of {', '.join(sweep.space.varied)}, {on}", "sweep")
     over = {trial.number for trial in book.over()}
     tasks = [Task(f"trial {n}", "trials", _trial, (n,)) for n in range(trials) if n not in over]
     results = None

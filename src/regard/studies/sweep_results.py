@@ -17,8 +17,9 @@ from matplotlib.ticker import NullFormatter
 
 from regard.data.source import require_masks
 from regard.files import write_whole
-from regard.reports.words import counted, plain
+from regard.reports.words import plain
 from regard.results import BestTrial, SweepData, SweepResults, TrialResult
+from regard.say import counted
 from regard.studies.environment import commit, environment, shown_path
 from regard.studies.space import Range
 from regard.studies.sweep_plan import Sweep

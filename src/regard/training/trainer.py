@@ -65,20 +65,32 @@ class StepSeed(L.Callback):
         torch.manual_seed(int(key.generate_state(1)[0]))
 
 
+SCORES = {"val_miou": ("mIoU", 100), "knn_top1": ("kNN", 1), "accuracy": ("accuracy", 1)}  # in the bar: name and factor
+
+
 class _Progress(RichProgressBar):
     """One bar per epoch, with the run's name, on stderr; it vanishes when done."""
 
     def __init__(self, name: str) -> None:
         super().__init__(refresh_rate=5, leave=False, console_kwargs={"stderr": True})
         self.name = escape(shown(name))  # the bar reads markup
+        self.scores: dict[str, str] = {}  # of the last validation
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"{self.name}, epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def get_metrics(self, trainer, pl_module) -> dict[str, str]:
-        """The loss, as it was last read: to read it here, the steps would wait."""
+        """The loss, as it was last read: to read it here, steps would wait; and the scores of the last validation."""
         loss = next((one.last for one in cast(Any, trainer).callbacks if isinstance(one, FiniteLoss)), None)
-        return {} if loss is None else {"loss": f"{loss:.4g}"}
+        return ({} if loss is None else {"loss": f"{loss:.4g}"}) | self.scores
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        """Keep its scores."""
+        found = trainer.callback_metrics
+        self.scores = {
+            word: f"{factor * float(found[key]):.1f}%" for key, (word, factor) in SCORES.items() if key in found
+        }
+        super().on_validation_end(trainer, pl_module)
 
 
 def make_trainer(
