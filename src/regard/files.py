@@ -158,16 +158,19 @@ def fetched(name: str, weights: Sequence[str], revision: str | None = None) -> P
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     repository, said = on_hub(name)
+    lost: Exception | None = None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each of its five tries
     try:
         folder = Path(hf_hub_download(repository, CONFIG_FILE, revision=revision or said)).parent
         for file in weights:
             try:
                 return Path(hf_hub_download(repository, file, revision=folder.name)).parent  # of the same commit
-            except LocalEntryNotFoundError:  # which is one of the next
-                raise
+            except LocalEntryNotFoundError as error:  # without a network: the next may have been fetched
+                lost = error
             except EntryNotFoundError:
                 continue
+        if lost is not None:
+            raise lost
     except LocalEntryNotFoundError as error:
         what = f"{repository} was not fetched before, and there is no way to the Hugging Face hub"
         raise InputError(f"{what}: a folder of that name here, or a network, would work") from error

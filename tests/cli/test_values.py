@@ -121,6 +121,18 @@ def test_a_pack_keeps_the_choice_and_an_old_one_its_bits(tree, tmp_path) -> None
     assert open_source(tmp_path / "pack").split("val").values == Values(range="0,4095")
 
 
+def test_a_run_on_a_pack_keeps_the_pack_s_choice_and_features_of_their_own(tree, tmp_path) -> None:
+    said, keys = [], []
+    for name, chosen in (("a", CHOICE), ("b", [*CHOICE[:3], "0,20479"])):
+        main(["data", "pack", str(tree), str(tmp_path / name), *chosen])
+        words = [*SMALL, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / f"run-{name}")]
+        main(["segment", "--data", str(tmp_path / name), *words])
+        said.append(load_run(tmp_path / f"run-{name}").description.settings.values)
+        keys.append({path.name for path in (tmp_path / "cache").iterdir()})
+    assert said == [Values(channels=(3, 1, 0), range=end) for end in ("0,10239", "0,20479")]
+    assert keys[0] < keys[1]
+
+
 def test_a_run_of_an_earlier_version_keeps_its_bits(segmented, tmp_path) -> None:
     before = read_json(segmented / RUN_FILE)
     before["settings"] = {k: v for k, v in before["settings"].items() if k not in ("channels", "range")}

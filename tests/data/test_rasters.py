@@ -25,6 +25,8 @@ from commands import refused
 from image_files import save
 from regard.data.rasters import as_bytes
 from regard.data.reading import image_size, read_image
+from regard.errors import InputError
+from regard.runs.pixels import read_pixels
 from regard.settings import Reading, Values
 
 SIZE = (4, 6)
@@ -108,6 +110,9 @@ def test_channels_of_usual_images_are_red_green_and_blue(tmp_path, suffix) -> No
     assert np.abs(read_image(path, Values(channels=(2, 1, 0))).astype(int) - (50, 100, 200)).max() < 4
     assert np.abs(read_image(path, Values(channels=(1,))).astype(int) - 100).max() < 4
     assert (read_image(path, Values(range="0,4095")) == read_image(path)).all()
+    with Image.open(path) as opened:
+        chosen = Values(channels=(2, 1, 0))
+        assert np.abs(read_pixels(opened, chosen).astype(int) - read_image(path, chosen)).max() < 4
 
 
 def test_a_range_is_256_steps_and_16_bits_are_their_upper_8() -> None:
@@ -118,6 +123,10 @@ def test_a_range_is_256_steps_and_16_bits_are_their_upper_8() -> None:
     assert as_bytes(values[:, [0, 99, 100, 1123, 1124, 5000]], Values(range="100,1123").ends).tolist() == [
         [0, 0, 0, 255, 255, 255]
     ]
+    few = np.array([[0, 1, 2, 3]], np.int16)  # the highest is white, however few there are
+    assert as_bytes(few, Values(range="0%,100%").ends).tolist() == [[0, 85, 170, 255]]
+    with pytest.raises(InputError, match="the range goes from 3 to 2 in an image"):
+        as_bytes(few, Values(range="3,75%").ends)
     floats = np.array([[-np.inf, -1, 0, 0.5, 1, 7, np.inf, np.nan]], np.float32)
     assert as_bytes(floats, Values(range="0,1").ends).tolist() == [[0, 0, 0, 128, 255, 255, 0, 0]]
     for flat in (np.full((2, 2), 7.0), np.full((2, 2), np.nan), np.full((2, 2), 7, np.uint16)):
@@ -216,6 +225,11 @@ def test_a_dicom_is_seen_by_its_window_or_the_chosen_range(tmp_path) -> None:
     share = (shown - shown.min()) / (shown.max() - shown.min())
     np.testing.assert_allclose(grey, 255 * share, atol=1.01)
     assert (read_image(path, Values(range="-160,240")) == read_image(path, Values(range=" -160 , 240"))).all()
+    padded = stored.copy()
+    padded[0] = -2000
+    path = dicom(tmp_path / "p.dcm", padded, PixelPaddingValue=-2000)
+    assert (read_image(path, Values(range="0%,100%"))[0] == 0).all()
+    assert read_image(path, Values(range="0%,100%"))[1, 0, 0] == 0  # the least of what is no padding
     inverse = dicom(tmp_path / "c.dcm", stored, PhotometricInterpretation="MONOCHROME1")
     assert (read_image(inverse, Values(range="0,4095"))[..., 0] == 255 - (stored >> 4)).all()
 
@@ -224,6 +238,8 @@ def test_a_dicom_of_8_bits_is_as_it_is(tmp_path) -> None:
     pixels = RANDOM.integers(0, 256, (*SIZE, 3), np.uint8)
     assert (read_image(dicom(tmp_path / "a.dcm", pixels)) == pixels).all()
     assert (read_image(dicom(tmp_path / "b.dcm", pixels[..., 0])) == pixels[..., :1]).all()
+    plain = dicom(tmp_path / "e.dcm", pixels[..., 0], RescaleSlope=1, RescaleIntercept=0)
+    assert (read_image(plain) == pixels[..., :1]).all()
     assert (read_image(tmp_path / "a.dcm", Values(channels=(2, 1, 0))) == pixels[..., ::-1]).all()
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0]).save(file, "JPEG", quality=100)

@@ -71,6 +71,8 @@ def as_bytes(
         return (values >> 8).astype(np.uint8)
     known = np.isfinite(values) if missing is None else np.isfinite(values) & ~missing
     low, high = (_end(values, known, *end) for end in ends)
+    if low > high:
+        raise InputError(f"the range goes from {low:g} to {high:g} in an image: two numbers would work")
     scaled = _table(low, high)[values] if values.dtype == np.uint16 else _scaled(values, low, high)
     return scaled if known.all() else np.where(known, scaled, np.uint8(0))
 
@@ -82,8 +84,9 @@ def _end(values: np.ndarray, known: np.ndarray, number: float, is_percent: bool)
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Of whole numbers the highest is a step of its own, so that 0,65535 are the upper 8 of 16 bits."""
-    steps = max(high - low + np.issubdtype(values.dtype, np.integer), np.finfo(np.float32).tiny)
+    """Of many whole numbers the highest is a step of its own, so that 0,65535 are the upper 8 of 16 bits."""
+    many = np.issubdtype(values.dtype, np.integer) and high - low >= 255
+    steps = max(high - low + many, np.finfo(np.float32).tiny)
     with np.errstate(all="ignore"):  # what is no number
         exact = (values.astype(np.result_type(values.dtype, np.float32)) - low) * (256 / steps)
         return np.nan_to_num(exact.clip(0, 255)).astype(np.uint8)
@@ -239,15 +242,23 @@ def read_dicom(data: bytes, name: str | Path, chosen: Values) -> UInt8[np.ndarra
         if image.PhotometricInterpretation == "PALETTE COLOR":
             pixels = pydicom.pixels.apply_color_lut(pixels, image)
         is_grey = pixels.ndim == 2
-        values = pydicom.pixels.apply_modality_lut(pixels, image) if is_grey else pixels
+        values = pydicom.pixels.apply_modality_lut(pixels, image) if is_grey and _is_rescaled(image) else pixels
+        padding = image.get("PixelPaddingValue")
+        missing = None if padding is None or not is_grey else pixels == padding
         ends = chosen.ends or (_window(image) if is_grey else None)
     if values.dtype == np.uint8 and ends is None:
         shown = values
     elif ends is None and is_grey:
         raise InputError(f"{name} is a DICOM file that names no window: --range LOW,HIGH (or 1%,99%) would work")
     else:
-        shown = as_bytes(values, ends)
+        shown = as_bytes(values, ends, missing)
     return 255 - shown if image.PhotometricInterpretation == "MONOCHROME1" else shown
+
+
+def _is_rescaled(image: Any) -> bool:
+    """Whether its values stand for others."""
+    plain = (image.get("RescaleSlope", 1), image.get("RescaleIntercept", 0)) == (1, 0)
+    return not plain or "ModalityLUTSequence" in image
 
 
 def _check_compression(pydicom: Any, image: Any, size: tuple[int, int], name: str | Path) -> None:

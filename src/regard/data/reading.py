@@ -113,9 +113,9 @@ def decode_image(
     """
     with readable(name):
         if data.startswith(JPEG) and (pixels := _decode_jpeg(data, name, least)) is not None:
-            return _picked(pixels, values, name)
+            return picked(pixels, values, name)
         if is_dicom(data):
-            return _picked(read_dicom(data, name, values), values, name)
+            return picked(read_dicom(data, name, values), values, name)
         if tiff := _other_tiff(data, values):
             return _rgb(turned(read_tiff(data, name, tiff, values), tiff.turn))
         image = header(io.BytesIO(data), name)
@@ -132,10 +132,10 @@ def decode_image(
             found = turned(rgb, orientation(image))
         if found.dtype == np.uint16:
             found = as_bytes(found, values.ends)
-        return _picked(found.astype(np.uint8, copy=False), values, name)
+        return picked(found.astype(np.uint8, copy=False), values, name)
 
 
-def _picked(pixels: UInt8[np.ndarray, "h w *channels"], values: Values, name: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def picked(pixels: UInt8[np.ndarray, "h w *channels"], values: Values, name: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """The chosen channels of RGB; of grey, which is all three of them."""
     if values.channels is None:
         return _rgb(pixels)

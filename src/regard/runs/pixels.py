@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from regard.data.reading import as_bytes, read_image
+from regard.data.reading import as_bytes, picked, read_image
 from regard.errors import InputError
 from regard.settings import AS_STORED, Values
 
@@ -60,4 +60,4 @@ def _read_pil(image: Image.Image, values: Values) -> UInt8[np.ndarray, "h w 3"]:
         is_short = upright.mode.startswith("I;16")
         grey = as_bytes(np.asarray(upright).astype(np.uint16) if is_short else np.asarray(upright), values.ends)
         return grey[:, :, None].repeat(3, axis=2)
-    return np.array(upright.convert("RGB"))
+    return picked(np.array(upright.convert("RGB")), values, "an image")

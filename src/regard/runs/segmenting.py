@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from regard.backbones import Backbone, describe, parameters
 from regard.backbones.weights import MODEL_FILE
-from regard.data.datasets.base import MaskDataset, read_as
+from regard.data.datasets.base import MaskDataset, read_as, values_of
 from regard.data.loading.augment import TrainTransform
 from regard.data.loading.modules import SegmentationData
 from regard.data.loading.wrapped import WithOthers
@@ -70,6 +70,8 @@ def segment_run(
     assert val is not None or settings.head == "ridge", "a training chooses its epoch on val"
     check_hardware(settings, hardware, len(train), cached=extras.cache is not None)
     train, val = read_as(train, settings.values), val and read_as(val, settings.values)
+    seen = values_of(train)  # a pack has its own, and what is predicted later is to be read alike
+    settings = replace(settings, channels=seen.channels, range=seen.range)
     classes = len(train.classes)
     kept = None
     if settings.layers is not None or settings.heads_kept is not None:
@@ -164,7 +166,7 @@ def _train(
         save_weights_only=not averaging,  # Lightning puts the average only into whole checkpoints
     )
     history, clock = History(), Clock()
-    watching = [best, history, clock, StepSeed(seed), _CountOnce(), *averaging, *extras.callbacks]
+    watching = [best, history, clock, StepSeed(seed), _CountOnce(), *extras.callbacks, *averaging]
     if settings.patience is not None:
         watching.append(EarlyStopping("val_miou", mode="max", patience=settings.patience))
     config = asdict(settings) | {"backbone": describe(model.backbone)["name"], "seed": seed}

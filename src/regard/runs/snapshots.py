@@ -32,7 +32,7 @@ class AttentionSnapshots(L.Callback):
     """attention-epoch-N.png in `folder`: what each head of the last block looks at, a row for each of `IMAGES` images.
 
     epochs: between two pictures; size: of the middle square of an image that the backbone sees, in pixels. The weights
-    are those that the pre-training keeps: of DINO the teacher's.
+    are those of then, of DINO the teacher's; an average of `settings.average` is not in them.
     """
 
     def __init__(self, folder: Path, epochs: int, dataset: Dataset, size: int) -> None:

@@ -32,7 +32,7 @@ import torch
 from regard.backbones import Backbone, build_backbone, describe, save_backbone
 from regard.backbones.base import weights_digest
 from regard.backbones.weights import BACKBONE_FILE
-from regard.data.datasets.base import MaskDataset
+from regard.data.datasets.base import MaskDataset, read_as
 from regard.data.loading.wrapped import Fraction
 from regard.data.source import Source, fingerprint, require_masks
 from regard.errors import InputError, Interrupted
@@ -235,8 +235,9 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
         (folder / RUN_FILE).unlink(missing_ok=True)
         _train(study, title, configuration, seed)
     splits = require_masks(study.source)
-    run, scored = load_run(folder, study.hardware.device), splits[scored_split(splits)]
-    cache, settings = _cache(study, configuration), run.description.settings
+    run, cache = load_run(folder, study.hardware.device), _cache(study, configuration)
+    settings = run.description.settings
+    scored = read_as(splits[scored_split(splits)], settings.values)
     if cache:
         content = cache.content_of(settings.values)
         counts = cached_counts(cache.folder, run, scored, content, study.hardware.workers, study.hardware.bar)
@@ -255,7 +256,9 @@ def _cell(study: Study, title: str, configuration: Configuration, seed: int) -> 
 def _head_scores(study: Study, run: Run, scored: MaskDataset) -> CellHeads | None:
     """`scoring.cell_scores.head_scores`; of a frozen backbone once for all cells."""
     backbone, levels = run.model.backbone, run.model.head.levels
-    about = json.dumps([weights_digest(backbone), list(levels), run.size, study.plan.groups])
+    values = run.description.settings.values
+    kept = [weights_digest(backbone), list(levels), run.size, study.plan.groups, values.channels, values.range]
+    about = json.dumps(kept)
     file = study.out / "heads" / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
     frozen = run.description.settings.freeze
     with suppress(InputError):  # damaged: computed again

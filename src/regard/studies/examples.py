@@ -82,6 +82,7 @@ def add_run(
     """
     if run.description.settings.maps == "other":
         return
+    dataset = run.seen(dataset)
     for index, example in examples.items():
         image, truth = dataset.image(index), dataset.mask(index)
         prediction = run.predict(image)

@@ -68,6 +68,13 @@ def read_as(dataset: D, values: Values) -> D:
     return cast(D, around.read_as(values) if hasattr(around, "read_as") else dataset)
 
 
+def values_of(dataset: Dataset) -> Values:
+    """Which values of its images are read, also where it lies in others."""
+    while not isinstance(dataset, Decoded) and hasattr(dataset, "dataset"):
+        dataset = cast(Any, dataset).dataset
+    return dataset.values if isinstance(dataset, Decoded) else AS_STORED
+
+
 def image_file(dataset: Dataset, i: int) -> bytes:
     """The file of image `i` as it is; a PNG of one that is drawn."""
     if isinstance(dataset, Decoded):

@@ -48,8 +48,8 @@ def open_tiny_imagenet(root: Path) -> Source | None:
 
 
 TINY_IMAGENET = Published(
-    "http://cs231n.stanford.edu/",
+    "https://cs231n.stanford.edu/",
     open_tiny_imagenet,
-    (Archive("http://cs231n.stanford.edu/tiny-imagenet-200.zip"),),  # no published checksum
+    (Archive("https://cs231n.stanford.edu/tiny-imagenet-200.zip"),),  # no published checksum
     root="tiny-imagenet-200",
 )

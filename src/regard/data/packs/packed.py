@@ -18,7 +18,7 @@ from regard.data.packs.contents import FIELDS, PACK_FILE, Chunk, Contents, finis
 from regard.data.packs.store import Store, is_remote
 from regard.data.reading import Least, decode_image, header, imdecode, readable
 from regard.errors import InputError
-from regard.settings import Values
+from regard.settings import AS_STORED, Values
 
 AHEAD = 2  # chunks that are fetched ahead where a split is read in order
 
@@ -140,6 +140,10 @@ def open_pack(src: str | Path) -> Source:
 
 
 def sums(datasets: Mapping[str, Dataset]) -> str:
-    """What identifies the content of a pack: the sums of all its chunks."""
-    parts = {split: [part.sha256 for part in of.parts] for split, of in datasets.items() if isinstance(of, Packed)}
+    """What identifies the content of a pack: the sums of all its chunks, and which of their values are read."""
+    packed = {split: of for split, of in datasets.items() if isinstance(of, Packed)}
+    parts: dict[str, list[str]] = {split: [part.sha256 for part in of.parts] for split, of in packed.items()}
+    for split, of in packed.items():
+        if of.values != AS_STORED:  # the same files, and other pixels
+            parts[f"{split} read as"] = [str(of.values.channels), str(of.values.range)]
     return json.dumps(parts, sort_keys=True)
