@@ -133,6 +133,8 @@ def setting(
 class Settings:
     """Values of their types and within their bounds: InputError, which names the setting, for any other."""
 
+    crowded_out = frozenset[str]()  # settings that are `common` elsewhere, and here too many beside the others
+
     def __post_init__(self) -> None:
         for option in options(self):
             value = typed(option.name, kinds_of(type(self))[option.name], getattr(self, option.name), strict=True)
@@ -308,12 +310,14 @@ class Values(Settings):
         "where there are more than red, green, blue and alpha, this must be said.",
         0,
         2**16 - 1,
+        common=True,
     )
     range: str | None = setting(
         None,
         "Of images of more than 8 bits, the values that become black and white, such as 0,4095, or percentiles of each "
         "channel of each image, such as 1%,99%. By default the upper 8 of 16 bits; of floats and 32 bits it must be "
         "said.",
+        common=True,
     )
     image_bits: int | None = None  # of what earlier versions wrote: 12 for range 0,4095
 
@@ -623,6 +627,8 @@ class Grouping(Settings):
 @dataclass(frozen=True, kw_only=True)
 class SegmentSettings(Decoder, Guidance, Values, Grouping):
     """A training for segmentation."""
+
+    crowded_out = frozenset({"channels", "range"})
 
     size: int = setting(224, "Short side of the images in pixels.", 1, MOST_PIXELS, common=True)
     crop: int | None = setting(

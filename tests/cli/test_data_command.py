@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from regard.cli import main
@@ -76,6 +77,36 @@ def test_images_without_masks_have_a_sheet_without_a_legend(tree: Path, tmp_path
     with Image.open(tmp_path / "info/contact-sheet.png") as sheet:
         assert sheet.height < 3 * PLACE[0]
     assert "pixel_share" not in (tmp_path / "info/info.json").read_text()
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_images_that_cannot_be_read_are_one_line(masks, tmp_path, capsys) -> None:
+    for i in range(3):
+        path = tmp_path / f"images/{i}.tif"
+        path.parent.mkdir(exist_ok=True)
+        five = {"count": 5, "height": 4, "width": 6, "dtype": "uint8", "photometric": "MINISBLACK"}
+        with rasterio.open(path, "w", driver="GTiff", transform=rasterio.Affine(2, 0, 5, 0, -2, 9), **five) as file:
+            file.write(np.full((5, 4, 6), 50 * i, np.uint8))
+        if masks:
+            save(tmp_path / f"masks/{i}.png", np.resize(np.array([0, 1, 255], np.uint8), (4, 6)))
+    what = "0.tif holds 5 channels of 8-bit whole numbers: --channels 0,1,2, for example, would work"
+    if not masks:
+        said = fails(capsys, "data", "info", str(tmp_path)).splitlines()[-1]
+        assert said.startswith("regard data info: none of 3 images or masks could be read: ")
+        assert said.endswith(what)
+        return
+    main(["data", "info", str(tmp_path)])
+    assert what in capsys.readouterr().err
+    made = tmp_path.parent / f"{tmp_path.name}-made"
+    said = fails(capsys, "data", "convert", str(tmp_path), str(made)).splitlines()[-1]
+    assert said.startswith("regard data convert: ")
+    assert "tif holds 5 channels of 8-bit whole numbers: --channels 0,1,2, for example, would work" in said
+    assert not made.exists()
+    main(["data", "convert", str(tmp_path), str(made), "--channels", "4,3,0"])
+    before, after = (open_source(root).split("train") for root in (tmp_path, made))
+    assert not list(made.rglob("*.tif"))
+    assert {after.image(i).tobytes() for i in range(len(after))} <= {bytes([50 * i] * 72) for i in range(3)}
+    assert before.classes == after.classes
 
 
 def test_check_is_one_line_when_all_is_right_and_a_table_and_status_2_when_not(tree: Path, tmp_path, capsys) -> None:

@@ -142,6 +142,32 @@ def test_images_without_a_mask_and_classes_without_a_pixel_are_notes(tree: Path)
     )
 
 
+@pytest.mark.parametrize("command", ["info", "check"])
+def test_a_class_of_held_out_images_can_be_learned(command, tmp_path, capsys) -> None:
+    (tmp_path / "classes.txt").write_text("bg\noften\nseldom\nnever\n")
+    for i in range(10):
+        save(tmp_path / f"images/{i}.png", noise(i))
+        save(tmp_path / f"masks/{i}.png", grid(0, 1, size=(30, 24)))
+    for held in open_source(tmp_path).split("val").paths:  # type: ignore[attr-defined]
+        save(tmp_path / held.replace("images", "masks"), grid(0, 2, size=(30, 24)))
+    main(["data", command, str(tmp_path)])
+    assert "no training mask has a pixel of 'never': it can't" in capsys.readouterr().err
+
+
+def test_what_was_decided_is_said_whether_or_not_anything_is_wrong(tmp_path, capsys) -> None:
+    for i in range(2):
+        save(tmp_path / f"images/train/{'ab'[i]}.png", noise(i))
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text("0 0.5 0.5 0.1 0.2\n")
+    said = "labels of YOLO, such as labels/train/a.txt, are not read: outlines, exported as a JSON of COCO, would be"
+    main(["data", "check", str(tmp_path)])
+    assert said in capsys.readouterr().out
+    (tmp_path / "images/train/a.png").write_bytes(b"broken")
+    with pytest.raises(SystemExit):
+        main(["data", "check", str(tmp_path)])
+    assert said in capsys.readouterr().err
+
+
 def test_a_mask_without_an_image_is_wrong_and_a_second_file_for_one_image_is_not(tree: Path) -> None:
     save(tree / "masks/train/0.jpg", np.zeros((20, 30), np.uint8))  # the PNG beside it is taken
     assert check(str(tree)).problems == ()

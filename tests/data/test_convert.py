@@ -10,9 +10,11 @@ from PIL import Image
 
 from regard.cli import main
 from regard.data import convert as converting
+from regard.data.listing import HELD_OUT
 from regard.data.packs.packing import pack
 from regard.data.source import open_source, require_masks
 from regard.errors import InputError
+from regard.settings import Values
 from trees import files, mask_tree, save
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -84,13 +86,33 @@ def test_the_same_images_masks_and_classes_come_back(make: Callable[[Path], list
     assert after.palette.tolist() == before.palette.tolist()
     found = [path.split("/", 1)[1] for path in files(to / "images")]
     assert sorted(found) == sorted(names)
-    for split, dataset in require_masks(before).items():
-        same = require_masks(after)[split]
-        assert len(same) == len(dataset)
-        number = {same.image(i).tobytes(): i for i in range(len(same))}
+    assert after.held_out == before.held_out  # and where it is, val is another fifth, as paths are others
+    for split in {"train", "val"} - set(before.given_to_learn):
+        assert len(after.split(split)) == len(before.split(split))
+    once = {same.image(i).tobytes(): same.mask(i) for same in require_masks(after).values() for i in range(len(same))}
+    assert sum(len(of) for of in after.splits.values()) == masks
+    for dataset in require_masks(before).values():
         for i in range(len(dataset)):
-            np.testing.assert_array_equal(same.mask(number[dataset.image(i).tobytes()]), dataset.mask(i))
+            np.testing.assert_array_equal(once[dataset.image(i).tobytes()], dataset.mask(i))
     assert sorted(path.name for path in tmp_path.iterdir()) in (["data", "new"], ["data", "new", "tree"])
+
+
+def test_only_the_owners_own_splits_are_written(tmp_path) -> None:
+    names = labelme(tmp_path / "data")
+    assert open_source(tmp_path / "data").held_out
+    converting.convert(open_source(tmp_path / "data"), tmp_path / "made")
+    assert files(tmp_path / "made/images") == sorted(f"train/{name}" for name in names)
+    assert HELD_OUT in open_source(tmp_path / "made").describe()
+
+
+def test_what_is_chosen_of_images_is_written(tmp_path) -> None:
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    for split in ("train", "val"):
+        save(tmp_path / f"data/images/{split}/a.png", values)
+        save(tmp_path / f"data/masks/{split}/a.png", (values % 2).astype(np.uint8))
+    converting.convert(open_source(tmp_path / "data").read_as(Values(range="0,255")), tmp_path / "made")
+    made = open_source(tmp_path / "made").split("train").image(0)
+    np.testing.assert_array_equal(made[..., 0], np.minimum(values, 255))
 
 
 def test_image_files_are_copied_as_they_are_and_scenes_drawn(tmp_path) -> None:

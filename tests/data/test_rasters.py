@@ -93,6 +93,13 @@ def test_what_must_be_chosen_is_named_and_read_once_it_is(tmp_path, values, opti
     )
 
 
+def test_pages_of_floats_may_be_channels(tmp_path) -> None:
+    pages = [Image.fromarray(np.zeros(SIZE, np.float32)) for _ in range(5)]
+    path = save(tmp_path / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    line = "holds 5 pages or frames: one of them, as a file of its own, would work; if they are channels"
+    refused(lambda: read_image(path, Values(range="0,1")), line)
+
+
 def test_alpha_is_dropped_and_may_be_asked_for(tmp_path) -> None:
     pixels = RANDOM.integers(0, 256, (*SIZE, 4), np.uint8)
     path = save(tmp_path / "a.tif", Image.fromarray(pixels, "RGBA"))

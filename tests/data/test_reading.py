@@ -20,6 +20,7 @@ from regard.data.datasets.scenes import Scenes
 from regard.data.names import Legend, voc_palette
 from regard.data.reading import bits_in_use, decode_image, image_size, read_image
 from regard.data.reading_masks import read_labels, read_mask
+from regard.errors import InputError
 from regard.settings import BOUND, Reading, Values
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -271,6 +272,18 @@ def test_several_pages_are_refused(tmp_path, suffix, read):
     pages = [Image.fromarray(GREY + 80 * k) for k in range(3)]
     path = save(tmp_path / f"a.{suffix}", pages[0], save_all=True, append_images=pages[1:])
     refused(partial(read, path), f"a.{suffix} holds 3 pages or frames: one of them")
+
+
+@pytest.mark.parametrize(("kinds", "said"), [(("L", "L"), True), (("RGB", "RGB"), False), (("L", "RGB"), False)])
+def test_grey_pages_of_one_size_may_be_channels(tmp_path, kinds, said):
+    first, *more = (Image.fromarray(GREY).convert(kind) for kind in kinds)
+    path = save(tmp_path / "a.tif", first, save_all=True, append_images=more)
+    with pytest.raises(InputError, match="holds 2 pages") as error:
+        read_image(path)
+    assert ("if they are channels, these in one page (tifffile: photometric=" in str(error.value)) == said
+    smaller = save(tmp_path / "b.tif", first, save_all=True, append_images=[first.resize((3, 3))])
+    with pytest.raises(InputError, match=r"would work$"):
+        read_image(smaller)
 
 
 def tiff(bands: int, bits: int, *subfiles: int) -> bytes:

@@ -303,16 +303,29 @@ def test_a_few_photos_of_a_mask_are_photos(tmp_path):
             ("1 without, for pretrain alone, 1 without, of val",),
         ),
         ("1.jpg 2.HEIC", ("also holds .HEIC files, which are not read",)),
+        ("images/train/1.jpg images/train/2.jpg labels/train/2.txt", ("labels of YOLO, such as labels/train/2.txt, ",)),
+        ("valid/images/1.jpg valid/labels/1.txt", ("labels of YOLO, such as valid/labels/1.txt, are not read",)),
+        ("photos/1.jpg photos/1.txt", ("labels of YOLO, such as photos/1.txt, are not read: outlines, exported as",)),
     ],
 )
 def test_what_is_not_read_is_said(tmp_path, names, said, capsys):
     for name in names.split():
         if name.endswith("HEIC"):
             (tmp_path / name).write_bytes(b"")
+        elif name.endswith("txt"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("0 0.5 .5 0.1 1e-1 0.3 0.4\n1 0 0 1 1\n")
         else:
             write(tmp_path, name, value=None if "mask" not in name else 1)
     heard = open_source(tmp_path).describe() + capsys.readouterr().err
     assert all(part in heard for part in said), heard
+
+
+@pytest.mark.parametrize("text", ["", "a cat on 4 mats", "17", "0 0.5 0.5"])
+def test_other_texts_beside_images_are_none_of_yolo(tmp_path, text):
+    write(tmp_path, "1.jpg")
+    (tmp_path / "1.txt").write_text(text)
+    assert open_source(tmp_path).notes == ()
 
 
 def test_folders_that_are_no_split_are_named(tmp_path):

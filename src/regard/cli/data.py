@@ -16,6 +16,8 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
         source: A path, `scenes`, or the s3://, gs:// or https:// URL of a pack.
         out: Folder for info.json and contact-sheet.png (images of each split, and their masks over them).
     """
+    import numpy as np
+
     from regard.data.source import open_source, unseen, white
     from regard.data.survey import survey as surveyed
     from regard.data.survey import unused_bits
@@ -23,16 +25,25 @@ def info(source: str, survey: SurveyOptions, out: str | None = None) -> str:
 
     opened = open_source(source).read_as(survey.values)
     found = surveyed(opened, survey.limit)
+    broken = sum(split.broken for split in found.values())
+    fault = next((split.fault for split in found.values() if split.fault), "")
+    if broken and not any(split.read for split in found.values()):
+        raise InputError(f"none of {broken:,} images or masks could be read: {fault}")
     _sizes_table(found)
     if opened.classes:
         _classes_table(found, opened.classes, opened.has_masks)
-    held = found["train"].held if opened.has_masks and "train" in found else None
-    if held is not None and (line := white(opened.classes, held) or unseen(opened.classes, held)):
+    line = ""
+    if opened.has_masks and "train" in found:
+        held = np.any([found[split].held for split in opened.given_to_learn], axis=0)
+        line = white(opened.classes, held) or unseen(opened.classes, held)
+    if line:
         say(line if survey.limit is None else f"of the images looked at: {line}")
     if line := unused_bits(max(split.bits for split in found.values())):
         say(line)
-    if broken := sum(split.broken for split in found.values()):
-        say(f"{broken:,} images or masks could not be read: regard data check {opened.root} lists them")
+    if broken:
+        say(f"{broken:,} images or masks could not be read: regard data check {opened.root} lists them; first, {fault}")
+    elif fault:
+        say(f"of the images, only the first was read, and could not be: {fault}")
     if out is None:
         return opened.describe()
 
@@ -75,6 +86,7 @@ def check(source: str, reading: Reading, values: Values, out: str | None = None)
         say(line)
     if not found.problems:
         return f"nothing is wrong with the {found.count:,} {what} of {found.data}"
+    say(found.data)
     table = Table("split", what.removesuffix("s"), "what is wrong")
     for problem in found.problems:
         table.add_row(problem.split, shown(problem.name), shown(problem.what))
@@ -111,8 +123,10 @@ def download(name: str, out: str | None = None, keep_archives: bool = False) -> 
 download.__doc__ = str(download.__doc__).replace("DATASETS", ", ".join(DATASETS))
 
 
-def convert(source: str, to: str, reading: Reading) -> str:
+def convert(source: str, to: str, reading: Reading, values: Values) -> str:
     """Write images and their masks, of any layout that is read, as images/SPLIT, masks/SPLIT and classes.txt.
+
+    Images stay the files that they are, or become PNGs of 8 bits, where --channels or --range is said.
 
     Args:
         source: A path with masks, `scenes`, or the s3://, gs:// or https:// URL of a pack.
@@ -121,7 +135,7 @@ def convert(source: str, to: str, reading: Reading) -> str:
     from regard.data.convert import convert
     from regard.data.source import open_source
 
-    opened = open_source(source)
+    opened = open_source(source).read_as(values)
     say(opened.describe())
     images, masks = convert(opened, to)
     return f"{images:,} images and {masks:,} masks in {to}: regard segment --data {to} ..."

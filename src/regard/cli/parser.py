@@ -157,7 +157,7 @@ def command_parser(name: str, command: Command) -> Parser:
             words = about["words"] + (f" One of {', '.join(about['choices'])}." if about["choices"] else "")
             given = {"required": True} if default is MISSING else {"default": default}
             section.add_argument(f"--{option.name}", type=kinds_of(kind)[option.name], help=words, **given)
-            if not about["common"]:
+            if not about["common"] or option.name in kind.crowded_out:
                 parser.rare.add(option.name)
     for action in parser._actions:  # `--baselines` alone means true
         if getattr(action, "_typehint", None) in (bool, bool | None):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from regard.data.datasets.base import Dataset, MaskDataset
+from regard.data.datasets.coco import NO_OUTLINES, without_outlines
 from regard.data.datasets.masks import MaskFolder, PairedImages
 from regard.data.layouts import Pairs, split_of
 from regard.data.listing import with_val
@@ -64,7 +65,8 @@ def check(src: str, values: Values = AS_STORED) -> Checked:
 
     Wrong are: an image or a mask that can't be read; a mask that is missing, has another size than its image, values
     that are no class, or only void; in an images/ + masks/ tree, a mask without an image; and an image of a later split
-    that has the very pixels of one in an earlier split, so that a score would be of what was trained on.
+    that has the very pixels of one in an earlier split, so that a score would be of what was trained on. So is a JSON
+    of COCO without outlines, where there are no masks.
 
     An images/ + masks/ tree that can't be opened, as where a mask is missing, is checked all the same. Where its
     classes can't be made out, no value counts as wrong, and that is one more problem, or an InputError if it is the
@@ -93,7 +95,7 @@ def check_source(source: Source) -> Checked:
     notes: list[str] = []
     for (split, dataset, i), found in zip(splits, read, strict=True):
         name, bits = dataset.name(i), max(bits, found.bits)
-        seen |= found.held if split == "train" else False
+        seen |= found.held if split in source.given_to_learn else False
         problems += [Problem(split, name, fault.replace(f"{source.root}{os.sep}", "")) for fault in found.faults]
         for value, color in found.colors.items():
             other, where = colors.setdefault(value, (color, name))
@@ -111,6 +113,8 @@ def check_source(source: Source) -> Checked:
             problems.append(Problem(TREE, TREE, line))
         else:
             notes.append(unseen(source.classes, seen))
+    elif source.layout in ("images", "class folders") and (boxes := without_outlines(Path(source.root))):
+        problems.append(Problem(TREE, TREE, f"{boxes} {NO_OUTLINES}"))
     notes.append(unused_bits(bits))
     alone = sorted({name for of in source.splits.values() if isinstance(of, MaskFolder) for name in of.left_out})
     if alone:
@@ -178,10 +182,10 @@ def _check_unopened(found: Pairs, values: Values) -> Checked:
     except InputError as error:
         legend, unclear = ANY, str(error).replace(f"{found.root}{os.sep}", "")
     whole = masks_of(found, legend, missing_ok=True)
-    splits, _ = with_val(found.by_split(np.full(len(found.images), True)))
+    splits, notes = with_val(found.by_split(np.full(len(found.images), True)))
     number_of = {path: number for number, path in enumerate(found.images)}
     datasets = {split: whole.only(np.array([number_of[path] for path in of])) for split, of in splits.items()}
-    checked = check_source(Source("masks", str(found.root), datasets, words=found.words).read_as(values))
+    checked = check_source(Source("masks", str(found.root), datasets, notes + found.notes, found.words).read_as(values))
     if unclear and checked.problems and unclear not in {problem.what for problem in checked.problems}:
         return replace(checked, problems=(Problem(TREE, TREE, unclear), *checked.problems))
     return checked

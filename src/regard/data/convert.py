@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from regard.data.datasets.base import Dataset, MaskDataset, Source, image_file
+from regard.data.datasets.base import Dataset, Decoded, MaskDataset, Source, as_png, image_file
 from regard.data.layouts import meaning
 from regard.data.listing import is_image
 from regard.data.names import VOC_BORDER, VOID
@@ -19,6 +19,7 @@ from regard.data.source import check_beside, require_masks
 from regard.data.threads import in_threads
 from regard.errors import InputError
 from regard.files import on_disk, partial_of
+from regard.settings import AS_STORED
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class _Task:
 def convert(source: Source, to: str | Path) -> tuple[int, int]:
     """Write a source with masks into `to`, which is there when all of it is, and not before; shows a progress bar.
 
-    Images stay the files that they are; masks are PNGs of class indices in the classes' colours, 255 is void. Images
-    for training that have no mask go along. Gives the numbers of images and of masks.
+    Images stay the files that they are, or become PNGs of 8 bits where it was said what of them is read; masks are PNGs
+    of class indices in the classes' colours, 255 is void. Images for training that have no mask go along, and so does a
+    val that was held out of them. Gives the numbers of images and of masks.
 
     Raises InputError where `to` is there, or within the source; for an image or a mask that can't be read; and for
     names that a tree can't have.
@@ -53,6 +55,7 @@ def convert(source: Source, to: str | Path) -> tuple[int, int]:
             f"{source.root}: {wrong!r} can't be a line of classes.txt: another name of that class would work"
         )
     part = partial_of(folder)
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed, and had the same number
     tasks = _named(source, part)
     palette = np.zeros((VOID + 1, 3), np.uint8)
     palette[: len(source.classes)], palette[VOID] = source.palette, VOC_BORDER
@@ -60,7 +63,7 @@ def convert(source: Source, to: str | Path) -> tuple[int, int]:
     def write(task: _Task) -> bool:
         image, mask = (part / top / task.split / task.stem for top in ("images", "masks"))
         image.parent.mkdir(parents=True, exist_ok=True)
-        image.with_name(image.name + task.ending).write_bytes(image_file(task.dataset, task.number))
+        image.with_name(image.name + task.ending).write_bytes(_content(task))
         if task.has_mask:
             indexed = Image.fromarray(cast(MaskDataset, task.dataset).mask(task.number)).convert("P")
             indexed.putpalette(palette.tobytes())
@@ -81,6 +84,17 @@ def convert(source: Source, to: str | Path) -> tuple[int, int]:
     return len(tasks), masks
 
 
+def _content(task: _Task) -> bytes:
+    """The file of an image. InputError for one that can't be read, as it would be refused later."""
+    pixels = task.dataset.image(task.number)
+    return as_png(pixels) if _is_chosen(task.dataset) else image_file(task.dataset, task.number)
+
+
+def _is_chosen(dataset: Dataset) -> bool:
+    """Whether the files alone do not say what is read of them."""
+    return isinstance(dataset, Decoded) and dataset.values != AS_STORED
+
+
 def _named(source: Source, part: Path) -> list[_Task]:
     """All images with the names that they get below images/SPLIT: their own, but for what all of them share at the
     beginning, and for folders that only say what is in them; or, where two would have one mask, all of it.
@@ -89,7 +103,8 @@ def _named(source: Source, part: Path) -> list[_Task]:
     """
     masks, tasks = require_masks(source), list[_Task]()
     for split, dataset in masks.items():
-        tasks += [_Task(split, dataset, i, True, dataset.name(i)) for i in range(len(dataset))]
+        own = "train" if split in source.given_to_learn else split
+        tasks += [_Task(own, dataset, i, True, dataset.name(i)) for i in range(len(dataset))]
     for split, every in source.every.items():
         taken = {masks[split].name(i) for i in range(len(masks[split]))} if split in masks else set()
         names = ((i, every.name(i)) for i in range(len(every)))
@@ -97,7 +112,8 @@ def _named(source: Source, part: Path) -> list[_Task]:
     own = [task.stem for task in tasks]
     for names in (_short(own), own):
         parts = [os.path.splitext(name) if is_image(os.path.basename(name)) else (name, ".png") for name in names]
-        named = [replace(task, stem=stem, ending=ending) for task, (stem, ending) in zip(tasks, parts, strict=True)]
+        both = zip(tasks, parts, strict=True)
+        named = [replace(t, stem=stem, ending=".png" if _is_chosen(t.dataset) else end) for t, (stem, end) in both]
         keys = [(task.split, task.stem.casefold()) for task in named]
         if len(set(keys)) == len(keys):
             break

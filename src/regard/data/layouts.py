@@ -27,6 +27,7 @@ import numpy as np
 
 from regard.data.compact import Names
 from regard.data.listing import holds_images, is_image, is_lossy, list_images, subfolders
+from regard.data.reading import readable
 from regard.errors import InputError
 from regard.say import say_once
 
@@ -39,6 +40,7 @@ WORDS = {word: split for split, words in SPLITS.items() for word in words.split(
 WORDS |= dict.fromkeys(IMAGES.split(), "images") | dict.fromkeys(MASKS.split(), "masks")
 WORDS |= dict.fromkeys(SAYS_NOTHING.split(), "")
 PARTS = re.compile(r"[ ._-]+|(?<=[a-z])(?=[A-Z])|(?<=JPEG)|((?:19|20)\d\d)$")  # between and at the end of words
+YOLO, OF_YOLO = re.compile(rb"\s*\d+(\s+\d*\.?\d+(e-?\d+)?){4}\s"), re.compile(r"((?:^|.*/))images/")
 Place = tuple[str, str]  # a folder, relative to the root, and its split, "" where folders inside it may tell that
 
 
@@ -155,7 +157,21 @@ def split_images(root: Path, folder: str = "") -> tuple[dict[str, Names], tuple[
     if masks.any():
         first = os.path.dirname(paths[int(np.argmax(masks))])
         notes += (f"{masks.sum():,} files in folders of masks, such as {first}/, are left out",)
+    notes += _yolo(root, paths)
     return {split: of for split in SPLITS if (of := paths[(where == split) & ~masks])}, notes
+
+
+def _yolo(root: Path, paths: Names) -> tuple[str, ...]:
+    """What is said of YOLO's labels: of images/x.jpg in labels/x.txt, or beside it. Some of the paths are looked at."""
+    for path in paths[np.arange(0, len(paths), max(1, len(paths) // 100))]:
+        stem = os.path.splitext(path)[0]
+        for file in dict.fromkeys(f"{one}.txt" for one in (OF_YOLO.sub(r"\1labels/", stem), stem)):
+            if (root / file).is_file():
+                with readable(root / file), open(root / file, "rb") as opened:
+                    if YOLO.match(opened.read(1024)):
+                        kept = "outlines, exported as a JSON of COCO, would be; boxes are no masks"
+                        return (f"labels of YOLO, such as {file}, are not read: {kept}",)
+    return ()
 
 
 def _in_folders_of_masks(paths: Names) -> np.ndarray:

@@ -9,7 +9,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -166,9 +166,11 @@ def read_tiff(data: bytes, name: str | Path, tiff: Tiff, chosen: Values) -> UInt
         alone = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=64)
         with alone, rasterio.MemoryFile(data) as memory, memory.open(driver="GTiff") as image:
             if image.subdatasets:
-                raise InputError(
-                    f"{name} holds {len(image.subdatasets)} pages: one of them, as a file of its own, would work"
-                )
+                kinds = set[tuple[tuple[int, int], int]]()
+                for page in image.subdatasets:
+                    with rasterio.open(page) as part:
+                        kinds.add((part.shape, part.count))
+                raise several_pages(name, len(image.subdatasets), kinds)
             values = np.moveaxis(image.read([channel + 1 for channel in channels]), 0, 2)
             nothing = [image.nodatavals[channel] for channel in channels]
     if np.iscomplexobj(values):
@@ -179,6 +181,18 @@ def read_tiff(data: bytes, name: str | Path, tiff: Tiff, chosen: Values) -> UInt
         [np.full(values.shape[:2], False) if n is None else values[..., i] == n for i, n in enumerate(nothing)], 2
     )
     return as_bytes(values, chosen.ends, missing)
+
+
+def several_pages(name: str | Path, count: int, kinds: Collection[tuple[tuple[int, int], int]] = ()) -> InputError:
+    """What is said of several pages. kinds: of their sizes and numbers of channels; where all are one, of a channel
+    each, they may be the channels of an image, as tifffile writes an array of (channels, h, w) by default.
+    """
+    line = f"{name} holds {count} pages or frames: one of them, as a file of its own, would work"
+    if [channels for _, channels in kinds] == [1]:
+        line += (
+            "; if they are channels, these in one page (tifffile: photometric='minisblack', planarconfig='separate')"
+        )
+    return InputError(line)
 
 
 def check_channels(channels: Sequence[int], there: int, name: str | Path) -> None:
@@ -225,7 +239,7 @@ def _size(image: Any, name: str | Path) -> tuple[int, int]:
     if "PixelData" not in image:
         raise InputError(f"{name} is a DICOM file without an image: leave it out")
     if (frames := int(image.get("NumberOfFrames") or 1)) > 1:
-        raise InputError(f"{name} holds {frames} pages or frames: one of them, as a file of its own, would work")
+        raise several_pages(name, frames)
     check_size(int(image.Columns), int(image.Rows), name)
     return int(image.Rows), int(image.Columns)
 

@@ -43,6 +43,7 @@ from regard.data.rasters import (
     is_dicom,
     read_dicom,
     read_tiff,
+    several_pages,
     tiff_of,
 )
 from regard.errors import InputError
@@ -119,7 +120,7 @@ def decode_image(
         if tiff := _other_tiff(data, values):
             return _rgb(turned(read_tiff(data, name, tiff, values), tiff.turn))
         image = header(io.BytesIO(data), name)
-        check_pages(image, name)
+        check_pages(image, name, as_channels=True)
         flags = cv2.IMREAD_ANYDEPTH if image.mode.startswith("I;16") else ANY_DEPTH  # grey stays so: half the time
         if _is_lossless_tiff(image):
             found = np.array(image)
@@ -247,18 +248,21 @@ def _is_tiff(image: Image.Image) -> TypeGuard[TiffImagePlugin.TiffImageFile]:
     return isinstance(image, TiffImagePlugin.TiffImageFile)
 
 
-def check_pages(image: Image.Image, name: str | Path) -> None:
-    """InputError for several pages or frames: which of them is meant is not known."""
+def check_pages(image: Image.Image, name: str | Path, as_channels: bool = False) -> None:
+    """InputError for several pages or frames: which of them is meant is not known. as_channels: they might be that."""
+    kinds = set[tuple[tuple[int, int], int]]()
     count = getattr(image, "n_frames", 1)
     if count > 1 and _is_tiff(image):
         pages = range(count)
         count = 0
         for page in pages:
             image.seek(page)
-            count += not image.tag_v2.get(254, 0) & NO_PAGE
+            if not image.tag_v2.get(254, 0) & NO_PAGE:
+                count += 1
+                kinds.add((image.size, image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)))
         image.seek(0)
     if count > 1 and not isinstance(image, JpegImagePlugin.JpegImageFile):
-        raise InputError(f"{name} holds {count} pages or frames: one of them, as a file of its own, would work")
+        raise several_pages(name, count, kinds if as_channels else ())
 
 
 def orientation(image: Image.Image) -> int:

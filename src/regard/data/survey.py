@@ -18,7 +18,7 @@ from regard.data.threads import in_threads
 from regard.errors import InputError
 
 SAMPLE = 32  # of the images looked at, that are decoded to see how many of their bits are in use
-Seen = tuple[tuple[int, int], np.ndarray | None] | None  # of an image: its size, and the pixels of each value
+Seen = tuple[tuple[int, int], np.ndarray | None] | str  # of an image: its size, and the pixels of each value
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Survey:
     holders:    how many images hold each class: of those that were read, or, of class folders, of all.
     dimensions: how many images have each (height, width).
     bits:       how many bits 16-bit images use, of `SAMPLE` of those; 0 where there are none.
+    fault:      what is said of the first that could not be read, or could not as an image; "" where there is none.
     """
 
     images: int
@@ -40,6 +41,7 @@ class Survey:
     holders: Int64[np.ndarray, " classes"]
     dimensions: Counter[tuple[int, int]]
     bits: int = 0
+    fault: str = ""
 
     @property
     def shares(self) -> np.ndarray:
@@ -79,7 +81,7 @@ class Survey:
 def survey(source: Source, limit: int | None = None) -> dict[str, Survey]:
     """Look at every image of every split, or at `limit` evenly spaced ones of each; shows a progress bar.
 
-    Of images with masks only the masks are decoded. What can't be read is counted, not raised.
+    Of images with masks only the masks are decoded, and the first image. What can't be read is counted, not raised.
     """
     found = {}
     for split, dataset in source.splits.items():
@@ -88,8 +90,18 @@ def survey(source: Source, limit: int | None = None) -> dict[str, Survey]:
         for place in evenly(len(numbers), SAMPLE):
             with suppress(InputError):
                 bits = max(bits, bits_of(dataset, numbers[place]))
-        found[split] = replace(looked, bits=bits)
+        fault = looked.fault or (_fault(dataset, numbers[0]) if numbers else "")
+        found[split] = replace(looked, bits=bits, fault=fault)
     return found
+
+
+def _fault(dataset: Dataset, i: int) -> str:
+    """What is said of an image that can't be read; "" of one that can."""
+    try:
+        dataset.image(i)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def class_pixels(dataset: MaskDataset) -> Int64[np.ndarray, " classes"]:
@@ -116,24 +128,24 @@ def evenly(count: int, limit: int | None) -> list[int]:
 
 
 def _look(dataset: Dataset, i: int) -> Seen:
-    """(height, width), and how many pixels have each value of the mask; None for what can't be read."""
+    """(height, width), and how many pixels have each value of the mask; or why it can't be read."""
     try:
         if not isinstance(dataset, MaskDataset):
             height, width = dataset.image(i).shape[:2]
             return (height, width), None
         mask = dataset.mask(i)
         return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256).astype(np.uint32)
-    except InputError:
-        return None
+    except InputError as error:
+        return str(error)
 
 
 def _survey(dataset: Dataset, numbers: Sequence[int], doing: str) -> Survey:
     classes = len(dataset.classes)
     pixels, images, sizes = np.zeros(256, np.int64), np.zeros(256, np.int64), Counter[tuple[int, int]]()
-    broken = 0
+    faults: list[str] = []
     for one in in_threads(partial(_look, dataset), numbers, doing):
-        if one is None:
-            broken += 1
+        if isinstance(one, str):
+            faults.append(one)
             continue
         size, values = one
         sizes[size] += 1
@@ -145,4 +157,5 @@ def _survey(dataset: Dataset, numbers: Sequence[int], doing: str) -> Survey:
         labels = np.array([dataset.label(i) for i in asked], np.int64)
         images = np.bincount(labels, minlength=classes)
     void = int(pixels[dataset.ignore_index])
-    return Survey(len(dataset), sizes.total(), broken, pixels[:classes], void, images[:classes], sizes)
+    read = len(dataset), sizes.total(), len(faults)
+    return Survey(*read, pixels[:classes], void, images[:classes], sizes, fault=next(iter(faults), ""))

@@ -8,6 +8,7 @@ import pytest
 from pycocotools import mask as runs
 from pycocotools.coco import COCO
 
+from commands import fails
 from regard.cli import main
 from regard.data.check import check
 from regard.data.source import open_source
@@ -233,6 +234,21 @@ def test_jsons_without_outlines_leave_images_to_pretrain_on(tmp_path, capsys) ->
     assert open_source(tmp_path).layout == "images"
     said = capsys.readouterr()
     assert "all.json holds no outlines, so its images have no masks" in (said.out + said.err).replace("\n", "")
+    main(["data", "info", str(tmp_path)])
+    said = fails(capsys, "data", "check", str(tmp_path))
+    assert said.startswith("regard data check: all.json holds no outlines, so its images have no masks: polygons or")
+
+
+def test_images_without_annotations_are_counted_by_check(tmp_path, capsys) -> None:
+    for name in "abc":
+        photo(tmp_path / f"{name}.png")
+    coco(tmp_path / "all.json", ["a.png", "b.png", "c.png"], [some()])
+    main(["data", "check", str(tmp_path)])
+    assert "2 images have no annotation: background" in capsys.readouterr().out
+    (tmp_path / "b.png").write_bytes(b"broken")
+    with pytest.raises(SystemExit):
+        main(["data", "check", str(tmp_path)])
+    assert "2 images have no annotation: background" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["all.json", "annotations/instances.json"])

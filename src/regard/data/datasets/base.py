@@ -79,7 +79,12 @@ def image_file(dataset: Dataset, i: int) -> bytes:
     """The file of image `i` as it is; a PNG of one that is drawn."""
     if isinstance(dataset, Decoded):
         return dataset.encoded(i)
-    return cv2.imencode(".png", cv2.cvtColor(dataset.image(i), cv2.COLOR_RGB2BGR))[1].tobytes()
+    return as_png(dataset.image(i))
+
+
+def as_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A PNG of it."""
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,11 @@ class Source:
     def held_out(self) -> bool:
         """Whether val was held out of train, as there was none."""
         return HELD_OUT in self.notes
+
+    @property
+    def given_to_learn(self) -> tuple[str, ...]:
+        """The splits of what its owner gave for training: what was held out of that is a part of it."""
+        return ("train", "val") if self.held_out else ("train",)
 
     @property
     def _any(self) -> Dataset:

@@ -19,6 +19,7 @@ from regard.data.compact import Names
 from regard.data.datasets.placing import placed
 from regard.data.datasets.regions import Drawn, Entry, Outlined, Polygons, Region, class_values, outlined
 from regard.data.layouts import PARTS, SPLITS, WORDS, said_split
+from regard.data.listing import list_images
 from regard.data.names import VOID
 from regard.data.reading import opened
 from regard.errors import InputError
@@ -27,6 +28,7 @@ from regard.say import say_once
 
 KEYS = (b'"images"', b'"annotations"', b'"categories"')
 OPENING = 2**16  # bytes of a JSON that hold one of its keys, and more than one of a COCO JSON of a few images
+NO_OUTLINES = "holds no outlines, so its images have no masks: polygons or runs (RLE) would be read as such"
 NO_OUTLINE = (b"", b"[]", b"[[]]", b"null")
 
 
@@ -83,9 +85,9 @@ def find_coco(root: Path, files: Sequence[str], images: Names) -> Outlined | Non
     instances = {os.path.dirname(file) for file in files if os.path.basename(file).startswith("instances")}
     asked = [f for f in files if os.path.dirname(f) not in instances or os.path.basename(f).startswith("instances")]
     read = [one for file in asked if (one := _read(root, file, images))]
-    if not any(_has_outline(one) for of in read for one in of.content.annotations):
+    if not _outlines(read):
         if read:
-            say_once(f"{root / read[0].name} holds no outlines, so its images have no masks")
+            say_once(f"{root / read[0].name} {NO_OUTLINES}")
         return None
     kept = [of for of in read if of.paths]
     if not kept:
@@ -118,6 +120,12 @@ def find_coco(root: Path, files: Sequence[str], images: Names) -> Outlined | Non
     )
 
 
+def without_outlines(root: Path) -> str:
+    """The JSON of COCO below a folder, where there are some and none tells an outline; or ""."""
+    read = [one for file in list_images(root, endings=(".json",)) if (one := _read(root, file, Names()))]
+    return "" if _outlines(read) or not read else read[0].name
+
+
 def coco_beside(root: Path) -> str:
     """A JSON of COCO directly in a folder, or in its annotations/; or ""."""
     files = [*sorted(root.glob("*.json")), *sorted(root.glob("annotations/*.json"))]
@@ -129,6 +137,10 @@ def _keys(path: Path) -> int:
     with opened(path) as stream:
         data = stream.read(OPENING)
     return sum(key in data for key in KEYS)
+
+
+def _outlines(files: Sequence[_File]) -> bool:
+    return any(_has_outline(one) for of in files for one in of.content.annotations)
 
 
 def _has_outline(one: _Annotation) -> bool:
