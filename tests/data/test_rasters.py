@@ -132,7 +132,7 @@ def test_a_range_is_256_steps_and_16_bits_are_their_upper_8() -> None:
     ]
     few = np.array([[0, 1, 2, 3]], np.int16)  # the highest is white, however few there are
     assert as_bytes(few, Values(range="0%,100%").ends).tolist() == [[0, 85, 170, 255]]
-    with pytest.raises(InputError, match="the range goes from 3 to 2.25 in an image"):
+    with pytest.raises(InputError, match=r"the range goes from 3 to 2\.25 in an image"):
         as_bytes(few, Values(range="3,75%").ends)
     floats = np.array([[-np.inf, -1, 0, 0.5, 1, 7, np.inf, np.nan]], np.float32)
     assert as_bytes(floats, Values(range="0,1").ends).tolist() == [[0, 0, 0, 128, 255, 255, 0, 0]]
