@@ -195,7 +195,7 @@ class Study:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """mIoU over labelled images, a panel for each data set."""
+    """mIoU over labelled images, a panel for each data set: means, each draw, and intervals of more than three draws."""
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure = Figure(figsize=(4 * len(names), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -204,8 +204,12 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
             low, mean, high = ([100 * row[key] for row in some] for key in ("low", "miou", "high"))
             labels = [row["labels"] for row in some]
             if some:
-                axes.plot(labels, mean, "o-", markersize=4, label=method)
-                axes.fill_between(labels, low, high, alpha=0.15)
+                (line,) = axes.plot(labels, mean, "-", label=method)
+                for row in some:  # an interval over two or three draws says less than they do
+                    each = [100 * cell["miou"] for cell in row["draws"]]
+                    axes.plot([row["labels"]] * len(each), each, "o", markersize=3, color=line.get_color(), alpha=0.5)
+                if all(len(row["draws"]) > 3 for row in some):
+                    axes.fill_between(labels, low, high, alpha=0.15)
         ticks = sorted({row["labels"] for row in rows})
         axes.set(title=name, xlabel="labelled images", ylabel="mIoU, %", xscale="log")
         axes.set_xticks(ticks, map(str, ticks), minor=False)
