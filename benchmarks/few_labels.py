@@ -195,7 +195,7 @@ class Study:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """mIoU over labelled images, a panel for each data set: means, each draw, and intervals of more than three draws."""
+    """mIoU over labelled images, a panel for each data set: means, draws, and intervals of more than three of them."""
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure = Figure(figsize=(4 * len(names), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
