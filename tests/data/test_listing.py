@@ -97,9 +97,9 @@ def test_recognising_a_layout_lists_its_images_once(tmp_path, monkeypatch) -> No
             touch(tmp_path / f"val/{kind}/{i}.jpg")
     listed = []
 
-    def counted(root: Path, folder: str = "", by_class: bool = False) -> Names:
+    def counted(root: Path, folder: str = "", *rest, **named) -> Names:
         listed.append(root / folder)
-        return list_images(root, folder, by_class)
+        return list_images(root, folder, *rest, **named)
 
     for module in ("source", "datasets.folders", "layouts"):
         monkeypatch.setattr(f"regard.data.{module}.list_images", counted)

@@ -1,10 +1,11 @@
 """Ablations: what each axis changes, what is held against what, and what cannot be varied."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
 from regard.errors import InputError
+from regard.settings import options
 from regard.studies.ablate import AXES, SETTINGS, USUAL, ablation, find_axis, word
 from regard.studies.plan import check_plan
 from regard.studies.presets import preset
@@ -111,7 +112,7 @@ def test_where_pretraining_is_varied_all_of_it_is_made_here_and_none_is_fetched(
 
 
 def test_every_setting_is_an_axis_or_left_out_knowingly() -> None:
-    left = {f.name for f in fields(type(PLAN.segment))} - {*AXES, *SETTINGS}
+    left = {option.name for option in options(type(PLAN.segment))} - {*AXES, *SETTINGS}
     assert left == {"size", "scale", "head_options", "cache_crops", "groups"}
 
 

@@ -12,6 +12,7 @@ from models import TINY_VIT, VIT
 from regard.backbones import build_backbone
 from regard.runs.run import Run
 from regard.segmentation.model import SegmentationModel
+from regard.settings import AS_STORED
 from regard.studies.examples import WRONG, _attention, add_run, choose_examples, choose_images, error_map
 from untrained import description
 
@@ -90,7 +91,7 @@ class Constant(Run):
     def __init__(self, answer):
         self.answer, self.classes, self.ignore_index = answer, ("a", "b"), 255
         self.model = SimpleNamespace(backbone=SimpleNamespace(heads=()))
-        self.description = SimpleNamespace(settings=SimpleNamespace(maps="own"))
+        self.description = SimpleNamespace(settings=SimpleNamespace(maps="own", values=AS_STORED))
 
     def predict(self, image):
         return np.full(image.shape[:2], self.answer, dtype=np.uint8)
