@@ -98,7 +98,8 @@ def test_recognising_a_layout_lists_its_images_once(tmp_path, monkeypatch) -> No
     listed = []
 
     def counted(root: Path, folder: str = "", *rest, **named) -> Names:
-        listed.append(root / folder)
+        if "endings" not in named:  # of annotations, which may lie anywhere
+            listed.append(root / folder)
         return list_images(root, folder, *rest, **named)
 
     for module in ("source", "datasets.folders", "layouts"):
