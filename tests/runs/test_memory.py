@@ -22,6 +22,8 @@ FEW, MANY, SIDE, COPIES = 128, 512, 128, 10  # few is 32 steps and a whole batch
 # Bytes. Of an image: name, label, and its pooled feature where there is kNN or a map of them, which has 32 values here.
 # Beside it what the allocator has not given back at the peak, which does not depend on the number of images: 0.4 MB.
 ALLOWED = 500 * (MANY - FEW) + 2 * 2**20
+# Of `embed` also a thumbnail of 7 kB, and it in the page, as JPEG and as text: of 10,000 images at most.
+OF_PAGE = 16_000 * (MANY - FEW)
 KEPT = SIDE * SIDE * 3 * COPIES  # what an image takes in the control, which keeps it: 189 MB for the 384 more of them
 
 
@@ -53,10 +55,14 @@ def link(source: Path, target: Path) -> None:
 def grown(command: str, trees: dict[int, Path], out: Path) -> int:
     """Bytes by which the peak is higher with many images; the least of up to two tries, as other causes only add."""
     few, more = peak(command, trees[FEW], out / "few"), []
-    while len(more) < 2 and not (more and more[-1] < ALLOWED):
+    while len(more) < 2 and not (more and more[-1] < allowed(command)):
         more.append(peak(command, trees[MANY], out / f"many{len(more)}") - few)
     print(f"{command}: {few / 2**20:.1f} MB for {FEW} images, {min(more) / 2**20:+.2f} MB for {MANY}")
     return min(more)
+
+
+def allowed(command: str) -> int:
+    return ALLOWED + (OF_PAGE if command == "embed" else 0)
 
 
 def peak(command: str, data: Path, out: Path, *copies: str) -> int:
@@ -85,7 +91,7 @@ COMMANDS = {
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_peak_memory_does_not_grow_with_the_images(command: str, trees, tmp_path) -> None:
-    assert grown(command, trees[COMMANDS[command]], tmp_path) < ALLOWED
+    assert grown(command, trees[COMMANDS[command]], tmp_path) < allowed(command)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +116,7 @@ def packs(tmp_path_factory) -> dict[int, Path]:
 @pytest.mark.parametrize("command", ["embed", "pretrain"])  # in order, and shuffled
 def test_peak_memory_does_not_grow_with_the_chunks_of_a_pack(command: str, packs, tmp_path) -> None:
     """What is mapped counts as resident: it would be 77 MB more, were all that was read to stay so."""
-    assert grown(command, packs, tmp_path) < ALLOWED
+    assert grown(command, packs, tmp_path) < allowed(command)
 
 
 @pytest.mark.slow  # two processes, each up to 15 s

@@ -1,5 +1,6 @@
 """What `regard embed` draws: the images of a data set in the plane."""
 
+import base64
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from regard.evaluation.embeddings import (
 from regard.files import write_whole
 from regard.pictures.charts import save_figure
 from regard.pictures.draw import Picture
-from regard.pictures.pages import data_uri, fill
+from regard.pictures.pages import JPEG_QUALITY, fill
 from regard.say import console, say
 from regard.settings import EmbeddingPicture
 
@@ -52,15 +53,19 @@ def draw_embedding(open_model: Callable[[], Backbone], data: str, chosen: Embedd
     model = open_model()
     if chosen.limit is None and count < len(dataset):
         say(f"{count:,} of {len(dataset):,} images, evenly spaced: more take long, and --limit says how many")
-    device, labels, thumbnails = device_of(model), [], []
+    device, labels = device_of(model), []
+    columns = math.ceil(count**0.5) if count <= MOST else 0
+    sheet = np.full((columns * THUMBNAIL, columns * THUMBNAIL, 3), 255, np.uint8)  # of all thumbnails, row by row
 
     def batches() -> Iterator[torch.Tensor]:
         starts = range(0, count, chosen.batch_size)
         for start in track(starts, "embedding", transient=True, console=console()):
             batch = numbers[start : start + chosen.batch_size]
             squares = [centre_crop(dataset.image(i), chosen.size) for i in batch]
-            if count <= MOST:
-                thumbnails.extend(cv2.resize(s, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA) for s in squares)
+            for place, square in enumerate(squares if columns else (), start):
+                row, column = (THUMBNAIL * at for at in divmod(place, columns))
+                small = cv2.resize(square, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+                sheet[row : row + THUMBNAIL, column : column + THUMBNAIL] = small[..., ::-1]  # as OpenCV writes them
             yield normalize(torch.from_numpy(np.stack(squares).transpose(0, 3, 1, 2)).to(device))
             if isinstance(dataset, LabelDataset):
                 labels.extend(dataset.label(i) for i in batch)
@@ -74,10 +79,10 @@ def draw_embedding(open_model: Callable[[], Backbone], data: str, chosen: Embedd
     write_csv(out / "embedding.csv", names, points, [dataset.classes[i] if i >= 0 else "" for i in labels] or None)
     save_figure(out / "embedding.png", figure)
     html = out / "embedding.html"
-    if not thumbnails:
+    if not columns:
         html.unlink(missing_ok=True)  # of other images
         return f"{len(points)} images by {how}: {out / 'embedding.png'} and embedding.csv; too many for a page"
-    page = _page(title, names, points, labels, dataset.classes, thumbnails)
+    page = _page(title, names, points, labels, dataset.classes, sheet)
     write_whole(html, lambda file: file.write(page.encode()))
     return f"{len(points)} images by {how}: {html}, embedding.png and embedding.csv"
 
@@ -88,13 +93,9 @@ def _page(
     points: Points,
     labels: Sequence[int],
     classes: Sequence[str],
-    thumbnails: Sequence[Picture],
+    sheet: Picture,
 ) -> str:
-    """The map as a page, with all thumbnails as one sheet, row by row."""
-    columns = math.ceil(len(thumbnails) ** 0.5)
-    sheet = np.full((columns * columns, THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
-    sheet[: len(thumbnails)] = thumbnails
-    rows = sheet.reshape(columns, columns, THUMBNAIL, THUMBNAIL, 3).swapaxes(1, 2)
+    """The map as a page; sheet: of the thumbnails, blue, green and red."""
     low, extent = points.min(axis=0), float(np.ptp(points, axis=0).max())
     facts = {
         "points": ((points - low) / (extent or 1.0)).round(4).tolist(),
@@ -102,8 +103,9 @@ def _page(
         "labels": list(map(int, labels)),
         "classes": list(classes),
         "colours": np.round(255 * class_colours(len(classes))).astype(int).tolist() if labels else [],
-        "columns": columns,
+        "columns": sheet.shape[1] // THUMBNAIL,
         "side": THUMBNAIL,
     }
-    sheet_uri = data_uri(rows.reshape(columns * THUMBNAIL, columns * THUMBNAIL, 3), "jpeg")
-    return fill(TEMPLATE, {"title": title, "facts": facts, "sheet": sheet_uri}, {})
+    encoded = cv2.imencode(".jpg", sheet, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]  # by Pillow: two copies more
+    uri = f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode()}"
+    return fill(TEMPLATE, {"title": title, "facts": facts, "sheet": uri}, {})
