@@ -97,7 +97,7 @@ def photograph_explorer(photos: dict[str, Picture], weights: str) -> None:
         command(["attention", *said.split(), "--weights", weights, "--images", *files, "--out", f"{folder}/out"])
         options = webdriver.ChromeOptions()
         options.binary_location = browser
-        for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,900"):
+        for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,1420"):
             options.add_argument(argument)
         with webdriver.Chrome(options=options) as driver:
             driver.get(Path(folder, "out", "explorer.html").as_uri())
@@ -106,6 +106,7 @@ def photograph_explorer(photos: dict[str, Picture], weights: str) -> None:
                 driver.find_element("xpath", f"//label[contains(., '{word}')]").click()
             driver.find_element("css selector", "#heads label:nth-child(5)").click()
             ActionChains(driver).move_by_offset(290, 390).click().perform()
+            driver.execute_script("scrollTo(0, 0)")
             driver.save_screenshot(str(HERE / "explorer.png"))
 
 
