@@ -72,7 +72,10 @@ REMEDY = "save it as JPEG or PNG, or remove it"
 ANY_DEPTH = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 
 # What OpenCV says of a broken file would come beside our line.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+if hasattr(cv2, "setLogLevel"):  # before OpenCV 5
+    cv2.setLogLevel(0)  # type: ignore[attr-defined]
+else:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_image(path: str | Path, values: Values = AS_STORED) -> UInt8[np.ndarray, "h w 3"]:
