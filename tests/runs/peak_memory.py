@@ -64,11 +64,18 @@ def evaluate(data: str, out: str) -> None:
     evaluate(out, data, Inference(), Device(accelerator="cpu"), LoadedBatches(workers=0), "train")
 
 
-def embed(data: str, out: str) -> None:
+def page(data: str, out: str, limit: int | None = None) -> None:
     from regard.cli.look import embed
 
-    model, drawing = Model(backbone=VIT, backbone_options=TINY), EmbeddingPicture(method="pca", split="train", size=32)
-    embed(data, model, drawing, Device(accelerator="cpu"), out)
+    drawing = EmbeddingPicture(method="pca", split="train", size=32, limit=limit)
+    embed(data, Model(backbone=VIT, backbone_options=TINY), drawing, Device(accelerator="cpu"), out)
+
+
+def embed(data: str, out: str) -> None:
+    from regard.pictures import embedding
+
+    embedding.MOST = 0  # as where there are too many images for a page, which holds a thumbnail of each
+    page(data, out, 100_000)
 
 
 def info(data: str, out: str) -> None:
@@ -95,7 +102,7 @@ if __name__ == "__main__":
     command, data, out, *copies = sys.argv[1:]
     if copies:
         keep_images(int(copies[0]))
-    {f.__name__: f for f in (pretrain, score, probe, evaluate, embed, info)}[command](data, out)
+    {f.__name__: f for f in (pretrain, score, probe, evaluate, embed, page, info)}[command](data, out)
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     print(f"peak {int(found[1]) * 1024}")

@@ -22,7 +22,7 @@ FEW, MANY, SIDE, COPIES = 128, 512, 128, 10  # few is 32 steps and a whole batch
 # Bytes. Of an image: name, label, and its pooled feature where there is kNN or a map of them, which has 32 values here.
 # Beside it what the allocator has not given back at the peak, which does not depend on the number of images: 0.4 MB.
 ALLOWED = 500 * (MANY - FEW) + 2 * 2**20
-# Of `embed` also a thumbnail of 7 kB, and it in the page, as JPEG and as text: of 10,000 images at most.
+# Of the page of `embed` also a thumbnail of 7 kB, and it in the page, as JPEG and as text: of 10,000 images at most.
 OF_PAGE = 16_000 * (MANY - FEW)
 KEPT = SIDE * SIDE * 3 * COPIES  # what an image takes in the control, which keeps it: 189 MB for the 384 more of them
 
@@ -62,7 +62,7 @@ def grown(command: str, trees: dict[int, Path], out: Path) -> int:
 
 
 def allowed(command: str) -> int:
-    return ALLOWED + (OF_PAGE if command == "embed" else 0)
+    return ALLOWED + (OF_PAGE if command == "page" else 0)
 
 
 def peak(command: str, data: Path, out: Path, *copies: str) -> int:
@@ -83,6 +83,7 @@ COMMANDS = {
     "probe": "masks",
     "evaluate": "masks",
     "embed": "classes",
+    "page": "classes",
     "info": "masks",
 }
 
