@@ -38,17 +38,20 @@ def demo(out: str = "runs/demo", jobs: int | None = None, seeds: int | None = No
     from regard.cli.look import attention
     from regard.cli.probe import probe
     from regard.data.datasets.scenes import Scenes
+    from regard.reports.probe_report import PROBE_FILE
     from regard.reports.report import write_report
 
     folder, vit = Path(out), Model(backbone="scenes/vit")
     said = compare("scenes", StudyOptions(study="demo", jobs=jobs, seeds=seeds), Computing(), out)
-    say(probe("scenes", vit, Probing(size=64), Device(), str(folder / "probe")))
-    scenes = Scenes(SHOWN, 64, split="test")
-    (folder / "images").mkdir(exist_ok=True)
-    for i in range(SHOWN):
-        Image.fromarray(scenes.image(i)).save(folder / f"images/{i:02}.png")
-    drawn = AttentionPictures(size=64, blocks="all", explorer=True)
-    say(attention([str(folder / "images")], vit, drawn, Device(), str(folder / "attention")))
+    if not (folder / "probe" / PROBE_FILE).is_file():  # what it writes last
+        say(probe("scenes", vit, Probing(size=64), Device(), str(folder / "probe")))
+    if len(list((folder / "attention").rglob("*.png"))) < SHOWN:
+        scenes = Scenes(SHOWN, 64, split="test")
+        (folder / "images").mkdir(exist_ok=True)
+        for i in range(SHOWN):
+            Image.fromarray(scenes.image(i)).save(folder / f"images/{i:02}.png")
+        drawn = AttentionPictures(size=64, blocks="all", explorer=True)
+        say(attention([str(folder / "images")], vit, drawn, Device(), str(folder / "attention")))
     write_report(folder)  # once more: it links the pages beside it
     return said
 

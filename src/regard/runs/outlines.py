@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from jaxtyping import UInt8
 
-from regard.data.datasets.labelme import BACKGROUND, Shape, drawn, predicted, read_annotation
+from regard.data.datasets.labelme_json import BACKGROUND, Shape, drawn, predicted, read_annotation
 from regard.data.names import VOID
 from regard.errors import InputError
 from regard.files import write_json

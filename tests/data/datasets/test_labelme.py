@@ -12,7 +12,8 @@ from PIL import Image
 
 from regard.cli import main
 from regard.data.check import check
-from regard.data.datasets.labelme import LabelMe, Shape, find_annotated, predicted
+from regard.data.datasets.labelme import LabelMe, find_annotated
+from regard.data.datasets.labelme_json import Shape, predicted
 from regard.data.source import open_source
 from regard.errors import InputError
 from trees import save

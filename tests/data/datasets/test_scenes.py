@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from commands import refused
-from regard.data.datasets.scenes import KINDS, Objects, Scenes, _draw_objects
+from regard.data.datasets.scene_kinds import KINDS
+from regard.data.datasets.scenes import Objects, Scenes, _draw_objects
 from regard.errors import InputError
 
 CLASSES = len(Scenes.classes)

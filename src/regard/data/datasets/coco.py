@@ -103,18 +103,16 @@ def find_coco(root: Path, files: Sequence[str], images: Names) -> Outlined | Non
     ]
     notes = [f"{count:,} {what}" for what, count in counts.items() if count]
     notes += [f"{of.name} is left out, as none of its images is there" for of in read if not of.paths]
-    if absent:
-        notes.append(f"{len(absent):,} images that are named are not there, such as {absent[0]}")
     if groups:
         notes.append(f"{', '.join(groups)} is no class, but the name of a group of classes")
     return outlined(
         root,
         images,
         entries,
-        orphans=Names(sorted(absent)),
+        absent,
+        notes,
         words="COCO JSON folder",
         layout="coco",
-        notes=tuple(notes),
         legend=legend,
         larger_first=True,
     )

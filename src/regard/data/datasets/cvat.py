@@ -59,23 +59,9 @@ def find_cvat(root: Path, files: Sequence[str], images: Names) -> Outlined | Non
         what = f"{root} holds CVAT's {absent[0].partition(':')[0]} without its {len(absent):,} images"
         raise InputError(f"{what}: a CVAT export with `Save images`, or the folder that holds both, would work")
     others = {f"{counts[kind]:,} {kind}": counts[kind] for kind in OTHERS}
-    notes = (
-        [f"{', '.join(what for what, count in others.items() if count)}: no area, ignored"]
-        if any(others.values())
-        else []
-    )
-    if absent:
-        notes.append(f"{len(absent):,} images that are named are not there, such as {absent[0]}")
-    return outlined(
-        root,
-        images,
-        entries,
-        orphans=Names(sorted(absent)),
-        words="CVAT folder",
-        layout="cvat",
-        notes=tuple(notes),
-        legend=legend,
-    )
+    ignored = ", ".join(what for what, count in others.items() if count)
+    notes = [f"{ignored}: no area, ignored"] if ignored else []
+    return outlined(root, images, entries, absent, notes, words="CVAT folder", layout="cvat", legend=legend)
 
 
 def _read(path: Path) -> ElementTree.Element | None:

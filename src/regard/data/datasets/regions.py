@@ -217,11 +217,15 @@ class Entry:
     text: bytes
 
 
-def outlined(root: Path, images: Names, entries: Sequence[Entry], **more: Any) -> Outlined:
+def outlined(
+    root: Path, images: Names, entries: Sequence[Entry], absent: Sequence[str], notes: Sequence[str], **more: Any
+) -> Outlined:
     """The images below a folder with what is said of them; InputError for two entries of one image.
 
-    more: the rest of an `Outlined`.
+    absent: "file: image" of each that is named and is not there. more: the rest of an `Outlined`.
     """
+    if absent:
+        notes = (*notes, f"{len(absent):,} images that are named are not there, such as {absent[0]}")
     of: dict[str, Entry] = {}
     for entry in entries:
         if (other := of.setdefault(entry.path, entry)) is not entry:
@@ -233,6 +237,8 @@ def outlined(root: Path, images: Names, entries: Sequence[Entry], **more: Any) -
         images=images,
         masks=Names(of[path].file if path in of else first for path in images),
         has_mask=np.array([path in of and bool(of[path].text) for path in images], bool),
+        orphans=Names(sorted(absent)),
+        notes=tuple(notes),
         splits=np.array([(path in of and of[path].split) or split_of(path) for path in images]),
         drawn=Names.held(b"".join((of[path].text if path in of else b"") + b"\0" for path in images)),
         by_name=False,
