@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -44,11 +43,8 @@ class Protocol:
     ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], list[UInt8[np.ndarray, "h2 w2"]]]:
         """An image and its masks at the size that the backbone sees."""
         if self.name == "dino":
-            size = (self.size, self.size)
-            squashed = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-            return squashed, [
-                self.void(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)) for mask in masks
-            ]
+            squashed = _squashed(image, self.size, Image.Resampling.BILINEAR)
+            return squashed, [self.void(_squashed(mask, self.size, Image.Resampling.NEAREST)) for mask in masks]
         size = short_side(image.shape[:2], self.size)
         small = resize(image, size) if image.shape[:2] != size else image
         return small, [resize_pair(image, mask, size)[1] for mask in masks]
@@ -62,6 +58,11 @@ class Protocol:
         stride = max(backbone.block_strides)
         side = -(-self.size // stride) * stride  # so that every position of a view's grid is a whole one
         return View(side, SCALE, blur=0.0, solarize=0.0, jitter=1.0, grey=0.0)
+
+
+def _squashed(image: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+    """By Pillow, as in the paper's code; the nearest pixels of OpenCV 4 are others."""
+    return np.asarray(Image.fromarray(image).resize((size, size), how))
 
 
 def choose_protocol(asked: Scoring, backbone: Backbone, classes: Sequence[str]) -> Protocol:

@@ -17,6 +17,7 @@ ANGLE = np.linspace(0, TURN, 84, endpoint=False)
 
 
 def polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Points (n, 2) at these radii and angles (radians)."""
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
