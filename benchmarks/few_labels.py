@@ -13,14 +13,15 @@ there is none, masks at their own size. DATA@CLASS is that class against the res
 
     python benchmarks/few_labels.py --data CAMVID VOC VOC@person --work runs/few --out results/few_labels.json
 
-A second call does what is not done yet. Intervals are 95%, over images and draws, which share images of one pool
-(`statistics.difference`); of one draw, over images alone. Beyond ridge: on the same images and draws.
+A second call does what is not done yet: what an earlier one left in --out, maybe on another machine, is taken as it
+is, and stays there. Intervals are 95%, over images and draws, which share images of one pool (`statistics.score`); they
+need what is kept in --work of every draw, and more than three draws. Beyond ridge: of each draw, on the same labels.
 """
 
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from regard.data.loading.wrapped import Fraction
 from regard.data.source import fingerprint, open_source, require_masks
 from regard.data.survey import evenly
 from regard.errors import unknown
-from regard.evaluation.statistics import Scored, difference, score
+from regard.evaluation.statistics import score
 from regard.files import read_json, read_yaml, recipe, write_json, write_whole
 from regard.pictures.charts import save_figure
 from regard.runs.extras import Cache, Extras
@@ -48,6 +49,7 @@ from regard.settings import Hardware, ModelToTrain, SegmentSettings, changed, op
 METHODS = ("ridge", "linear", "unet", "finetune")
 STEPS = {"linear": 400, "unet": 400, "finetune": 100}
 DRAWS = {"ridge": 10, "linear": 10, "unet": 3, "finetune": 3}
+ENOUGH = 4  # draws of which an interval says more than they do
 HARDWARE = Hardware(workers=0, bar=False, precision="bf16-mixed")
 CROPS = 4
 FOUND_FILE, COUNTS_FILE = "found.json", "counts.npz"
@@ -86,6 +88,7 @@ class Study:
     data: str
     work: Path
     settings: dict[str, Any]
+    earlier: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # rows of an earlier call
 
     @cached_property
     def name(self) -> str:
@@ -129,11 +132,9 @@ class Study:
         """The folder of one draw, where its counts are."""
         return self.work / self.name / f"{method}-{labels}-{draw}"
 
-    def done(self, method: str, labels: int, draw: int) -> dict[str, Any]:
-        """Made and scored, or read where it was."""
+    def do(self, method: str, labels: int, draw: int) -> dict[str, Any]:
+        """Make and score one draw."""
         folder = self.cell(method, labels, draw)
-        if (folder / FOUND_FILE).is_file():
-            return read_json(folder / FOUND_FILE)
         pool, scored, content = self.splits
         model, settings = self.method(method, labels)
         torch.manual_seed(draw)
@@ -149,6 +150,7 @@ class Study:
         write_whole(folder / COUNTS_FILE, lambda file: np.savez_compressed(file, counts=counts))
         crossed = made.cross_validated
         found = {
+            "draw": draw,
             "miou": float(score([counts]).miou[0]),
             "cross_validated": crossed and {"miou": crossed.miou, "low": crossed.low, "high": crossed.high},
             "solved": made.solved and asdict(made.solved),
@@ -160,38 +162,35 @@ class Study:
         shutil.rmtree(folder / "run")
         return found
 
-    def there(self, method: str, labels: int, draws: Sequence[int]) -> list[int]:
-        """Those draws that are done."""
-        return [draw for draw in draws if (self.cell(method, labels, draw) / FOUND_FILE).is_file()]
+    def draws(self, method: str, labels: int) -> dict[int, dict[str, Any]]:
+        """What was found in each draw that is done, here or by an earlier call."""
+        earlier = self.earlier.get((method, labels), {"draws": []})["draws"]
+        found = {cell["draw"]: cell for cell in earlier}
+        folders = self.work.glob(f"{self.name}/{method}-{labels}-*/{FOUND_FILE}")
+        return dict(sorted((found | {(cell := read_json(path))["draw"]: cell for path in folders}).items()))
 
-    def scored(self, method: str, labels: int, draws: Sequence[int]) -> Scored:
-        """What is kept of these draws, which are done."""
-        files = (self.cell(method, labels, draw) / COUNTS_FILE for draw in draws)
-        return score(np.load(file)["counts"] for file in files)
-
-    def row(self, method: str, labels: int, draws: Sequence[int]) -> dict[str, Any]:
-        """Mean over draws, with an interval, and beyond ridge on the same images and draws, where these are done."""
-        cells = [self.done(method, labels, draw) for draw in draws]
-        pool, scored, _ = self.splits
-        found, share, beyond = self.scored(method, labels, draws), labels / len(pool), None
-        estimate = found.estimate(share)
-        if method != "ridge" and self.there("ridge", labels, draws) == list(draws):
-            beyond = asdict(difference(found, self.scored("ridge", labels, draws), share))
-        miou = [cell["miou"] for cell in cells]
-        return {
-            "data": self.name,
-            "method": method,
-            "labels": labels,
-            "pool": len(pool),
-            "scored": len(scored),
-            "miou": estimate.mean,
-            "low": estimate.low,
-            "high": estimate.high,
-            "beyond_ridge": beyond,
-            "sd": float(np.std(miou, ddof=1)) if len(miou) > 1 else None,
-            "settings": asdict(self.method(method, labels)[1]),
-            "draws": cells,
-        }
+    def row(self, method: str, labels: int) -> dict[str, Any]:
+        """Mean over draws, with an interval where it can be told, and what each is beyond ridge."""
+        draws, ridge = self.draws(method, labels), self.draws("ridge", labels)
+        row = self.earlier.get((method, labels))
+        if row and [cell["draw"] for cell in row["draws"]] == list(draws):
+            row = {key: value for key, value in row.items() if key != "beyond_ridge"}
+        else:
+            pool, scored, _ = self.splits
+            miou = [cell["miou"] for cell in draws.values()]
+            files = [self.cell(method, labels, draw) / COUNTS_FILE for draw in draws]
+            row = {"data": self.name, "method": method, "labels": labels, "pool": len(pool), "scored": len(scored)}
+            row |= {"miou": float(np.mean(miou)), "low": None, "high": None}
+            if len(draws) >= ENOUGH and all(file.is_file() for file in files):
+                estimate = score(np.load(file)["counts"] for file in files).estimate(labels / len(pool))
+                row |= {"miou": estimate.mean, "low": estimate.low, "high": estimate.high}
+            row |= {"sd": float(np.std(miou, ddof=1)) if len(miou) > 1 else None}
+            row |= {"settings": asdict(self.method(method, labels)[1]), "draws": list(draws.values())}
+        if method != "ridge":
+            row["beyond_ridge"] = [
+                cell["miou"] - ridge[draw]["miou"] if draw in ridge else None for draw, cell in draws.items()
+            ]
+        return row
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -201,14 +200,14 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for method in METHODS:
             some = [row for row in rows if (row["data"], row["method"]) == (name, method)]
-            low, mean, high = ([100 * row[key] for row in some] for key in ("low", "miou", "high"))
+            low, mean, high = ([row[key] and 100 * row[key] for row in some] for key in ("low", "miou", "high"))
             labels = [row["labels"] for row in some]
             if some:
                 (line,) = axes.plot(labels, mean, "-", label=method)
-                for row in some:  # an interval over two or three draws says less than they do
+                for row in some:
                     each = [100 * cell["miou"] for cell in row["draws"]]
                     axes.plot([row["labels"]] * len(each), each, "o", markersize=3, color=line.get_color(), alpha=0.5)
-                if all(len(row["draws"]) > 3 for row in some):
+                if None not in low:
                     axes.fill_between(labels, low, high, alpha=0.15)
         ticks = sorted({row["labels"] for row in rows})
         axes.set(title=name, xlabel="labelled images", ylabel="mIoU, %", xscale="log")
@@ -227,7 +226,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--labels", type=int, nargs="+", default=(5, 10, 20, 50))
     parser.add_argument("--draws", type=int, help=f"in the place of {DRAWS}")
-    parser.add_argument("--kept", action="store_true", help="only of the draws that are done, none anew")
+    parser.add_argument("--kept", action="store_true", help="show the draws that are done, none anew")
     parser.add_argument("--size", type=int, help="in the place of that of few_labels.yaml")
     parser.add_argument("--weights", help="a file, for what few_labels.yaml fetches")
     parser.add_argument("--steps", type=int, help=f"of whatever is trained, in the place of {STEPS}")
@@ -239,30 +238,33 @@ def main() -> None:
         write_json(kept, settings)
     if read_json(kept) != settings:
         parser.error(f"{given.work} holds runs with other settings: choose another --work")
-    rows = []
+    earlier = read_json(given.out) if given.out.is_file() else {"config": settings, "results": []}
+    if {**earlier["config"], "weights": None} != {**settings, "weights": None}:
+        parser.error(f"{given.out} holds runs with other settings: choose another --out")
+    rows = list[dict[str, Any]]()
     for data in given.data:
         study = Study(data, given.work, settings)
+        study.earlier.update({(r["method"], r["labels"]): r for r in earlier["results"] if r["data"] == study.name})
         if (pool := len(study.splits[0])) <= max(given.labels):
             parser.error(f"{data} has {pool} images to draw from: take fewer --labels, so that draws differ")
-        for labels in given.labels:
+        for labels in () if given.kept else given.labels:
             for method in given.methods:
-                draws = range(given.draws or DRAWS[method])
-                draws = study.there(method, labels, draws) if given.kept else draws
-                if not draws:
-                    continue
-                rows.append(r := study.row(method, labels, draws))
-                print(r["data"], method, labels, f"mIoU {100 * r['miou']:.1f}", flush=True)
-    write(given.out, ["timm", "lightning"], settings, rows)
-    save_figure(given.out.with_suffix(".png"), plot(rows))
+                for draw in range(given.draws or DRAWS[method]):
+                    if draw not in study.draws(method, labels):
+                        miou = study.do(method, labels, draw)["miou"]
+                        print(study.name, method, labels, f"draw {draw}: mIoU {100 * miou:.1f}", flush=True)
+        every = sorted({labels for _, labels in study.earlier} | set(given.labels))
+        rows += [study.row(method, labels) for labels in every for method in METHODS if study.draws(method, labels)]
+    others = [row for row in earlier["results"] if row["data"] not in {row["data"] for row in rows}]
+    write(given.out, ["timm", "lightning"], settings, rows + others)
+    save_figure(given.out.with_suffix(".png"), plot(rows + others))
     shown = [
         [
             row["data"],
             row["method"],
             str(row["labels"]),
             *(f"{100 * row[key]:.1f}" if row[key] is not None else "-" for key in ("miou", "sd", "low", "high")),
-            "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * row["beyond_ridge"][key] for key in ("mean", "low", "high")))
-            if row["beyond_ridge"]
-            else "-",
+            " ".join(f"{100 * one:+.1f}" if one is not None else "-" for one in row.get("beyond_ridge", [])),
             str(len(row["draws"])),
             f"{np.mean([cell['seconds'] for cell in row['draws']]):.0f}",
         ]
