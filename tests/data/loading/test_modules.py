@@ -1,6 +1,8 @@
 """Going on in the middle of an epoch, and datasets around a dataset."""
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,3 +222,18 @@ def test_knn_asks_the_images_that_lie_in_the_fewest_chunks(monkeypatch) -> None:
     assert _probed(Plain(496), shuffled=True) == range(100)
     assert _probed(Plain(30), shuffled=True) == _probed(Plain(30)) == range(30)
     assert [*_probed(Plain(496))] == [*range(0, 496, 5)]
+
+
+HELD = """
+from torch.utils.data import DataLoader
+from regard.data.loading.modules import loading
+
+batches = iter(DataLoader(list(range(64)), 1, **loading(1)))
+next(batches)
+"""
+
+
+def test_a_process_ends_while_it_holds_a_loader() -> None:
+    """Its workers ignore the SIGTERM by which it asks them to end too."""
+    ended = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")

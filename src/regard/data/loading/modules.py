@@ -1,7 +1,11 @@
 """What a Trainer is fed: batches of views for pre-training, batches of images and masks for segmentation."""
 
+import atexit
+import functools
+import multiprocessing
 import os
 import signal
+import sys
 from typing import Any
 
 import lightning as L
@@ -196,12 +200,33 @@ def loading(workers: int) -> dict[str, Any]:
     """How every DataLoader of ours loads: with so many processes, but no more than there are cores for them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, cores)
+    if workers:
+        _end_workers_at_exit()
+    # From Python 3.14 on, a worker on Linux would be no copy of this process, but a new one that imports torch again.
+    fork = "fork" if workers and sys.platform == "linux" else None
     return {
         "num_workers": workers,
+        "multiprocessing_context": fork,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": _leave_signals_to_the_run,
     }
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    """At its end a process asks its children to end, and waits: forever for those of a loader that is still held, as
+    they leave signals to it.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch says that they were killed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
