@@ -78,8 +78,8 @@ def run(capsys, status: int, *options: object) -> str:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_checkpoint_and_causes(parts, tmp_path, capsys) -> None:
-    """The rate is 0 at step 1; steps 2 and 3 (and 4, by the rounding of another torch) blow the weights up, to where the
-    loss of the next one is not finite, in its first part already.
+    """The rate is 0 at step 1; steps 2 and 3 (by the rounding of another torch, and 4) blow the weights up, to where
+    the loss of the next one is not finite, in its first part already.
     """
     out, accumulated = tmp_path / "out", ("--accumulate", parts)
     line = run(capsys, 1, "--data", "scenes", "--lr", 1e6, "--out", out, "--checkpoint_minutes", 0, *accumulated)
