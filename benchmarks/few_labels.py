@@ -175,6 +175,7 @@ class Study:
         row = self.earlier.get((method, labels))
         if row and [cell["draw"] for cell in row["draws"]] == list(draws):
             row = {key: value for key, value in row.items() if key != "beyond_ridge"}
+            row |= {"low": None, "high": None} if len(draws) < ENOUGH else {}
         else:
             pool, scored, _ = self.splits
             miou = [cell["miou"] for cell in draws.values()]
@@ -203,12 +204,13 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
             low, mean, high = ([row[key] and 100 * row[key] for row in some] for key in ("low", "miou", "high"))
             labels = [row["labels"] for row in some]
             if some:
-                (line,) = axes.plot(labels, mean, "-", label=method)
+                color = f"C{METHODS.index(method)}"
+                axes.plot(labels, mean, "-", label=method, color=color)
                 for row in some:
                     each = [100 * cell["miou"] for cell in row["draws"]]
-                    axes.plot([row["labels"]] * len(each), each, "o", markersize=3, color=line.get_color(), alpha=0.5)
+                    axes.plot([row["labels"]] * len(each), each, "o", markersize=3, color=color, alpha=0.5)
                 if None not in low:
-                    axes.fill_between(labels, low, high, alpha=0.15)
+                    axes.fill_between(labels, low, high, alpha=0.15, color=color)
         ticks = sorted({row["labels"] for row in rows})
         axes.set(title=name, xlabel="labelled images", ylabel="mIoU, %", xscale="log")
         axes.set_xticks(ticks, map(str, ticks), minor=False)
