@@ -11,7 +11,7 @@ What is trained keeps the average over the last quarter of its epochs (`swa`), s
 epoch. Draws are of the training images, nested: the 5 of a draw are among its 10. Scored is `test`, or `val` where
 there is none, masks at their own size. DATA@CLASS is that class against the rest.
 
-    python benchmarks/few_labels.py --data CAMVID VOC VOC@person --work runs/few --out results/few_labels.json
+    python benchmarks/few_labels.py --data CAMVID VOC VOC@person --work runs/few --out runs/few_labels.json
 
 A second call does what is not done yet: what an earlier one left in --out, maybe on another machine, is taken as it
 is, and stays there. Intervals are 95%, over images and draws, which share images of one pool (`statistics.score`); they
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from side_by_side import COMMIT, table, write
+from side_by_side import COMMIT, machine, table, write
 
 from regard.backbones import build_backbone
 from regard.data.datasets.base import MaskDataset
@@ -157,6 +157,7 @@ class Study:
             "seconds": made.seconds,
             "images": [part.name(i) for i in range(labels)],
             "commit": COMMIT,
+            "machine": machine(),
         }
         write_json(folder / FOUND_FILE, found)
         shutil.rmtree(folder / "run")
@@ -219,6 +220,11 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _named(value: Any) -> Any:
+    """A setting as it is on any machine: of a file, its name."""
+    return Path(value).name if isinstance(value, str) else value
+
+
 def main() -> None:
     """Train, score, print a table, draw it, write JSON."""
     parser = ArgumentParser(description=__doc__)
@@ -236,13 +242,13 @@ def main() -> None:
     given = parser.parse_args()
     steps = {name: given.steps or usual for name, usual in STEPS.items()}
     settings = {"size": given.size, "weights": given.weights, "steps": steps, "images": given.images}
-    if not (kept := given.work / "settings.json").is_file():
-        write_json(kept, settings)
-    if read_json(kept) != settings:
-        parser.error(f"{given.work} holds runs with other settings: choose another --work")
     earlier = read_json(given.out) if given.out.is_file() else {"config": settings, "results": []}
-    if {**earlier["config"], "weights": None} != {**settings, "weights": None}:
-        parser.error(f"{given.out} holds runs with other settings: choose another --out")
+    kept = given.work / "settings.json"
+    for place, there in ((given.out, earlier["config"]), (given.work, read_json(kept) if kept.is_file() else settings)):
+        for key, value in settings.items():
+            if _named(value) != _named(there[key]):
+                parser.error(f"{place} holds runs with {key} {there[key]}: take that, or another place")
+    write_json(kept, settings)
     rows = list[dict[str, Any]]()
     for data in given.data:
         study = Study(data, given.work, settings)

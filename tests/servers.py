@@ -138,7 +138,7 @@ def web_server() -> Iterator[Site]:
 @contextmanager
 def hub(cache: Path) -> Iterator[Site]:
     """A stand-in for the Hugging Face hub, for what runs within; `publish` puts a folder there."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     with web_server() as site:
         site.commit = "0123456789" * 4
@@ -147,6 +147,8 @@ def hub(cache: Path) -> Iterator[Site]:
         with ExitStack() as stack:
             for name, value in settings.items():
                 stack.enter_context(mock.patch.object(constants, name, value))
+            template = "HUGGINGFACE_CO_URL_TEMPLATE"  # before 1.0, it is copied
+            stack.enter_context(mock.patch.object(file_download, template, settings[template], create=True))
             yield site
 
 

@@ -3,7 +3,6 @@
 from array import array
 from typing import NamedTuple, cast
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset as TorchDataset
 from regard.data.datasets.base import Chunked, Dataset, MaskDataset
 from regard.data.datasets.voc import VOC2012
 from regard.data.groups import group_numbers
+from regard.data.loading.augment import nearest
 from regard.data.loading.draws import ORDER, VIEW, draws
 from regard.data.loading.order import WINDOW
 from regard.data.loading.samples import planes_of
@@ -132,5 +132,5 @@ class Samples(TorchDataset):
         if other is None:
             return None
         mask = self.data.mask(other)
-        near = cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        near = nearest(mask, shape)
         return torch.from_numpy(self.protocol.void(near)).long()

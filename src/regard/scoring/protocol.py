@@ -13,7 +13,7 @@ from PIL import Image
 
 from regard.backbones import Backbone
 from regard.backbones.base import Kind
-from regard.data.loading.augment import resize_pair, short_side
+from regard.data.loading.augment import nearest, resize_pair, short_side
 from regard.data.loading.views import View, resize
 from regard.errors import InputError
 from regard.settings import Scoring
@@ -43,8 +43,9 @@ class Protocol:
     ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], list[UInt8[np.ndarray, "h2 w2"]]]:
         """An image and its masks at the size that the backbone sees."""
         if self.name == "dino":
-            squashed = _squashed(image, self.size, Image.Resampling.BILINEAR)
-            return squashed, [self.void(_squashed(mask, self.size, Image.Resampling.NEAREST)) for mask in masks]
+            size = (self.size, self.size)
+            squashed = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+            return squashed, [self.void(nearest(mask, size)) for mask in masks]
         size = short_side(image.shape[:2], self.size)
         small = resize(image, size) if image.shape[:2] != size else image
         return small, [resize_pair(image, mask, size)[1] for mask in masks]
@@ -58,11 +59,6 @@ class Protocol:
         stride = max(backbone.block_strides)
         side = -(-self.size // stride) * stride  # so that every position of a view's grid is a whole one
         return View(side, SCALE, blur=0.0, solarize=0.0, jitter=1.0, grey=0.0)
-
-
-def _squashed(image: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
-    """By Pillow, as in the paper's code; the nearest pixels of OpenCV 4 are others."""
-    return np.asarray(Image.fromarray(image).resize((size, size), how))
 
 
 def choose_protocol(asked: Scoring, backbone: Backbone, classes: Sequence[str]) -> Protocol:

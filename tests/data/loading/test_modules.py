@@ -225,15 +225,30 @@ def test_knn_asks_the_images_that_lie_in_the_fewest_chunks(monkeypatch) -> None:
 
 
 HELD = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from torch.utils.data import DataLoader
 from regard.data.loading.modules import loading
 
-batches = iter(DataLoader(list(range(64)), 1, **loading(1)))
-next(batches)
+def hold():
+    global batches
+    batches = iter(DataLoader(list(range(64)), 1, **loading(1)))
+    next(batches)
+
+if __name__ == "__main__":
+    if sys.argv[1] == "itself":
+        hold()
+    else:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(hold).result()
 """
 
 
-def test_a_process_ends_while_it_holds_a_loader() -> None:
-    """Its workers ignore the SIGTERM by which it asks them to end too."""
-    ended = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("held_by", ["itself", "child"])
+def test_a_process_ends_while_it_holds_a_loader(held_by, tmp_path) -> None:
+    """Its workers do not answer the SIGTERM of a job manager, but that by which it asks them to end."""
+    (tmp_path / "held.py").write_text(HELD)
+    command = [sys.executable, str(tmp_path / "held.py"), held_by]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image as Pillow
 
 from regard.data.loading.views import Image, draw_jitter, resize
 from regard.errors import InputError
@@ -104,4 +105,9 @@ def resize_pair(image: Image, mask: Mask, size: tuple[int, int]) -> tuple[Image,
     """Image (smoothly) and mask (nearest, by pixel centres, so that no class is invented) at one (height, width)."""
     if image.shape[:2] == size:
         return image, mask
-    return resize(image, size), cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return resize(image, size), nearest(mask, size)
+
+
+def nearest(mask: Mask, size: tuple[int, int]) -> Mask:
+    """A mask at another (height, width), by the nearest pixel centre: of Pillow, as some of OpenCV 4 are others."""
+    return np.array(Pillow.fromarray(mask).resize((size[1], size[0]), Pillow.Resampling.NEAREST))

@@ -1,11 +1,12 @@
 """What a Trainer is fed: batches of views for pre-training, batches of images and masks for segmentation."""
 
-import atexit
+import ctypes
 import functools
 import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing.util import Finalize
 from typing import Any
 
 import lightning as L
@@ -200,37 +201,31 @@ def loading(workers: int) -> dict[str, Any]:
     """How every DataLoader of ours loads: with so many processes, but no more than there are cores for them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, cores)
-    if workers:
-        _end_workers_at_exit()
-    # From Python 3.14 on, a worker on Linux would be no copy of this process, but a new one that imports torch again.
-    fork = "fork" if workers and sys.platform == "linux" else None
+    # A worker is a copy of this process, as it was before Python 3.14: a new one would take seconds to import torch.
+    forked = workers and sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) != "spawn"
     return {
         "num_workers": workers,
-        "multiprocessing_context": fork,
+        "multiprocessing_context": "fork" if forked else None,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _leave_signals_to_the_run,
+        "worker_init_fn": functools.partial(_begin_worker, _is_ending(os.getpid())) if workers else None,
     }
 
 
 @functools.cache
-def _end_workers_at_exit() -> None:
-    atexit.register(_end_workers)
+def _is_ending(process: int) -> Any:
+    """Becomes true, for workers too, when the process ends, before it asks its children to end and waits for them."""
+    flag = multiprocessing.RawValue(ctypes.c_bool, False)
+    Finalize(None, setattr, (flag, "value", True), exitpriority=0)
+    return flag
 
 
-def _end_workers() -> None:
-    """At its end a process asks its children to end, and waits: forever for those of a loader that is still held, as
-    they leave signals to it.
+def _begin_worker(is_ending: Any, worker: int) -> None:
+    """A job manager may signal every process of a run; the training process answers, and then ends its workers.
+
+    So it does by SIGTERM for those of a loader that it still holds when it ends.
     """
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch says that they were killed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A job manager may signal every process of a run; the training process answers, and then ends its workers."""
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+    for name in ("SIGUSR1", "SIGINT"):
         if hasattr(signal, name):  # SIGUSR1 is not known on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if is_ending.value else None)
