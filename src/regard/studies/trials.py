@@ -27,6 +27,7 @@ try:
     from optuna.exceptions import ExperimentalWarning, OptunaError, StorageInternalError
     from optuna.trial import FrozenTrial, Trial, TrialState
     from sqlalchemy.exc import SQLAlchemyError  # it comes with Optuna
+    from sqlalchemy.pool import NullPool
 except ImportError as error:
     raise InputError("a sweep needs the package optuna: pip install 'regard[sweep]'") from error
 
@@ -55,7 +56,8 @@ class Trials:
             with self.lock:
                 # a file of any name, which its URL would read otherwise; it waits, in seconds, while others write
                 connect = partial(sqlite3.connect, path, timeout=60, check_same_thread=False)
-                self.storage = optuna.storages.RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={"creator": connect})
+                engine = {"creator": connect, "poolclass": NullPool}  # no connection is kept, so none is left open
+                self.storage = optuna.storages.RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs=engine)
                 self.study = optuna.create_study(
                     storage=self.storage, study_name=STUDY, direction="maximize", load_if_exists=True, pruner=pruner
                 )
