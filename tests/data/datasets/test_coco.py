@@ -221,7 +221,7 @@ def test_what_classes_are_called(tmp_path) -> None:
 
 def test_brackets_within_brackets_are_one_line(tmp_path) -> None:
     photo(tmp_path / "a.png")
-    deep = '"images": ' + "[" * 100_000
+    deep = '"images": ' + "[" * 1_000_000
     (tmp_path / "b.json").write_text(f'{{"annotations": [], "categories": [], {deep}')
     with pytest.raises(InputError, match="too deep to be read"):
         open_source(tmp_path)
