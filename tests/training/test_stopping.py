@@ -78,16 +78,17 @@ def run(capsys, status: int, *options: object) -> str:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_checkpoint_and_causes(parts, tmp_path, capsys) -> None:
-    """The rate is 0 at step 1; steps 2 and 3 blow the weights up, the latter to where the loss of step 4 is not finite,
-    in its first part already.
+    """The rate is 0 at step 1; steps 2 and 3 (by the rounding of another processor, and 4) blow the weights up, to where
+    the loss of the next one is not finite, in its first part already.
     """
     out, accumulated = tmp_path / "out", ("--accumulate", parts)
     line = run(capsys, 1, "--data", "scenes", "--lr", 1e6, "--out", out, "--checkpoint_minutes", 0, *accumulated)
-    assert "the loss is not finite at step 4" in line
-    good = out / "checkpoints" / "resume-step=2.ckpt"
+    step = int(line.partition("the loss is not finite at step ")[2][0])
+    assert step in (4, 5)
+    good = out / "checkpoints" / f"resume-step={step - 2}.ckpt"
     assert f"the last good checkpoint is {good}" in line
     assert "lower --lr" in line
-    assert list(good.parent.iterdir()) == [good]  # that of step 3 held the broken weights
+    assert list(good.parent.iterdir()) == [good]  # the next one held the broken weights
     weights = torch.load(good, weights_only=True)["state_dict"]
     assert all(bool(value.isfinite().all()) for value in weights.values())
     assert not (out / "backbone.safetensors").exists()
