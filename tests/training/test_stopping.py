@@ -78,7 +78,7 @@ def run(capsys, status: int, *options: object) -> str:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_checkpoint_and_causes(parts, tmp_path, capsys) -> None:
-    """The rate is 0 at step 1; steps 2 and 3 (by the rounding of another processor, and 4) blow the weights up, to where
+    """The rate is 0 at step 1; steps 2 and 3 (by rounding of another CPU, and 4) blow the weights up, to where
     the loss of the next one is not finite, in its first part already.
     """
     out, accumulated = tmp_path / "out", ("--accumulate", parts)
